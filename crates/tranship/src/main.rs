@@ -1,0 +1,2 @@
+//! tranship
+fn main() {}
