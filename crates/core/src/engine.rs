@@ -1,0 +1,269 @@
+//! The port to a container engine.
+//!
+//! Every method is one action whose result is certain or an error; none retries. `migrate` builds on this port alone,
+//! so that it runs the same over a real engine and over the one in memory that tests use.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::Stream;
+use serde::{Deserialize, Serialize};
+
+use crate::container::{ContainerSpec, ContainerStatus, ContainerSummary, LayerChanges, RestartPolicy};
+use crate::fault::{Explain, FaultKind};
+use crate::ids::{ContainerId, ContainerName, Digest};
+use crate::image::ImageSpec;
+use crate::network::NetworkSpec;
+use crate::node::EngineFacts;
+
+/// Bytes of an image archive, in order. An error ends it; what was received until then must not be used.
+pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, EngineError>> + Send>>;
+
+/// An image archive under way.
+pub struct ImageArchive {
+    /// Length in bytes, if it is known beforehand.
+    pub length: Option<u64>,
+    /// The archive in `docker save` form.
+    pub stream: ByteStream,
+}
+
+impl std::fmt::Debug for ImageArchive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImageArchive")
+            .field("length", &self.length)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a container is made again elsewhere.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CreateRequest {
+    /// The container as the source describes it.
+    pub spec: ContainerSpec,
+    /// Name at the destination.
+    pub name: String,
+    /// Ports of the host that are published elsewhere: old → new.
+    pub publish: BTreeMap<u16, u16>,
+    /// Restart policy to create it with; the source's own comes back after the hand-over.
+    pub restart_policy: RestartPolicy,
+    /// Volumes come as new and empty ones. Without this, a container with volumes is refused.
+    pub empty_volumes: bool,
+    /// Ask the engine for new addresses even where the user fixed them.
+    pub drop_fixed_addresses: bool,
+}
+
+/// What exactly an engine refused or failed at.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum EngineError {
+    /// No engine answers.
+    #[error("the engine at {endpoint} cannot be reached")]
+    Unreachable {
+        /// Socket or address.
+        endpoint: String,
+        /// Why.
+        reason: String,
+    },
+    /// The engine's socket is there, but closed to this user.
+    #[error("permission denied at the engine's socket {endpoint}")]
+    Denied {
+        /// Socket.
+        endpoint: String,
+    },
+    /// The engine does not know the thing.
+    #[error("there is no {what} {name:?}")]
+    NotFound {
+        /// `container`, `image`, `network`, `volume`.
+        what: &'static str,
+        /// As it was asked for.
+        name: String,
+    },
+    /// Something of that name or address is there already, or in use.
+    #[error("the engine refused to {action}: {message}")]
+    Conflict {
+        /// What was asked, such as `create container web`.
+        action: String,
+        /// The engine's own words.
+        message: String,
+    },
+    /// The engine refused or failed.
+    #[error("the engine could not {action}: {message}")]
+    Failed {
+        /// What was asked.
+        action: String,
+        /// HTTP status, 0 if none.
+        status: u16,
+        /// The engine's own words.
+        message: String,
+    },
+    /// The engine's answer broke off or made no sense; whether it did the thing is not known.
+    #[error("the engine's answer to {action} broke off: {message}")]
+    Uncertain {
+        /// What was asked.
+        action: String,
+        /// What was seen.
+        message: String,
+    },
+    /// The engine's storage has no room left.
+    #[error("no space left for the engine to {action}")]
+    NoSpace {
+        /// What was asked.
+        action: String,
+        /// The engine's own words.
+        message: String,
+    },
+    /// What arrived or is stored is not what its digest says.
+    #[error("{what} is damaged: {message}")]
+    Corrupt {
+        /// Layer or archive.
+        what: String,
+        /// What was found.
+        message: String,
+    },
+    /// This engine or this route can't do it.
+    #[error("{message}")]
+    Unsupported {
+        /// What and why.
+        message: String,
+    },
+}
+
+impl Explain for EngineError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "engine.unreachable",
+            Self::Denied { .. } => "engine.denied",
+            Self::NotFound { what, .. } => match *what {
+                "container" => "container.not-found",
+                "image" => "image.not-found",
+                "network" => "network.not-found",
+                "volume" => "volume.not-found",
+                _ => "engine.not-found",
+            },
+            Self::Conflict { .. } => "engine.conflict",
+            Self::Failed { .. } => "engine.failed",
+            Self::Uncertain { .. } => "engine.uncertain",
+            Self::NoSpace { .. } => "engine.no-space",
+            Self::Corrupt { .. } => "image.corrupt",
+            Self::Unsupported { .. } => "engine.unsupported",
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Unreachable { reason, .. } => format!(
+                "is docker or podman installed and running there? ({reason}) Try `docker version` on that machine"
+            ),
+            Self::Denied { .. } => {
+                "log in as root, or add the user to the group that owns the socket (`usermod -aG docker USER`)".into()
+            }
+            Self::NotFound { what: "container", .. } => {
+                "`docker ps -a` on that machine shows the names; check --from as well".into()
+            }
+            Self::NotFound { .. } => return None,
+            Self::Conflict { .. } => "something with this name, port or address is in use there; see the message".into(),
+            Self::Failed { .. } => "the engine's log on that machine says more".into(),
+            Self::Uncertain { .. } => {
+                "the engine may have restarted; check it with `docker ps -a` there and run the command again".into()
+            }
+            Self::NoSpace { .. } => "free space there (`docker system df`, `docker system prune`) and try again".into(),
+            Self::Corrupt { .. } => {
+                "the engine's storage there may be damaged; `docker save` of the same image tells".into()
+            }
+            Self::Unsupported { .. } => return None,
+        })
+    }
+
+    fn kind(&self) -> FaultKind {
+        FaultKind::Environment
+    }
+}
+
+/// A container engine on one node.
+#[async_trait]
+pub trait Engine: Send + Sync {
+    /// What the engine says about itself.
+    async fn facts(&self) -> Result<EngineFacts, EngineError>;
+
+    /// Everything about one container, its image and its user-defined networks included.
+    async fn inspect(&self, container: &ContainerName) -> Result<ContainerSpec, EngineError>;
+
+    /// What a container does now.
+    async fn status(&self, container: &ContainerId) -> Result<ContainerStatus, EngineError>;
+
+    /// All containers, stopped ones included.
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, EngineError>;
+
+    /// What the container wrote into its layer, caches and run-time files left out.
+    async fn layer_changes(&self, container: &ContainerId) -> Result<LayerChanges, EngineError>;
+
+    /// The image that `reference` (tag, digest or id) means, if there is one.
+    async fn image(&self, reference: &str) -> Result<Option<ImageSpec>, EngineError>;
+
+    /// How many of the lowest `layers` are here, as one stack.
+    async fn layers_held(&self, layers: &[Digest]) -> Result<usize, EngineError>;
+
+    /// Bytes of the archive that [`Engine::export_image`] would give, for every number of skipped lowest layers from
+    /// none to all. Empty where that cannot be told beforehand.
+    async fn archive_sizes(&self, image: &ImageSpec, tag: Option<&str>) -> Result<Vec<u64>, EngineError>;
+
+    /// The image as an archive in `docker save` form, without its `skip` lowest layers, bearing `tag`.
+    async fn export_image(
+        &self,
+        image: &ImageSpec,
+        tag: Option<&str>,
+        skip: usize,
+    ) -> Result<ImageArchive, EngineError>;
+
+    /// Takes in an archive as [`Engine::export_image`] makes it. Nothing is kept if it fails.
+    async fn import_image(&self, archive: ByteStream) -> Result<(), EngineError>;
+
+    /// Gives the image a tag; a tag that pointed elsewhere moves.
+    async fn tag_image(&self, image: &Digest, tag: &str) -> Result<(), EngineError>;
+
+    /// Takes a tag off, or removes the image if `reference` is an id. Layers that nothing else needs go with the last
+    /// reference. Done already is done well.
+    async fn remove_image(&self, reference: &str) -> Result<(), EngineError>;
+
+    /// All networks.
+    async fn networks(&self) -> Result<Vec<NetworkSpec>, EngineError>;
+
+    /// Makes a network like `spec`, with addresses of the engine's choice if `new_subnets`. Returns its id.
+    async fn create_network(&self, spec: &NetworkSpec, new_subnets: bool) -> Result<String, EngineError>;
+
+    /// Removes a network by id. Done already is done well.
+    async fn remove_network(&self, id: &str) -> Result<(), EngineError>;
+
+    /// Names of all volumes.
+    async fn volumes(&self) -> Result<Vec<String>, EngineError>;
+
+    /// Removes a volume by name. Done already is done well.
+    async fn remove_volume(&self, name: &str) -> Result<(), EngineError>;
+
+    /// Makes a container and joins it to all its networks; it is not started. A half-made one is removed.
+    async fn create_container(&self, request: &CreateRequest) -> Result<ContainerId, EngineError>;
+
+    /// Starts a container. Running already is done well.
+    async fn start(&self, container: &ContainerId) -> Result<(), EngineError>;
+
+    /// Stops a container, with the stop signal and time that it was made with. Stopped already is done well.
+    async fn stop(&self, container: &ContainerId, timeout: Option<Duration>) -> Result<(), EngineError>;
+
+    /// Removes a container, by force, with its anonymous volumes. Gone already is done well.
+    async fn remove_container(&self, container: &ContainerId) -> Result<(), EngineError>;
+
+    /// Gives a container another name.
+    async fn rename(&self, container: &ContainerId, name: &str) -> Result<(), EngineError>;
+
+    /// Sets a container's restart policy.
+    async fn set_restart_policy(
+        &self,
+        container: &ContainerId,
+        policy: &RestartPolicy,
+    ) -> Result<(), EngineError>;
+
+    /// The last lines that a container wrote, for explanations. At most `lines` of them.
+    async fn log_tail(&self, container: &ContainerId, lines: usize) -> Result<Vec<String>, EngineError>;
+}
