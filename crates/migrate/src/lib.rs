@@ -1,1 +1,26 @@
-//! tranship-migrate
+//! The heart: what a migration is, in which steps it goes, and how each step is undone.
+//!
+//! This room knows ports only: [`tranship_core::Engine`] for what happens on a node, [`Destination`] for what the source
+//! asks of the other side, [`Records`] for what must survive a crash. It never names an adapter, so the same steps run
+//! between real hosts and between the engines in memory that the tests use.
+//!
+//! * [`plan()`] compares a container with what the destination says of itself, and lists every conflict before a byte moves.
+//! * [`Departure`] drives a migration from the source.
+//! * [`Arrival`] is the destination's half: it takes in, proves, and either adopts or discards without a trace.
+
+pub mod arrival;
+mod check;
+pub mod departure;
+pub mod destination;
+pub mod failpoint;
+mod health;
+pub mod options;
+pub mod plan;
+pub mod record;
+
+pub use arrival::Arrival;
+pub use departure::Departure;
+pub use destination::Destination;
+pub use options::{MoveOptions, OnSource};
+pub use plan::{Finding, Mode, Plan, Severity, plan};
+pub use record::{ArrivalRecord, DepartureRecord, Records};

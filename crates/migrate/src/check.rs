@@ -1,0 +1,811 @@
+//! Everything that can stand in the way of a container, found by comparing both sides. One rule per function.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use tranship_core::NetworkSpec;
+use tranship_core::container::{ContainerState, MountKind, PublishedPort};
+use tranship_core::network::Subnet;
+use tranship_core::node::{ArrivalFacts, ContainerReport, ImageStore, NodeFacts, Survey};
+
+use crate::options::{ModeRequest, OnSource};
+use crate::plan::{Finding, Mode, Plan, Severity};
+
+/// Keeps this much of the destination's disk free beyond what the image needs.
+const SPACE_RESERVE: u64 = 64 << 20;
+
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, severity: Severity, code: &str, message: impl Into<String>, remedy: impl Into<String>) {
+        let remedy = remedy.into();
+        self.0.push(Finding {
+            code: code.into(),
+            severity,
+            message: message.into(),
+            remedy: (!remedy.is_empty()).then_some(remedy),
+        });
+    }
+
+    fn conflict(&mut self, code: &str, message: impl Into<String>, remedy: impl Into<String>) {
+        self.add(Severity::Conflict, code, message, remedy);
+    }
+
+    fn warning(&mut self, code: &str, message: impl Into<String>, remedy: impl Into<String>) {
+        self.add(Severity::Warning, code, message, remedy);
+    }
+
+    fn note(&mut self, code: &str, message: impl Into<String>) {
+        self.add(Severity::Note, code, message, "");
+    }
+}
+
+pub(crate) fn findings(
+    plan: &Plan,
+    report: &ContainerReport,
+    arrival: &ArrivalFacts,
+    source: &NodeFacts,
+    survey: &Survey,
+) -> Vec<Finding> {
+    let mut found = Findings(Vec::new());
+    state(&mut found, plan);
+    ties(&mut found, plan, survey);
+    mounts(&mut found, plan, arrival, survey);
+    layer(&mut found, plan, report);
+    name(&mut found, plan, survey);
+    ports(&mut found, plan, survey);
+    networks(&mut found, plan, survey);
+    image(&mut found, plan, arrival, source, survey);
+    resources(&mut found, plan, arrival, survey);
+    space(&mut found, plan, survey);
+    clocks_and_notes(&mut found, report, source, survey);
+    found.0
+}
+
+fn state(found: &mut Findings, plan: &Plan) {
+    let spec = plan.spec();
+    match spec.status.state {
+        ContainerState::Running => {}
+        ContainerState::Paused => found.conflict(
+            "container.paused",
+            format!("{} is paused", spec.name),
+            format!("`docker unpause {}` first", spec.name),
+        ),
+        ContainerState::Restarting => found.conflict(
+            "container.restarting",
+            format!(
+                "{} is in a restart loop (exit code {})",
+                spec.name, spec.status.exit_code
+            ),
+            "mend or stop it first; a container that does not run here would not run there",
+        ),
+        other => found.conflict(
+            "container.not-running",
+            format!("{} does not run, it is {other}", spec.name),
+            format!("`docker start {}` first", spec.name),
+        ),
+    }
+    if spec.auto_remove && plan.mode == Mode::Cold {
+        found.conflict(
+            "container.auto-remove",
+            format!(
+                "{} was made with --rm: once stopped it is gone, and could not be put back",
+                spec.name
+            ),
+            "use --mode stateless, which stops it only when it serves there",
+        );
+    }
+    if spec.auto_remove && plan.options.on_source == OnSource::Stop {
+        found.note(
+            "container.auto-remove",
+            "made with --rm: it will be gone at the source after the hand-over",
+        );
+    }
+}
+
+fn ties(found: &mut Findings, plan: &Plan, survey: &Survey) {
+    let spec = plan.spec();
+    let ties = &spec.ties;
+    let engine = &survey.node.engine;
+    let network_links = spec.attachments.iter().flat_map(|a| a.links.iter());
+    let links: BTreeSet<&String> = ties.links.iter().chain(network_links).collect();
+    if !links.is_empty() {
+        let list: Vec<&str> = links.iter().map(|l| l.as_str()).collect();
+        found.conflict(
+            "network.links",
+            format!(
+                "{} is linked to other containers ({}), and links cannot leave their host",
+                spec.name,
+                list.join(", ")
+            ),
+            "put the containers on a user-defined network, where they find each other by name",
+        );
+    }
+    for shared in &ties.shared_namespaces {
+        found.conflict(
+            "namespace.shared",
+            format!(
+                "{} shares a namespace with another container ({shared})",
+                spec.name
+            ),
+            "a container cannot leave one that it shares a namespace with; make it again without that",
+        );
+    }
+    if let Some(orchestrator) = &ties.orchestrator {
+        found.conflict(
+            "container.orchestrated",
+            format!(
+                "{} belongs to {orchestrator}, which would start it again",
+                spec.name
+            ),
+            format!("move it with {orchestrator}'s own means"),
+        );
+    }
+    if !ties.runtime.is_empty() && !engine.runtimes.is_empty() && !engine.runtimes.contains(&ties.runtime) {
+        found.conflict(
+            "runtime.missing",
+            format!(
+                "it needs the runtime {:?}, which the engine there does not have",
+                ties.runtime
+            ),
+            format!(
+                "add it to the engine there; it has: {}",
+                engine.runtimes.join(", ")
+            ),
+        );
+    }
+    if !ties.log_driver.is_empty()
+        && !engine.log_drivers.is_empty()
+        && !engine.log_drivers.contains(&ties.log_driver)
+    {
+        found.conflict(
+            "log-driver.missing",
+            format!(
+                "it logs by the driver {:?}, which the engine there does not have",
+                ties.log_driver
+            ),
+            format!(
+                "install the plug-in there; it has: {}",
+                engine.log_drivers.join(", ")
+            ),
+        );
+    }
+    for request in &ties.device_requests {
+        let nvidia = engine.runtimes.iter().any(|r| r.contains("nvidia"));
+        if !nvidia {
+            found.conflict(
+                "device.request",
+                format!("it asks for {request}, which the engine there does not offer"),
+                "install the device's runtime there",
+            );
+        }
+    }
+    if let Some(profile) = &ties.apparmor_profile
+        && !engine.security_options.iter().any(|o| o.contains("apparmor"))
+    {
+        found.warning(
+            "security.apparmor",
+            format!("its AppArmor profile {profile:?} means nothing there: the host has no AppArmor"),
+            "",
+        );
+    }
+}
+
+fn mounts(found: &mut Findings, plan: &Plan, arrival: &ArrivalFacts, survey: &Survey) {
+    let spec = plan.spec();
+    for mount in &spec.mounts {
+        let at = &mount.destination;
+        match mount.kind {
+            MountKind::Tmpfs => found.note(
+                "mount.tmpfs",
+                format!("the tmpfs at {at} comes empty, as after a restart"),
+            ),
+            MountKind::Other => found.conflict(
+                "mount.unknown",
+                format!("the mount at {at} is of a kind that cannot be carried"),
+                "",
+            ),
+            MountKind::Volume if !plan.options.without_volumes => {
+                let name = if mount.anonymous {
+                    "anonymous"
+                } else {
+                    mount.name.as_str()
+                };
+                found.conflict(
+                    "volume.present",
+                    format!(
+                        "the volume {name:?} at {at} holds data, and this version does not carry volumes yet"
+                    ),
+                    "--without-volumes goes on with a new and empty one",
+                );
+            }
+            MountKind::Volume => {
+                if !mount.anonymous && survey.volumes.contains(&mount.name) {
+                    found.conflict(
+                        "volume.exists",
+                        format!(
+                            "there is a volume {:?} at the destination already, with somebody's data",
+                            mount.name
+                        ),
+                        "remove or rename that volume first",
+                    );
+                } else {
+                    found.warning(
+                        "volume.empty",
+                        format!("the volume at {at} comes new and empty"),
+                        "",
+                    );
+                }
+            }
+            MountKind::Bind if !plan.options.without_volumes => found.conflict(
+                "bind.present",
+                format!(
+                    "{} of the host is mounted at {at}, and this version does not carry bind mounts yet",
+                    mount.source
+                ),
+                "--without-volumes goes on with what the destination has at that path",
+            ),
+            MountKind::Bind => {
+                if arrival.missing_bind_sources.contains(&mount.source) {
+                    found.conflict(
+                        "bind.missing",
+                        format!(
+                            "{} is mounted at {at}, and does not exist at the destination",
+                            mount.source
+                        ),
+                        "make it there first",
+                    );
+                } else {
+                    found.warning(
+                        "bind.other",
+                        format!(
+                            "at {at} it will see what {} holds at the destination",
+                            mount.source
+                        ),
+                        "",
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn layer(found: &mut Findings, plan: &Plan, report: &ContainerReport) {
+    let changes = &report.changes;
+    if changes.files == 0 {
+        return;
+    }
+    let message = format!(
+        "the container changed {} file(s) in its own layer ({} bytes; {}), which this version does not carry yet",
+        changes.files,
+        changes.bytes,
+        changes.examples.join(", ")
+    );
+    if plan.options.without_layer || plan.options.mode == ModeRequest::Stateless {
+        found.warning("layer.left-behind", message, "");
+    } else {
+        found.conflict(
+            "layer.changed",
+            message,
+            "if none of it matters, say so: --mode stateless, or --without-layer",
+        );
+    }
+}
+
+fn name(found: &mut Findings, plan: &Plan, survey: &Survey) {
+    let name = &plan.create.name;
+    let taken = survey
+        .containers
+        .iter()
+        .find(|c| c.names.iter().any(|n| n == name));
+    match taken {
+        None => {}
+        Some(_) if plan.options.replace => {
+            found.warning(
+                "name.replaced",
+                format!("the container {name:?} at the destination makes way"),
+                "",
+            );
+        }
+        Some(other) => found.conflict(
+            "name.taken",
+            format!(
+                "there is a container {name:?} at the destination already ({})",
+                other.state
+            ),
+            "--rename NAME gives this one another name, --replace removes that one",
+        ),
+    }
+}
+
+/// The host's ports as they will be at the destination.
+fn wanted_ports(plan: &Plan) -> impl Iterator<Item = (PublishedPort, u16)> + '_ {
+    plan.spec().ports.iter().filter_map(|port| {
+        let old = port.host_port?;
+        Some((
+            port.clone(),
+            plan.create.publish.get(&old).copied().unwrap_or(old),
+        ))
+    })
+}
+
+fn addresses_meet(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => {
+            a == b || a.is_unspecified() && a.is_ipv4() == b.is_ipv4() || b.is_unspecified()
+        }
+        _ => true,
+    }
+}
+
+fn ports(found: &mut Findings, plan: &Plan, survey: &Survey) {
+    let own: BTreeSet<u16> = plan.spec().ports.iter().filter_map(|p| p.host_port).collect();
+    for old in plan.create.publish.keys() {
+        if !own.contains(old) {
+            found.conflict(
+                "port.not-published",
+                format!(
+                    "--publish {old}=… : {} does not publish port {old}",
+                    plan.spec().name
+                ),
+                format!(
+                    "it publishes: {}",
+                    own.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
+                ),
+            );
+        }
+    }
+    let makes_way = plan.options.replace.then_some(plan.create.name.as_str());
+    for (port, wanted) in wanted_ports(plan) {
+        if let Some(address) = port.host_address
+            && !address.is_unspecified()
+            && !address.is_loopback()
+            && !survey.node.addresses.is_empty()
+            && !survey.node.addresses.contains(&address)
+        {
+            found.conflict(
+                "port.address",
+                format!(
+                    "port {wanted} is published on the address {address}, which the destination does not have"
+                ),
+                "make the container again without that address",
+            );
+        }
+        let taken = survey.ports.iter().find(|used| {
+            used.port == wanted
+                && used.protocol == port.protocol
+                && addresses_meet(
+                    port.host_address,
+                    Some(used.address).filter(|a| !a.is_unspecified()),
+                )
+                && (makes_way.is_none() || used.container.as_deref() != makes_way)
+        });
+        if let Some(used) = taken {
+            let by = used
+                .container
+                .as_ref()
+                .map_or("a process".to_owned(), |c| format!("the container {c:?}"));
+            found.conflict(
+                "port.taken",
+                format!(
+                    "port {wanted}/{} is taken at the destination by {by}",
+                    port.protocol
+                ),
+                format!(
+                    "--publish {}=NEW publishes it elsewhere",
+                    port.host_port.unwrap_or(wanted)
+                ),
+            );
+        }
+    }
+    if plan.spec().ports.iter().any(|p| p.host_port.is_none()) {
+        found.note(
+            "port.ephemeral",
+            "some of its ports are chosen by the engine, and will be others there",
+        );
+    }
+    if plan.spec().network_mode == "host" {
+        found.warning(
+            "network.host",
+            "it uses the host's network: what it listens on there is not known beforehand and may be taken",
+            "",
+        );
+    }
+}
+
+fn networks(found: &mut Findings, plan: &Plan, survey: &Survey) {
+    let spec = plan.spec();
+    for network in &spec.networks {
+        let fixed: Vec<IpAddr> = spec
+            .attachments
+            .iter()
+            .filter(|a| a.network == network.name)
+            .flat_map(|a| a.fixed_addresses.clone())
+            .collect();
+        if network.scope != "local" {
+            found.conflict(
+                "network.scope",
+                format!(
+                    "the network {:?} has the scope {}, and can't be made on a single host",
+                    network.name, network.scope
+                ),
+                "move the container to a local network first",
+            );
+            continue;
+        }
+        let drivers = &survey.node.engine.network_drivers;
+        if !drivers.is_empty() && !drivers.contains(&network.driver) {
+            found.conflict(
+                "network.driver",
+                format!(
+                    "the network {:?} needs the driver {:?}, which the destination lacks",
+                    network.name, network.driver
+                ),
+                "install the plug-in there",
+            );
+            continue;
+        }
+        match survey.networks.iter().find(|n| n.name == network.name) {
+            Some(there) => existing_network(found, plan, network, there, &fixed),
+            None => new_network(found, plan, network, &fixed, survey),
+        }
+    }
+}
+
+fn existing_network(
+    found: &mut Findings,
+    plan: &Plan,
+    mine: &NetworkSpec,
+    there: &NetworkSpec,
+    fixed: &[IpAddr],
+) {
+    let differences = mine.differences(there);
+    if !differences.is_empty() {
+        let message = format!(
+            "the network {:?} at the destination is another one: {}",
+            mine.name,
+            differences.join("; ")
+        );
+        if plan.options.reuse_networks {
+            found.warning("network.differs", message, "");
+        } else {
+            found.conflict("network.differs", message, "--reuse-networks takes it as it is");
+            return;
+        }
+    }
+    if plan.create.drop_fixed_addresses {
+        return;
+    }
+    let makes_way = plan.options.replace.then_some(plan.create.name.as_str());
+    for address in fixed {
+        let holder = there
+            .used
+            .iter()
+            .find(|(name, list)| list.contains(address) && Some(name.as_str()) != makes_way);
+        if let Some((holder, _)) = holder {
+            found.conflict(
+                "network.address-taken",
+                format!(
+                    "the address {address} in the network {:?} is taken at the destination by {holder}",
+                    mine.name
+                ),
+                "--new-subnets gives up fixed addresses",
+            );
+        }
+        let inside = there
+            .pools
+            .iter()
+            .filter_map(|p| Subnet::parse(&p.subnet))
+            .any(|s| s.contains(*address));
+        if !inside {
+            found.conflict(
+                "network.address-outside",
+                format!(
+                    "the address {address} does not lie in the network {:?} at the destination",
+                    mine.name
+                ),
+                "--new-subnets gives up fixed addresses",
+            );
+        }
+    }
+}
+
+fn new_network(found: &mut Findings, plan: &Plan, mine: &NetworkSpec, fixed: &[IpAddr], survey: &Survey) {
+    found.note(
+        "network.new",
+        format!("the network {:?} will be made at the destination", mine.name),
+    );
+    if plan.options.new_subnets {
+        if !fixed.is_empty() {
+            found.warning(
+                "network.addresses-dropped",
+                format!("its fixed addresses in {:?} are given up", mine.name),
+                "",
+            );
+        }
+        return;
+    }
+    for pool in mine
+        .pools
+        .iter()
+        .filter_map(|p| Subnet::parse(&p.subnet).map(|s| (p, s)))
+    {
+        for other in &survey.networks {
+            let clash = other
+                .pools
+                .iter()
+                .find(|p| Subnet::parse(&p.subnet).is_some_and(|s| s.overlaps(&pool.1)));
+            if let Some(clash) = clash {
+                found.conflict(
+                    "network.overlap",
+                    format!(
+                        "the subnet {} of {:?} overlaps {} of the network {:?} at the destination",
+                        pool.0.subnet, mine.name, clash.subnet, other.name
+                    ),
+                    "--new-subnets lets the engine there choose another",
+                );
+            }
+        }
+        if let Some(address) = survey.node.addresses.iter().find(|a| pool.1.contains(**a)) {
+            // Bridges of the engine's own networks were compared above, by name.
+            let of_a_network = survey.networks.iter().any(|n| {
+                n.pools
+                    .iter()
+                    .any(|p| Subnet::parse(&p.subnet).is_some_and(|s| s.contains(*address)))
+            });
+            if !of_a_network {
+                found.conflict(
+                    "network.overlap",
+                    format!(
+                        "the subnet {} of {:?} holds the destination's own address {address}",
+                        pool.0.subnet, mine.name
+                    ),
+                    "--new-subnets lets the engine there choose another",
+                );
+            }
+        }
+    }
+}
+
+fn image(found: &mut Findings, plan: &Plan, arrival: &ArrivalFacts, source: &NodeFacts, survey: &Survey) {
+    let spec = plan.spec();
+    let (here, there) = (&source.engine, &survey.node.engine);
+    if there.os != spec.image.os || !same_architecture(&there.architecture, &spec.image.architecture) {
+        found.conflict(
+            "image.platform",
+            format!(
+                "the image is for {}/{}, the destination is {}/{}",
+                spec.image.os, spec.image.architecture, there.os, there.architecture
+            ),
+            "an image for the destination's platform is needed",
+        );
+    }
+    if here.image_store != there.image_store {
+        let severity = if here.kind == there.kind {
+            Severity::Conflict
+        } else {
+            Severity::Warning
+        };
+        found.add(
+            severity,
+            "image.store",
+            format!(
+                "the image stores differ ({:?} here, {:?} there), and so would the image's id",
+                here.image_store, there.image_store
+            ),
+            "use the same image store at both ends",
+        );
+    }
+    if let (Some(tag), Some(points_at)) = (&plan.transfer.tag, &arrival.tag_points_at)
+        && points_at != spec.image.id.as_str()
+    {
+        if plan.options.retag {
+            found.warning(
+                "image.retag",
+                format!("the tag {tag} moves there from {points_at} to this image"),
+                "",
+            );
+        } else {
+            found.conflict(
+                "image.tag-taken",
+                format!("the tag {tag} means another image at the destination ({points_at})"),
+                "--retag moves the tag to this image",
+            );
+        }
+    }
+    if plan.transfer.tag.is_none() && !spec.image_reference.starts_with("sha256:") {
+        found.warning(
+            "image.tag-moved",
+            format!(
+                "{:?} no longer means the image that the container was made from; it moves by its id",
+                spec.image_reference
+            ),
+            "",
+        );
+    }
+    if !spec.image.repo_digests.is_empty() {
+        found.note(
+            "image.repo-digests",
+            "the registry's digests of the image are not carried: engines learn them from registries only",
+        );
+    }
+}
+
+/// Engines say `x86_64` of themselves and `amd64` of images.
+fn same_architecture(engine: &str, image: &str) -> bool {
+    let go = |a: &str| match a {
+        "x86_64" => "amd64".to_owned(),
+        "aarch64" => "arm64".to_owned(),
+        "i386" | "i686" => "386".to_owned(),
+        "armv7l" | "armv6l" => "arm".to_owned(),
+        other => other.to_owned(),
+    };
+    go(engine) == go(image) || go(engine) == "amd64" && go(image) == "386"
+}
+
+fn resources(found: &mut Findings, plan: &Plan, arrival: &ArrivalFacts, survey: &Survey) {
+    let ties = &plan.spec().ties;
+    let engine = &survey.node.engine;
+    for device in &arrival.missing_devices {
+        found.conflict(
+            "device.missing",
+            format!("the device {device} does not exist at the destination"),
+            "",
+        );
+    }
+    if let Some(highest) = highest_cpu(&ties.cpuset)
+        && engine.cpus > 0
+        && highest >= engine.cpus
+    {
+        found.conflict(
+            "resources.cpuset",
+            format!(
+                "it is pinned to the processors {}, the destination has {}",
+                ties.cpuset, engine.cpus
+            ),
+            format!(
+                "`docker update --cpuset-cpus …` first, within 0-{}",
+                engine.cpus.saturating_sub(1)
+            ),
+        );
+    }
+    let limit = u64::try_from(ties.nano_cpus).unwrap_or(0);
+    if engine.cpus > 0 && limit > engine.cpus.saturating_mul(1_000_000_000) {
+        found.conflict(
+            "resources.cpus",
+            format!(
+                "its limit is {} processors, the destination has {}",
+                limit as f64 / 1e9,
+                engine.cpus
+            ),
+            format!("`docker update --cpus {}` first", engine.cpus),
+        );
+    }
+    let memory = u64::try_from(ties.memory).unwrap_or(0);
+    if engine.memory > 0 && memory > engine.memory {
+        found.warning(
+            "resources.memory",
+            format!(
+                "its memory limit of {memory} bytes is more than the destination has ({})",
+                engine.memory
+            ),
+            "",
+        );
+    }
+}
+
+/// The highest number in a list such as `0-2,7`.
+fn highest_cpu(list: &str) -> Option<u64> {
+    list.split([',', '-']).filter_map(|n| n.trim().parse().ok()).max()
+}
+
+fn space(found: &mut Findings, plan: &Plan, survey: &Survey) {
+    // `docker load` unpacks the archive before it makes layers of it: twice the bytes for a while.
+    let needed = plan
+        .prediction
+        .bytes
+        .saturating_mul(2)
+        .saturating_add(SPACE_RESERVE);
+    if plan.prediction.bytes == 0 {
+        return;
+    }
+    if let Some(free) = survey.node.free_bytes
+        && free < needed
+    {
+        found.conflict(
+            "space.bytes",
+            format!("the engine there has {free} bytes free, the image needs {needed} while it is taken in"),
+            "`docker system prune` there, or free space otherwise",
+        );
+    }
+    if let Some(inodes) = survey.node.free_inodes
+        && inodes < 1_000
+    {
+        found.conflict(
+            "space.inodes",
+            format!("the engine's disk there has only {inodes} inodes left"),
+            "free some there",
+        );
+    }
+}
+
+fn clocks_and_notes(found: &mut Findings, report: &ContainerReport, source: &NodeFacts, survey: &Survey) {
+    let skew = source.clock_ms.abs_diff(survey.node.clock_ms);
+    if skew > 60_000 {
+        found.warning(
+            "clock.skew",
+            format!(
+                "the clocks of the two nodes differ by {} s; the container will see time jump",
+                skew / 1000
+            ),
+            "",
+        );
+    }
+    if source.engine.cgroup_version != survey.node.engine.cgroup_version {
+        found.warning(
+            "cgroup.version",
+            format!(
+                "cgroup version {} here and {} there: some limits mean something else",
+                source.engine.cgroup_version, survey.node.engine.cgroup_version
+            ),
+            "",
+        );
+    }
+    for (code, text) in &report.notes {
+        found.note(code, text.clone());
+    }
+    if survey.node.engine.image_store != ImageStore::Classic && !report.spec.image.layers.is_empty() {
+        found.note(
+            "image.whole",
+            "the engine there takes whole images only; layers that it holds travel again",
+        );
+    }
+}
+
+/// What several containers that move together want of the same thing.
+pub(crate) fn between_plans(plans: &mut [Plan]) {
+    for later in 1..plans.len() {
+        let (before, rest) = plans.split_at_mut(later);
+        let Some(plan) = rest.first_mut() else { continue };
+        let mut found = Findings(Vec::new());
+        for other in before.iter() {
+            if other.spec().id == plan.spec().id {
+                found.conflict(
+                    "plan.twice",
+                    format!("{} is named twice", plan.spec().name),
+                    "name it once",
+                );
+            } else if other.create.name == plan.create.name {
+                found.conflict(
+                    "name.taken",
+                    format!(
+                        "{} and {} would both be called {:?}",
+                        other.spec().name,
+                        plan.spec().name,
+                        plan.create.name
+                    ),
+                    "move them one by one, each with its own --rename",
+                );
+            }
+            let theirs: Vec<_> = wanted_ports(other).collect();
+            for (port, wanted) in wanted_ports(plan) {
+                if theirs.iter().any(|(p, n)| {
+                    *n == wanted
+                        && p.protocol == port.protocol
+                        && addresses_meet(p.host_address, port.host_address)
+                }) {
+                    found.conflict(
+                        "port.taken",
+                        format!(
+                            "{} and {} would both publish port {wanted}",
+                            other.spec().name,
+                            plan.spec().name
+                        ),
+                        "give one of them another port with --publish OLD=NEW",
+                    );
+                }
+            }
+        }
+        plan.findings.append(&mut found.0);
+    }
+}

@@ -1,0 +1,81 @@
+//! The port to the other side: what the source asks of the destination, in this order.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tranship_core::Fault;
+use tranship_core::engine::ByteStream;
+
+use crate::plan::Plan;
+
+/// What the destination holds at the beginning.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// The image itself is here.
+    pub image_held: bool,
+    /// How many of its lowest layers are here.
+    pub layers_held: usize,
+}
+
+/// What became of the container at the destination.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// Its id there.
+    pub container_id: String,
+    /// Whether a health check passed; `false` where it just stayed up.
+    pub healthy: bool,
+}
+
+/// What a discard left.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Discarded {
+    /// What could not be undone, for people. Empty when nothing is left.
+    pub left_behind: Vec<String>,
+}
+
+/// Where an arrival stands; what the source may rely on after a link was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ArrivalState {
+    /// Things arrive; nothing runs. A lost link discards it.
+    Receiving,
+    /// Everything is there; nothing runs. A lost link discards it.
+    Prepared,
+    /// The container was told to start; only the source's word ends this state in cold mode.
+    Started,
+    /// The container belongs to this node.
+    Adopted,
+    /// Everything was undone and nothing runs.
+    Discarded,
+}
+
+/// The destination of one migration. Every call may be repeated: what is done already is done well.
+///
+/// A [`Fault`] whose code begins with `wire.` says that the link was lost and nothing is known about the call; any other
+/// fault is the destination's own answer.
+#[async_trait]
+pub trait Destination: Send + Sync {
+    /// Begins. The destination checks the plan against what it is now.
+    async fn open(&self, plan: &Plan) -> Result<Opened, Fault>;
+    /// Takes in the image archive.
+    async fn image(&self, archive: ByteStream) -> Result<(), Fault>;
+    /// Makes networks and volumes.
+    async fn prepare(&self) -> Result<(), Fault>;
+    /// Makes the container.
+    async fn create(&self) -> Result<(), Fault>;
+    /// Starts the container. In cold mode the source has committed before it asks for this.
+    async fn start(&self) -> Result<(), Fault>;
+    /// Waits until the container proved itself.
+    async fn ready(&self) -> Result<Adopted, Fault>;
+    /// The container belongs to the destination from here on.
+    async fn adopt(&self) -> Result<Adopted, Fault>;
+    /// Undoes everything, durably. After this the container never runs here.
+    async fn discard(&self) -> Result<Discarded, Fault>;
+    /// Where the arrival stands; `None` if the destination does not know it.
+    async fn state(&self) -> Result<Option<ArrivalState>, Fault>;
+}
+
+/// Whether nothing is known about the call that ended with `fault`.
+#[must_use]
+pub fn link_lost(fault: &Fault) -> bool {
+    fault.code.starts_with("wire.")
+}

@@ -1,0 +1,180 @@
+//! What must survive a crash: one record per migration and side, saved before each step that it describes.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tranship_core::container::RestartPolicy;
+use tranship_core::event::Phase;
+use tranship_core::{ContainerId, Fault, MigrationId};
+
+use crate::destination::ArrivalState;
+use crate::plan::Plan;
+
+/// One stretch of the timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseRecord {
+    /// Which.
+    pub phase: Phase,
+    /// Milliseconds from the migration's beginning to its own.
+    pub begun_ms: u64,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
+    /// Bytes that it moved.
+    pub bytes: u64,
+}
+
+/// Where a migration stands at the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DepartureState {
+    /// Nothing of the source was touched.
+    Preparing,
+    /// The source may be stopped; it is still the owner.
+    Frozen,
+    /// Ownership has passed.
+    Committed,
+    /// The destination serves and the source is released.
+    Complete,
+    /// Everything was put back.
+    RolledBack,
+    /// It is not known what the destination did.
+    InDoubt,
+}
+
+impl DepartureState {
+    /// Whether nothing more will happen.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Complete | Self::RolledBack)
+    }
+
+    /// The word for people, as in `design.md`: issued, in-progress, complete, failed, in-doubt.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Preparing | Self::Frozen | Self::Committed => "in-progress",
+            Self::Complete => "complete",
+            Self::RolledBack => "failed (rolled back)",
+            Self::InDoubt => "in-doubt",
+        }
+    }
+}
+
+/// The source's record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DepartureRecord {
+    /// What was planned.
+    pub plan: Plan,
+    /// Where it stands.
+    pub state: DepartureState,
+    /// When it began, milliseconds since 1970; for people only.
+    pub begun_at_ms: u64,
+    /// The timeline.
+    pub phases: Vec<PhaseRecord>,
+    /// Bytes of the image that travelled.
+    pub bytes_sent: u64,
+    /// Milliseconds during which nobody served, if the source was stopped.
+    pub downtime_ms: Option<u64>,
+    /// Milliseconds from beginning to end.
+    pub total_ms: u64,
+    /// The container's id at the destination.
+    pub destination_container: Option<String>,
+    /// A health check passed there.
+    pub proved_healthy: bool,
+    /// What failed.
+    pub fault: Option<Fault>,
+}
+
+/// One thing that an arrival changed, and how it was before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "undo")]
+pub enum Undo {
+    /// The image came; take it away.
+    Image {
+        /// Its id.
+        id: String,
+    },
+    /// The tag was set; take it off, or give it back to whom it belonged.
+    Tag {
+        /// The tag.
+        tag: String,
+        /// The image that bore it before.
+        previous: Option<String>,
+    },
+    /// A network was about to be made; remove it.
+    Network {
+        /// Its name.
+        name: String,
+        /// Its id, once known.
+        id: Option<String>,
+    },
+    /// A volume comes with the container; remove it.
+    Volume {
+        /// Its name.
+        name: String,
+    },
+    /// A container of the same name made way; put it back.
+    SetAside {
+        /// The container.
+        id: ContainerId,
+        /// Its name.
+        name: String,
+        /// It ran.
+        was_running: bool,
+        /// Its restart policy.
+        policy: RestartPolicy,
+    },
+    /// The container was about to be made; remove it.
+    Container {
+        /// Its name.
+        name: String,
+        /// Its id, once known.
+        id: Option<ContainerId>,
+    },
+}
+
+/// The destination's record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ArrivalRecord {
+    /// What was planned.
+    pub plan: Plan,
+    /// Where it stands.
+    pub state: ArrivalState,
+    /// When it began, milliseconds since 1970; for people only.
+    pub begun_at_ms: u64,
+    /// What to undo, oldest first.
+    pub undo: Vec<Undo>,
+    /// The container, once it is made.
+    pub container: Option<ContainerId>,
+    /// What could not be undone.
+    pub left_behind: Vec<String>,
+}
+
+/// Why a record could not be kept.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the record of migration {id} could not be written to {path}: {reason}")]
+pub struct RecordError {
+    /// The migration.
+    pub id: MigrationId,
+    /// The file.
+    pub path: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl tranship_core::fault::Explain for RecordError {
+    fn code(&self) -> &'static str {
+        "record.write"
+    }
+    fn hint(&self) -> Option<String> {
+        Some("the agent's state directory needs space and write permission".into())
+    }
+}
+
+/// Keeps records so that they survive a crash of the process and of the machine.
+#[async_trait]
+pub trait Records: Send + Sync {
+    /// Saves the source's record, durably, in place of the one before.
+    async fn save_departure(&self, record: &DepartureRecord) -> Result<(), RecordError>;
+    /// Saves the destination's record, durably, in place of the one before.
+    async fn save_arrival(&self, record: &ArrivalRecord) -> Result<(), RecordError>;
+}
