@@ -1,1 +1,3 @@
-//! tranship-testkit
+//! The tool shed: what tests need and releases never hold.
+
+pub mod memory;

@@ -1,0 +1,150 @@
+//! What travels between the binary and an agent, and between two agents. Paths and bodies of the HTTP/2 API.
+//!
+//! | method and path | who | what |
+//! |---|---|---|
+//! | `GET /v1/hello` | caller | [`Hello`]: versions, capabilities |
+//! | `GET /v1/node` | caller | facts about node and engine |
+//! | `GET /v1/containers/NAME` | caller | a container, for a plan |
+//! | `POST /v1/survey` | caller | what if these containers came to you? |
+//! | `POST /v1/arrivals` | caller | [`Expect`] → [`Expected`]: open the direct path for one migration |
+//! | `POST /v1/reach` | caller | [`Reach`] → [`Reached`]: can the direct path be dialled from here? |
+//! | `POST /v1/relay/ID` | caller | a stream to the other agent, carried by the caller (full duplex) |
+//! | `POST /v1/departures` | caller | [`Depart`]: begin |
+//! | `GET /v1/migrations[/ID]` | caller | [`MigrationView`]s |
+//! | `GET /v1/migrations/ID/events` | caller | server-sent [`tranship_core::Event`]s, from the beginning |
+//! | `POST /v1/migrations/ID/abort` | caller | end it in order |
+//! | `POST /v1/retire` | caller | end the agent if it has nothing to do |
+//! | `POST /v1/peer/STEP` | the source's agent | the steps of [`tranship_migrate::Destination`] |
+
+use serde::{Deserialize, Serialize};
+use tranship_core::MigrationId;
+use tranship_migrate::Plan;
+use tranship_migrate::destination::ArrivalState;
+use tranship_migrate::record::{DepartureState, PhaseRecord};
+use tranship_wire::tls::PeerOffer;
+
+/// Oldest version of the protocol that this build speaks.
+pub const PROTOCOL_MIN: u32 = 1;
+/// Newest version of the protocol that this build speaks.
+pub const PROTOCOL_MAX: u32 = 1;
+
+/// An agent's first words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Version of tranship.
+    pub version: String,
+    /// Oldest protocol spoken.
+    pub protocol_min: u32,
+    /// Newest protocol spoken.
+    pub protocol_max: u32,
+    /// Hash of the binary.
+    pub build: String,
+    /// What it can do, by name.
+    pub capabilities: Vec<String>,
+    /// Process id.
+    pub pid: u32,
+    /// Random text of this run of the agent: two addresses that give the same lead to the same agent.
+    pub instance: String,
+    /// Migrations under way.
+    pub busy: usize,
+}
+
+/// Tells a destination that a migration is to come.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Expect {
+    /// The migration.
+    pub id: MigrationId,
+}
+
+/// How the source may reach this agent directly.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Expected {
+    /// Addresses, fingerprint and token of a listener that lives as long as the migration.
+    pub offer: PeerOffer,
+}
+
+/// Asks a source whether it can dial an offer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reach {
+    /// The destination's offer.
+    pub offer: PeerOffer,
+}
+
+/// The answer to [`Reach`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reached {
+    /// The address that answered.
+    pub address: String,
+}
+
+/// How the source's agent reaches the destination's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Route {
+    /// A TLS connection of its own.
+    Direct(Box<PeerOffer>),
+    /// A stream that the caller carries.
+    Relay,
+}
+
+/// Begins a migration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Depart {
+    /// What was planned.
+    pub plan: Plan,
+    /// The way to the destination.
+    pub route: Route,
+}
+
+/// Which end of a migration an agent is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The container leaves from here.
+    Source,
+    /// The container comes here.
+    Destination,
+}
+
+/// A migration as one of its agents sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationView {
+    /// The migration.
+    pub id: MigrationId,
+    /// Which end this agent is.
+    pub role: Role,
+    /// Name of the container at the source.
+    pub container: String,
+    /// The source, as the caller named it.
+    pub source: String,
+    /// The destination, as the caller named it.
+    pub destination: String,
+    /// `stateless` or `cold`.
+    pub mode: String,
+    /// The state in the words of the user.
+    pub status: String,
+    /// State at the source, if this is the source.
+    pub departure: Option<DepartureState>,
+    /// State at the destination, if this is the destination.
+    pub arrival: Option<ArrivalState>,
+    /// Milliseconds since 1970 when it began.
+    pub begun_at_ms: u64,
+    /// Milliseconds from beginning to end, 0 while under way.
+    pub total_ms: u64,
+    /// Milliseconds of downtime, if there was any.
+    pub downtime_ms: Option<u64>,
+    /// Bytes of the image that travelled.
+    pub bytes_sent: u64,
+    /// Bytes of the whole image.
+    pub image_bytes: u64,
+    /// Timeline.
+    pub phases: Vec<PhaseRecord>,
+    /// The container's id at the destination.
+    pub destination_container: Option<String>,
+    /// A health check passed at the destination.
+    pub proved_healthy: bool,
+    /// What failed.
+    pub fault: Option<tranship_core::Fault>,
+    /// What could not be undone here.
+    pub left_behind: Vec<String>,
+}

@@ -1,0 +1,207 @@
+//! What this node says about itself: facts that come from the kernel rather than from the engine.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tranship_core::container::MountKind;
+use tranship_core::node::{ArrivalFacts, ContainerReport, NodeFacts, PortInUse, Survey, SurveyRequest};
+use tranship_core::ids::ContainerName;
+use tranship_core::{ContainerSpec, Engine, Fault};
+
+/// Milliseconds since 1970. For people and records only: no decision depends on it.
+#[must_use]
+pub fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Collects the facts about this node.
+///
+/// # Errors
+/// What the engine says; what the kernel does not tell is left out.
+pub async fn facts(engine: &dyn Engine, direct_layers: bool) -> Result<NodeFacts, Fault> {
+    let engine_facts = engine.facts().await?;
+    let user_id = rustix::process::getuid().as_raw();
+    let space = rustix::fs::statvfs(Path::new(&engine_facts.root_directory)).ok();
+    let mut limits = Vec::new();
+    if user_id != 0 {
+        limits.push("the agent does not run as root: layers are read through the engine, which takes longer".to_owned());
+    }
+    if engine_facts.rootless {
+        limits.push("the engine runs without root: ports below 1024 and some limits are not available".to_owned());
+    }
+    let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Ok(NodeFacts {
+        host_name,
+        tranship_version: env!("CARGO_PKG_VERSION").to_owned(),
+        user_id,
+        clock_ms: now_ms(),
+        engine: engine_facts,
+        free_bytes: space.map(|s| s.f_bavail.saturating_mul(s.f_frsize)),
+        // Some file systems (btrfs) have no fixed number of inodes and say 0 of 0.
+        free_inodes: space.filter(|s| s.f_files > 0).map(|s| s.f_favail),
+        direct_layers,
+        addresses: addresses(),
+        limits,
+    })
+}
+
+/// Addresses of this machine's interfaces, loopback left out.
+#[must_use]
+pub fn addresses() -> Vec<IpAddr> {
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    interfaces.into_iter().filter(|i| !i.is_loopback()).map(|i| i.ip()).collect()
+}
+
+/// Addresses at which another machine could reach this one, likely ones first: bridges that engines make for their
+/// containers come last, link-local ones not at all.
+#[must_use]
+pub fn reachable_addresses() -> Vec<IpAddr> {
+    let mut interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    interfaces.retain(|i| match i.ip() {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_loopback() && (v6.segments()[0] & 0xffc0) != 0xfe80,
+    });
+    let inner = |name: &str| ["docker", "br-", "veth", "podman", "cni", "virbr"].iter().any(|p| name.starts_with(p));
+    interfaces.sort_by_key(|i| (inner(&i.name), i.ip().is_ipv6()));
+    interfaces.into_iter().map(|i| i.ip()).collect()
+}
+
+/// Everything about one container that a plan needs.
+///
+/// # Errors
+/// What the engine says, `container.not-found` above all.
+pub async fn report(engine: &dyn Engine, container: &ContainerName) -> Result<ContainerReport, Fault> {
+    let spec = engine.inspect(container).await?;
+    let changes = engine.layer_changes(&spec.id).await?;
+    let tag = spec.image.tags.first().map(String::as_str);
+    let archive_bytes = engine.archive_sizes(&spec.image, tag).await.unwrap_or_default();
+    Ok(ContainerReport { spec, changes, archive_bytes, notes: std::collections::BTreeMap::default() })
+}
+
+/// Answers what would be if these containers came here.
+///
+/// # Errors
+/// What the engine says.
+pub async fn survey(engine: &dyn Engine, direct_layers: bool, request: &SurveyRequest) -> Result<Survey, Fault> {
+    let containers = engine.containers().await?;
+    let mut ports: Vec<PortInUse> = Vec::new();
+    for container in &containers {
+        if container.state != "running" && container.state != "paused" && container.state != "restarting" {
+            continue;
+        }
+        for port in &container.ports {
+            if let Some(number) = port.host_port {
+                ports.push(PortInUse {
+                    protocol: port.protocol.clone(),
+                    address: port.host_address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+                    port: number,
+                    container: container.names.first().cloned(),
+                });
+            }
+        }
+    }
+    for used in listening_ports() {
+        // Ports that the engine's own proxy holds are named by their container already.
+        if !ports.iter().any(|p| p.port == used.port && p.protocol == used.protocol && p.container.is_some()) {
+            ports.push(used);
+        }
+    }
+    let mut arrivals = Vec::new();
+    for spec in &request.containers {
+        arrivals.push(arrival_facts(engine, spec).await?);
+    }
+    Ok(Survey {
+        node: facts(engine, direct_layers).await?,
+        networks: engine.networks().await?,
+        volumes: engine.volumes().await?,
+        containers,
+        ports,
+        arrivals,
+    })
+}
+
+async fn arrival_facts(engine: &dyn Engine, spec: &ContainerSpec) -> Result<ArrivalFacts, Fault> {
+    let image_held = engine.image(spec.image.id.as_str()).await?.is_some();
+    let layers_held =
+        if image_held { spec.image.layers.len() } else { engine.layers_held(&spec.image.layers).await? };
+    let tag_points_at = engine.image(&spec.image_reference).await?.map(|i| i.id.to_string());
+    let missing = |path: &String| !Path::new(path).exists();
+    let binds = spec.mounts.iter().filter(|m| m.kind == MountKind::Bind).map(|m| m.source.clone());
+    Ok(ArrivalFacts {
+        layers_held,
+        image_held,
+        tag_points_at,
+        missing_devices: spec.ties.devices.iter().filter(|d| missing(d)).cloned().collect(),
+        missing_bind_sources: binds.filter(missing).collect(),
+    })
+}
+
+/// Ports that something on this machine listens on, as the kernel lists them.
+#[must_use]
+pub fn listening_ports() -> Vec<PortInUse> {
+    let mut ports = Vec::new();
+    for (file, protocol, listening) in [
+        ("/proc/net/tcp", "tcp", "0A"),
+        ("/proc/net/tcp6", "tcp", "0A"),
+        ("/proc/net/udp", "udp", "07"),
+        ("/proc/net/udp6", "udp", "07"),
+    ] {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        ports.extend(text.lines().skip(1).filter_map(|line| parse_socket(line, protocol, listening)));
+    }
+    ports.sort();
+    ports.dedup();
+    ports
+}
+
+/// A line of `/proc/net/tcp` and its like (proc(5)): number, local address, remote address, state; addresses are
+/// hexadecimal words in the machine's byte order.
+fn parse_socket(line: &str, protocol: &str, wanted: &str) -> Option<PortInUse> {
+    let mut fields = line.split_ascii_whitespace();
+    let local = fields.nth(1)?;
+    let state = fields.nth(1)?;
+    if state != wanted {
+        return None;
+    }
+    let (address, port) = local.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let address = match address.len() {
+        8 => IpAddr::V4(Ipv4Addr::from(u32::from_str_radix(address, 16).ok()?.to_ne_bytes())),
+        32 => {
+            let mut bytes = [0u8; 16];
+            for (index, word) in bytes.chunks_exact_mut(4).enumerate() {
+                let text = address.get(index * 8..index * 8 + 8)?;
+                word.copy_from_slice(&u32::from_str_radix(text, 16).ok()?.to_ne_bytes());
+            }
+            IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
+        }
+        _ => return None,
+    };
+    Some(PortInUse { protocol: protocol.to_owned(), address, port, container: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_read_as_the_kernel_writes_them() {
+        let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1";
+        let port = parse_socket(line, "tcp", "0A").unwrap();
+        assert_eq!((port.port, port.address.to_string().as_str()), (8080, "127.0.0.1"));
+        assert!(parse_socket(&line.replace(" 0A ", " 01 "), "tcp", "0A").is_none(), "established is not listening");
+        let six = "   0: 00000000000000000000000000000000:0016 00000000000000000000000000000000:0000 0A 0";
+        assert!(parse_socket(six, "tcp", "0A").unwrap().address.is_unspecified());
+        for junk in ["", "x", "0: zz:zz zz 0A", "0: 00:00 0 0A"] {
+            assert!(parse_socket(junk, "tcp", "0A").is_none());
+        }
+    }
+
+    #[test]
+    fn a_listener_of_ours_is_found() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(listening_ports().iter().any(|p| p.port == port && p.protocol == "tcp"));
+    }
+}

@@ -1,0 +1,437 @@
+//! The steps of a migration over engines in memory: what happens when all goes well, and that whatever single or double
+//! failure comes at whatever call, the outcome is one of the few that are allowed.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tranship_core::container::{ContainerState, Health, LayerChanges};
+use tranship_core::engine::ByteStream;
+use tranship_core::event::{Event, Reporter, Silent};
+use tranship_core::fault::FaultKind;
+use tranship_core::node::{ArrivalFacts, ContainerReport, NodeFacts, Survey};
+use tranship_core::{ContainerSpec, Fault, MigrationId, NetworkSpec};
+use tranship_migrate::destination::{Adopted, ArrivalState, Discarded, Opened};
+use tranship_migrate::options::{ModeRequest, MoveOptions, OnSource};
+use tranship_migrate::plan::{Plan, PlanInput, plan};
+use tranship_migrate::record::{ArrivalRecord, DepartureRecord, DepartureState, RecordError, Records};
+use tranship_migrate::{Arrival, Departure, Destination};
+use tranship_testkit::memory::{self, Failure, MemoryEngine};
+
+/// Keeps the last record, as a disk would.
+#[derive(Default)]
+struct Kept(Mutex<(Option<DepartureRecord>, Option<ArrivalRecord>)>);
+
+#[async_trait]
+impl Records for Kept {
+    async fn save_departure(&self, record: &DepartureRecord) -> Result<(), RecordError> {
+        self.0.lock().unwrap().0 = Some(record.clone());
+        Ok(())
+    }
+    async fn save_arrival(&self, record: &ArrivalRecord) -> Result<(), RecordError> {
+        self.0.lock().unwrap().1 = Some(record.clone());
+        Ok(())
+    }
+}
+
+/// The other side without a wire in between.
+struct Direct(Arc<Arrival>);
+
+#[async_trait]
+impl Destination for Direct {
+    async fn open(&self, _plan: &Plan) -> Result<Opened, Fault> {
+        self.0.open().await
+    }
+    async fn image(&self, archive: ByteStream) -> Result<(), Fault> {
+        self.0.image(Some(archive)).await
+    }
+    async fn prepare(&self) -> Result<(), Fault> {
+        self.0.prepare().await
+    }
+    async fn create(&self) -> Result<(), Fault> {
+        self.0.create().await
+    }
+    async fn start(&self) -> Result<(), Fault> {
+        self.0.start().await
+    }
+    async fn ready(&self) -> Result<Adopted, Fault> {
+        self.0.ready().await
+    }
+    async fn adopt(&self) -> Result<Adopted, Fault> {
+        self.0.adopt().await
+    }
+    async fn discard(&self) -> Result<Discarded, Fault> {
+        self.0.discard().await
+    }
+    async fn state(&self) -> Result<Option<ArrivalState>, Fault> {
+        Ok(Some(self.0.record().state))
+    }
+}
+
+struct Scene {
+    source: Arc<MemoryEngine>,
+    destination: Arc<MemoryEngine>,
+    plan: Plan,
+    before: (Vec<String>, Vec<String>),
+}
+
+fn network() -> NetworkSpec {
+    NetworkSpec {
+        id: "n1".into(),
+        name: "back".into(),
+        driver: "bridge".into(),
+        scope: "local".into(),
+        internal: false,
+        ipv6: false,
+        options: Default::default(),
+        labels: Default::default(),
+        pools: Vec::new(),
+        used: Default::default(),
+        document: serde_json::json!({}),
+    }
+}
+
+fn node(host: &str) -> NodeFacts {
+    NodeFacts {
+        host_name: host.into(),
+        tranship_version: "0".into(),
+        user_id: 0,
+        clock_ms: 0,
+        engine: memory::facts(),
+        free_bytes: None,
+        free_inodes: None,
+        direct_layers: true,
+        addresses: Vec::new(),
+        limits: Vec::new(),
+    }
+}
+
+fn scene(options: &MoveOptions, change: impl FnOnce(&mut ContainerSpec)) -> Scene {
+    let (source, destination) = (Arc::new(MemoryEngine::new()), Arc::new(MemoryEngine::new()));
+    let image = memory::image("app:1", 3);
+    let spec = source.run("web", &image, |s| {
+        s.networks.push(network());
+        change(s);
+    });
+    let old = memory::image("old:1", 1);
+    let _ = destination.run(if options.replace { "web" } else { "other" }, &old, |_| {});
+    let report = ContainerReport {
+        spec,
+        changes: LayerChanges::default(),
+        archive_bytes: Vec::new(),
+        notes: Default::default(),
+    };
+    let survey = Survey {
+        node: node("b"),
+        containers: Vec::new(),
+        networks: Vec::new(),
+        volumes: Vec::new(),
+        ports: Vec::new(),
+        arrivals: vec![ArrivalFacts {
+            layers_held: 1,
+            ..ArrivalFacts::default()
+        }],
+    };
+    let containers = [(MigrationId::new("m1").unwrap(), report)];
+    let mut plans = plan(&PlanInput {
+        source: "a",
+        destination: "b",
+        containers: &containers,
+        source_node: &node("a"),
+        survey: &survey,
+        options,
+    });
+    let plan = plans.remove(0);
+    assert_eq!(plan.conflicts().next(), None);
+    let before = (source.inventory(), destination.inventory());
+    Scene {
+        source,
+        destination,
+        plan,
+        before,
+    }
+}
+
+async fn run(
+    scene: &Scene,
+    cancelled: watch::Receiver<bool>,
+    reporter: Arc<dyn Reporter>,
+) -> DepartureRecord {
+    let kept = Arc::new(Kept::default());
+    let arrival = Arc::new(Arrival::new(
+        scene.destination.clone(),
+        kept.clone(),
+        scene.plan.clone(),
+        0,
+    ));
+    let other = Arc::new(Direct(arrival));
+    Departure::new(
+        scene.source.clone(),
+        other,
+        kept,
+        reporter,
+        cancelled,
+        scene.plan.clone(),
+        0,
+    )
+    .run()
+    .await
+}
+
+async fn run_quietly(scene: &Scene) -> DepartureRecord {
+    let (_keep, cancelled) = watch::channel(false);
+    run(scene, cancelled, Arc::new(Silent)).await
+}
+
+fn web_runs(engine: &MemoryEngine) -> bool {
+    engine.all().iter().any(|c| {
+        c.spec.name == "web" && c.state == ContainerState::Running && c.spec.image_reference == "app:1"
+    })
+}
+
+fn options(mode: ModeRequest) -> MoveOptions {
+    MoveOptions {
+        mode,
+        ..MoveOptions::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_moves_in_either_mode() {
+    for mode in [ModeRequest::Stateless, ModeRequest::Cold] {
+        let scene = scene(&options(mode), |_| {});
+        let record = run_quietly(&scene).await;
+        assert_eq!(
+            (record.state, &record.fault),
+            (DepartureState::Complete, &None),
+            "{mode:?}"
+        );
+        assert!(web_runs(&scene.destination) && !web_runs(&scene.source));
+        let there = scene
+            .destination
+            .all()
+            .into_iter()
+            .find(|c| c.spec.name == "web")
+            .unwrap();
+        assert_eq!(there.policy.name, "always", "the restart policy is given back");
+        let here = scene
+            .source
+            .all()
+            .into_iter()
+            .find(|c| c.spec.name == "web")
+            .unwrap();
+        assert_eq!(
+            here.policy.name, "no",
+            "a reboot of the source must not start a second one"
+        );
+        assert_eq!(record.downtime_ms.is_some(), mode == ModeRequest::Cold);
+        assert_eq!(
+            record.plan.transfer.skip_layers, 1,
+            "the layer that is there does not travel"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn remove_and_keep_do_what_they_say() {
+    let kept = scene(
+        &MoveOptions {
+            on_source: OnSource::Keep,
+            ..options(ModeRequest::Stateless)
+        },
+        |_| {},
+    );
+    assert_eq!(run_quietly(&kept).await.state, DepartureState::Complete);
+    assert_eq!(kept.source.inventory(), kept.before.0);
+    let removed = scene(
+        &MoveOptions {
+            on_source: OnSource::Remove,
+            ..options(ModeRequest::Cold)
+        },
+        |_| {},
+    );
+    assert_eq!(run_quietly(&removed).await.state, DepartureState::Complete);
+    assert!(removed.source.all().is_empty());
+}
+
+/// The invariants, whatever failed.
+fn check(scene: &Scene, record: &DepartureRecord, what: &str) {
+    let (here, there) = (web_runs(&scene.source), web_runs(&scene.destination));
+    match record.state {
+        DepartureState::Complete => {
+            assert!(there, "{what}: complete, but nothing runs there");
+            assert!(
+                !here || record.plan.spec().auto_remove,
+                "{what}: complete, but the source runs too"
+            );
+        }
+        DepartureState::RolledBack => {
+            assert_eq!(
+                scene.source.inventory(),
+                scene.before.0,
+                "{what}: the source is not as it was"
+            );
+            let fault = record.fault.as_ref().unwrap();
+            assert_eq!(fault.kind, FaultKind::RolledBack, "{what}");
+        }
+        DepartureState::InDoubt => {
+            assert_eq!(record.fault.as_ref().unwrap().kind, FaultKind::InDoubt, "{what}")
+        }
+        other => panic!("{what}: ended as {other:?}"),
+    }
+    if record.plan.mode == tranship_migrate::Mode::Cold {
+        assert!(!(here && there), "{what}: two instances run");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_single_failure_ends_well_and_leaves_nothing() {
+    let mut cells = 0;
+    for mode in [ModeRequest::Stateless, ModeRequest::Cold] {
+        for replace in [false, true] {
+            for failure in [Failure::Before, Failure::After] {
+                for at_source in [true, false] {
+                    for call in 0.. {
+                        let scene = scene(
+                            &MoveOptions {
+                                replace,
+                                ..options(mode)
+                            },
+                            |_| {},
+                        );
+                        let engine = if at_source {
+                            &scene.source
+                        } else {
+                            &scene.destination
+                        };
+                        engine.fail(&[(call, failure)]);
+                        let record = run_quietly(&scene).await;
+                        let calls = engine.calls();
+                        let Some(name) = calls.get(call) else { break };
+                        let what = format!(
+                            "{mode:?} replace={replace} {failure:?} {name} (call {call}, source {at_source})"
+                        );
+                        check(&scene, &record, &what);
+                        assert_ne!(
+                            record.state,
+                            DepartureState::InDoubt,
+                            "{what}: one failure is never a doubt"
+                        );
+                        if record.state == DepartureState::RolledBack {
+                            assert_eq!(
+                                scene.destination.inventory(),
+                                scene.before.1,
+                                "{what}: something is left there"
+                            );
+                        }
+                        cells += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(cells > 150, "only {cells} failures were tried");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_pair_of_failures_makes_two_instances_or_a_silent_loss() {
+    for mode in [ModeRequest::Stateless, ModeRequest::Cold] {
+        let clean = scene(&options(mode), |_| {});
+        let _ = run_quietly(&clean).await;
+        let calls = clean.destination.calls().len();
+        for first in 0..calls {
+            for gap in 1..8 {
+                for failure in [Failure::Before, Failure::After] {
+                    let scene = scene(&options(mode), |_| {});
+                    scene
+                        .destination
+                        .fail(&[(first, failure), (first + gap, failure)]);
+                    let record = run_quietly(&scene).await;
+                    let what = format!(
+                        "{mode:?} {failure:?} calls {first} and {}: {:?}",
+                        first + gap,
+                        record.fault
+                    );
+                    check(&scene, &record, &what);
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unhealthy_container_goes_back() {
+    for mode in [ModeRequest::Stateless, ModeRequest::Cold] {
+        let scene = scene(&options(mode), |_| {});
+        scene.destination.set_health(Health::Unhealthy);
+        let record = run_quietly(&scene).await;
+        assert_eq!(record.state, DepartureState::RolledBack);
+        let fault = record.fault.clone().unwrap();
+        assert_eq!(fault.code, "health.unhealthy");
+        assert!(fault.to_string().contains("its last line"), "{fault}");
+        assert_eq!(scene.source.inventory(), scene.before.0);
+        assert_eq!(scene.destination.inventory(), scene.before.1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changed_since_the_plan_ends_it_before_anything_happens() {
+    let removed = scene(&options(ModeRequest::Cold), |_| {});
+    let id = removed.plan.spec().id.clone();
+    tranship_core::Engine::remove_container(removed.source.as_ref(), &id)
+        .await
+        .unwrap();
+    let paused = scene(&options(ModeRequest::Cold), |_| {});
+    paused
+        .source
+        .alter(&paused.plan.spec().id, |c| c.state = ContainerState::Paused);
+    let restarted = scene(&options(ModeRequest::Cold), |_| {});
+    restarted.source.alter(&restarted.plan.spec().id, |c| {
+        c.spec.status.started_at = "later".into()
+    });
+    for scene in [removed, paused, restarted] {
+        let record = run_quietly(&scene).await;
+        assert_eq!(record.fault.unwrap().code, "container.changed");
+        assert_eq!(scene.destination.inventory(), scene.before.1);
+    }
+}
+
+/// Asks for an abort when a phase begins.
+struct AbortAt(tranship_core::Phase, watch::Sender<bool>);
+
+impl Reporter for AbortAt {
+    fn report(&self, event: Event) {
+        if event == (Event::PhaseStarted { phase: self.0 }) {
+            self.1.send_replace(true);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_rolls_back_until_the_commit_and_not_after() {
+    use tranship_core::Phase;
+    for (mode, phase, completes) in [
+        (ModeRequest::Cold, Phase::Check, false),
+        (ModeRequest::Cold, Phase::Image, false),
+        (ModeRequest::Cold, Phase::Create, false),
+        (ModeRequest::Cold, Phase::Freeze, false),
+        (ModeRequest::Cold, Phase::Start, true),
+        (ModeRequest::Stateless, Phase::Start, false),
+        (ModeRequest::Stateless, Phase::Health, false),
+        (ModeRequest::Stateless, Phase::HandOver, true),
+    ] {
+        let scene = scene(&options(mode), |_| {});
+        let (sender, cancelled) = watch::channel(false);
+        let record = run(&scene, cancelled, Arc::new(AbortAt(phase, sender))).await;
+        check(&scene, &record, &format!("{mode:?} {phase:?}"));
+        assert_eq!(
+            record.state == DepartureState::Complete,
+            completes,
+            "{mode:?} {phase:?}"
+        );
+        if !completes {
+            assert_eq!(record.fault.unwrap().code, "migrate.aborted");
+            assert_eq!(scene.destination.inventory(), scene.before.1);
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! `tranship migrate`: plans, then moves one container after another and shows how it goes.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use tranship_agent::api::{Depart, Expect, MigrationView, Reach, Role, Route};
+use tranship_core::event::Event;
+use tranship_core::{Fault, FaultKind, MigrationId};
+use tranship_migrate::plan::Plan;
+
+use super::plan::{Prepared, prepare, refuse_conflicts};
+use super::Context;
+use crate::cli::MigrateArgs;
+use crate::connect::{self, Connection};
+use crate::history::Entry;
+use crate::progress::Progress;
+use crate::render;
+
+/// How often a lost connection to the source is made again before the caller gives up watching.
+const RECONNECTS: u32 = 5;
+
+/// Moves the containers. Every fault of every container is in the answer.
+pub async fn run(context: &Context, args: &MigrateArgs) -> Vec<Fault> {
+    let mut prepared = match prepare(context, &args.moves).await {
+        Ok(prepared) => prepared,
+        Err(fault) => return vec![fault],
+    };
+    if let Err(fault) = refuse_conflicts(&prepared.plans) {
+        show_plans(context, &prepared.plans);
+        return vec![fault];
+    }
+    show_plans(context, &prepared.plans);
+    let mut faults = Vec::new();
+    let mut views = Vec::new();
+    let plans = std::mem::take(&mut prepared.plans);
+    for plan in plans {
+        let name = plan.spec().name.clone();
+        match one(context, args, &mut prepared, plan).await {
+            Ok(view) => {
+                faults.extend(view.fault.clone());
+                show_summary(context, &view);
+                views.push(view);
+            }
+            Err(fault) => faults.push(fault.on_container(name)),
+        }
+        // What comes after a failure may depend on what failed.
+        if !faults.is_empty() {
+            break;
+        }
+    }
+    if context.ui.json
+        && let Err(fault) = context.ui.json(&views)
+    {
+        faults.push(fault);
+    }
+    faults
+}
+
+fn show_plans(context: &Context, plans: &[Plan]) {
+    for plan in plans {
+        for line in render::plan::lines(&context.ui, plan) {
+            context.ui.say(&line);
+        }
+    }
+}
+
+fn show_summary(context: &Context, view: &MigrationView) {
+    if context.ui.json {
+        return;
+    }
+    for line in render::report::summary(&context.ui, view) {
+        if context.ui.line(&line).is_err() {
+            // Nobody reads; the exit code still says how it went.
+            return;
+        }
+    }
+}
+
+async fn one(
+    context: &Context,
+    args: &MigrateArgs,
+    prepared: &mut Prepared,
+    plan: Plan,
+) -> Result<MigrationView, Fault> {
+    let id = plan.id.clone();
+    let mut entry = Entry {
+        id: id.clone(),
+        container: plan.spec().name.clone(),
+        source: prepared.source.address.clone(),
+        destination: prepared.destination.address.clone(),
+        begun_at_ms: tranship_agent::node::now_ms(),
+        outcome: None,
+    };
+    if let Err(error) = context.history().add(&entry) {
+        context.ui.warn(&format!("`tranship list` will not know this migration: {error}"));
+    }
+    let route = route(context, prepared, &id, args.moves.relay).await?;
+    let depart = Depart { plan, route };
+    prepared.source.client.depart(&depart).await.map_err(|f| f.on_node(prepared.source.label.clone()))?;
+    context.ui.say(&format!("migration {id} of {} began", entry.container));
+    let view = watch(context, &mut prepared.source, &id).await;
+    entry.outcome = Some(match &view {
+        Ok(view) => view.fault.as_ref().map_or_else(|| view.status.clone(), |f| format!("{} [{}]", view.status, f.code)),
+        Err(fault) => format!("not known [{}]", fault.code),
+    });
+    if context.history().add(&entry).is_err() {
+        // Said once already.
+    }
+    view
+}
+
+/// Opens the direct way from agent to agent, or carries the stream through this process.
+async fn route(context: &Context, prepared: &Prepared, id: &MigrationId, relay: bool) -> Result<Route, Fault> {
+    let (source, destination) = (&prepared.source, &prepared.destination);
+    let expected = destination
+        .client
+        .expect(&Expect { id: id.clone() })
+        .await
+        .map_err(|f| f.on_node(destination.label.clone()))?;
+    if !relay {
+        match source.client.reach(&Reach { offer: expected.offer.clone() }).await {
+            Ok(reached) => {
+                context.ui.say(&format!("data path: directly to {} (TLS 1.3)", reached.address));
+                return Ok(Route::Direct(Box::new(expected.offer)));
+            }
+            Err(fault) => context.ui.say(&format!("no direct data path: {fault}")),
+        }
+    }
+    context.ui.say("data path: through this machine");
+    let from = source.client.relay_stream(id).await.map_err(|f| f.on_node(source.label.clone()))?;
+    let to = destination.client.peer_stream(id).await.map_err(|f| f.on_node(destination.label.clone()))?;
+    tokio::spawn(async move {
+        if let Err(error) = tranship_wire::relay::relay(from, to).await {
+            tracing::debug!("the relay ended: {error}");
+        }
+    });
+    Ok(Route::Relay)
+}
+
+/// Shows the migration until it is over. Interrupts ask it to end in order; a lost connection is made again.
+async fn watch(context: &Context, source: &mut Connection, id: &MigrationId) -> Result<MigrationView, Fault> {
+    let mut progress = Progress::new(&context.ui);
+    let mut losses = 0;
+    let mut interrupted = false;
+    loop {
+        match follow(context, source, id, &mut progress, &mut interrupted).await {
+            Ok(()) => match finished_view(source, id).await {
+                Ok(view) => return Ok(view),
+                Err(fault) if losses >= RECONNECTS => return Err(lost(id, &fault)),
+                Err(_) => {}
+            },
+            Err(fault) if losses >= RECONNECTS => return Err(lost(id, &fault)),
+            Err(fault) => context.ui.warn(&format!("lost sight of the source, connecting again: {fault}")),
+        }
+        losses += 1;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        match connect::connect(context, &source.address.clone()).await {
+            Ok(again) => *source = again,
+            Err(fault) if losses >= RECONNECTS => return Err(lost(id, &fault)),
+            Err(_) => {}
+        }
+    }
+}
+
+fn lost(id: &MigrationId, fault: &Fault) -> Fault {
+    Fault::new("caller.lost", FaultKind::InDoubt, "lost sight of the source while the migration was under way")
+        .because(fault.to_string())
+        .with_hint(format!("the agents finish or roll back by themselves; `tranship status {id}` tells once they can be reached"))
+}
+
+async fn follow(
+    context: &Context,
+    source: &Connection,
+    id: &MigrationId,
+    progress: &mut Progress,
+    interrupted: &mut bool,
+) -> Result<(), Fault> {
+    let mut events = source.client.events(id).await?;
+    let mut signals = Interrupts::new()?;
+    loop {
+        tokio::select! {
+            event = events.next() => match event {
+                None => return Ok(()),
+                Some(Err(fault)) => return Err(fault),
+                Some(Ok(event)) => {
+                    let over = matches!(event, Event::Finished { .. });
+                    progress.show(&event);
+                    if over {
+                        return Ok(());
+                    }
+                }
+            },
+            () = signals.next() => {
+                let again = if *interrupted { " (asked already)" } else { "" };
+                context.ui.say(&format!("interrupted{again}: rolling back; the source goes on serving"));
+                *interrupted = true;
+                if let Err(fault) = source.client.abort(id).await {
+                    context.ui.say(&format!("the migration could not be told to end: {fault}"));
+                }
+            }
+        }
+    }
+}
+
+/// The source's view once the record is final; the last event may come a moment before it.
+async fn finished_view(source: &Connection, id: &MigrationId) -> Result<MigrationView, Fault> {
+    let mut last = Fault::new("migrate.not-found", FaultKind::Bug, "the source does not know the migration");
+    for _ in 0..40 {
+        match source.client.migration(id).await {
+            Ok(views) => {
+                if let Some(view) = views.into_iter().find(|v| v.role == Role::Source)
+                    && (view.status != "in-progress")
+                {
+                    return Ok(view);
+                }
+            }
+            Err(fault) => last = fault,
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Err(last)
+}
+
+/// Ctrl-C and SIGTERM.
+struct Interrupts {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Interrupts {
+    fn new() -> Result<Self, Fault> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let bug = |e: std::io::Error| Fault::new("signal.failed", FaultKind::Bug, e.to_string());
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).map_err(bug)?,
+            terminate: signal(SignalKind::terminate()).map_err(bug)?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

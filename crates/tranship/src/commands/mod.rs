@@ -1,0 +1,53 @@
+//! One file per command. Each takes its arguments and a [`Context`], and gives back faults rather than ending the program.
+
+pub mod agent;
+pub mod completions;
+pub mod doctor;
+pub mod list;
+pub mod migrate;
+pub mod plan;
+pub mod status;
+
+use std::path::PathBuf;
+
+use crate::cli::GlobalArgs;
+use crate::history::History;
+use crate::ui::Ui;
+
+/// What every command works with.
+pub struct Context {
+    /// Output.
+    pub ui: Ui,
+    /// Global options.
+    pub global: GlobalArgs,
+    /// What the environment says, read once by `main`.
+    pub environment: Environment,
+}
+
+impl Context {
+    /// The migrations that this user started from this machine.
+    pub fn history(&self) -> History {
+        History::new(&self.environment.state_directory)
+    }
+}
+
+/// What the program takes from its surroundings.
+#[derive(Debug, Clone)]
+pub struct Environment {
+    /// This program's file.
+    pub executable: PathBuf,
+    /// The user's home, if there is one.
+    pub home: Option<PathBuf>,
+    /// Where records that must survive a reboot go.
+    pub state_directory: PathBuf,
+    /// Where sockets and locks go.
+    pub runtime_directory: PathBuf,
+    /// Docker's configuration directory.
+    pub docker_config: Option<PathBuf>,
+    /// `DOCKER_HOST`, where it names a unix socket.
+    pub docker_host: Option<String>,
+    /// `DOCKER_CONTEXT`.
+    pub docker_context: Option<String>,
+    /// Where rootless engines have their sockets.
+    pub user_runtime_directory: Option<PathBuf>,
+}
