@@ -200,10 +200,6 @@ pub struct AgentArgs {
     /// The engine's socket [default: docker's, else podman's]
     #[arg(long, value_name = "SOCKET")]
     pub engine: Option<PathBuf>,
-    /// Arm a fail point (test builds only)
-    #[cfg(feature = "fail-points")]
-    #[arg(long, hide = true, env = "TRANSHIP_FAIL_POINT")]
-    pub fail_point: Option<String>,
 }
 
 /// `tranship completions`
