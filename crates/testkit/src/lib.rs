@@ -1,1 +1,6 @@
-//! tranship-testkit
+//! Everything the tests of tranship share. For development only: no released crate depends on it.
+//!
+//! [`testbed`] starts real hosts on one machine: each with its own file system, process tree, network address,
+//! sshd and container engine.
+
+pub mod testbed;
