@@ -39,9 +39,10 @@ for group in runtime server; do
         chmod 755 /usr/sbin/policy-rc.d
         mkdir /tmp/debs
         tar -C /tmp/debs -xf -
-        dpkg --force-unsafe-io --unpack /tmp/debs/*.deb
-        dpkg --force-unsafe-io --configure --pending
-        rm -rf /tmp/debs /usr/sbin/policy-rc.d /usr/share/doc/* /usr/share/man/* /var/log/*' > "$group.log" 2>&1 ||
+        apt-get install -y -qq --no-install-recommends -o APT::Sandbox::User=root \
+            -o Dpkg::Options::=--force-unsafe-io /tmp/debs/*.deb
+        rm -rf /tmp/debs /usr/sbin/policy-rc.d /usr/share/doc/* /usr/share/man/* /var/log/* \
+            /var/lib/apt/lists/* /var/cache/apt/*' > "$group.log" 2>&1 ||
         { cat "$group.log" >&2; exit 1; }
     docker commit --change 'CMD ["sh"]' "stage-$group" "stage:$group"
     docker rm "stage-$group"
