@@ -8,6 +8,25 @@ use tranship_testkit::testbed::{Node, Options, Testbed};
 
 use crate::build;
 
+/// `cargo xtask bench`
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What is measured.
+    #[arg(value_parser = ["image"])]
+    what: String,
+    /// Runs of each case; medians are shown.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
+    runs: u16,
+}
+
+/// Runs the benchmark.
+pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
+    match args.what.as_str() {
+        "image" => image(usize::from(args.runs)),
+        other => Err(format!("there is no benchmark {other:?}").into()),
+    }
+}
+
 /// One measurement of ours.
 struct Ours {
     image: Duration,
@@ -16,12 +35,12 @@ struct Ours {
 }
 
 /// Runs the benchmark `runs` times and prints a table of medians.
-pub fn image(runs: usize) -> Result<(), Box<dyn std::error::Error>> {
+fn image(runs: usize) -> Result<(), Box<dyn std::error::Error>> {
     println!("building tranship (release) …");
     let tranship = build::release()?;
     println!("starting two hosts …");
-    let bed = Testbed::up(&Options::default())?;
-    let [a, b] = bed.nodes();
+    let bed = Testbed::up(Options::default())?;
+    let [a, b] = bed.array();
     let first = a.load_image("web:1")?;
     let second = a.load_image("web:2")?;
     for (name, image) in [("one", &first), ("two", &second)] {

@@ -24,15 +24,24 @@ struct Seen {
     longest_gap: Duration,
 }
 
+/// `cargo xtask demo`
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// How the service moves: stateless (no downtime) or cold (the gap is shown)
+    #[arg(long, default_value = "stateless", value_parser = ["stateless", "cold"])]
+    mode: String,
+}
+
 /// Runs the demonstration.
-pub fn run(mode: &str) -> Result<(), Box<dyn std::error::Error>> {
+pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
+    let mode = args.mode.as_str();
     println!("Two Docker hosts on this machine, a web service on the first, a client that never stops asking.");
     println!("building tranship (release) …");
     let tranship = build::release()?;
     println!("starting two hosts, each with its own file system, network, sshd and dockerd …");
     println!("(the first time on a machine this builds a Debian tree and test images, which takes a few minutes)");
-    let bed = Testbed::up(&Options::default())?;
-    let [a, b] = bed.nodes();
+    let bed = Testbed::up(Options::default())?;
+    let [a, b] = bed.array();
     let image = a.load_image("web:1")?;
     a.exec_ok(["docker", "run", "-d", "--name", "web", "--restart", "always", "-p", "8080:8080", &image])?;
     let backends = [a.address(), b.address()];

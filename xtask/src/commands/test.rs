@@ -3,13 +3,21 @@
 use std::path::Path;
 use std::process::Command;
 
+use tranship_testkit::testbed::{Dirs, Options, Testbed};
+
 use crate::build::cargo;
 
 /// Runs all tests. With `CI` set, a skipped test is a failure.
 pub fn run(ci: bool) -> Result<(), Box<dyn std::error::Error>> {
     println!("tests run against real hosts (namespaces with their own dockerd and sshd); root is needed.");
     println!("the first time on a machine this builds a Debian tree and test images, which takes a few minutes.");
-    crate::commands::testbed::prepare()?;
+    if let Some(missing) = tranship_testkit::testbed::missing_capability() {
+        println!("this machine cannot make hosts: {missing}");
+    } else {
+        // Built once and first, so that no test waits for it.
+        drop(Testbed::up(Options::default())?);
+        tranship_testkit::testbed::ensure_images(&Dirs::default(), None)?;
+    }
     let skips = tempfile::NamedTempFile::new()?;
     // Libraries and the testbed first: what they get wrong, the rest would only repeat.
     cargo_test(skips.path(), &["--workspace", "--exclude", "tranship"])?;

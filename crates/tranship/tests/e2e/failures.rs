@@ -162,7 +162,7 @@ fn a_port_that_is_taken_meanwhile_ends_it_in_order() {
 #[test]
 fn a_disk_that_is_full_is_seen_before_or_ends_it_in_order() {
     let small = Options::default().small_disk("b", "/var/lib/docker", 160 << 20);
-    let world = World::with(&small);
+    let world = World::with(small);
     let image = world.a.load_image("web:1").unwrap();
     world.a.exec_ok(["docker", "run", "-d", "--name", "web", "--restart", "always", "-p", "8080:8080", &image]).unwrap();
     wait_until(|| get(world.a.address(), 8080));
@@ -172,7 +172,7 @@ fn a_disk_that_is_full_is_seen_before_or_ends_it_in_order() {
     drop(world);
 
     // Enough when the plan is made, too little when the image comes.
-    let world = World::with(&Options::default().small_disk("b", "/var/lib/docker", 900 << 20));
+    let world = World::with(Options::default().small_disk("b", "/var/lib/docker", 900 << 20));
     world.a.load_image("web:1").unwrap();
     world.a.exec_ok(["docker", "run", "-d", "--name", "web", "--restart", "always", "-p", "8080:8080", &image]).unwrap();
     wait_until(|| get(world.a.address(), 8080));

@@ -50,12 +50,12 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
-        Self::with(&Options::default())
+        Self::with(Options::default())
     }
 
-    pub fn with(options: &Options) -> Self {
+    pub fn with(options: Options) -> Self {
         let bed = Testbed::up(options).unwrap();
-        let [a, b] = bed.nodes();
+        let [a, b] = bed.array();
         Self { bed, a, b, state: tempfile::tempdir().unwrap() }
     }
 
