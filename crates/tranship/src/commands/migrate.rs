@@ -130,7 +130,7 @@ async fn route(context: &Context, prepared: &Prepared, id: &MigrationId, relay: 
     let from = source.client.relay_stream(id).await.map_err(|f| f.on_node(source.label.clone()))?;
     let to = destination.client.peer_stream(id).await.map_err(|f| f.on_node(destination.label.clone()))?;
     tokio::spawn(async move {
-        if let Err(error) = tranship_wire::relay::relay(from, to).await {
+        if let Err(error) = tranship_wire::relay::relay(from, to, &std::sync::Arc::default()).await {
             tracing::debug!("the relay ended: {error}");
         }
     });
@@ -177,6 +177,10 @@ async fn follow(
 ) -> Result<(), Fault> {
     let mut events = source.client.events(id).await?;
     let mut signals = Interrupts::new()?;
+    if *interrupted {
+        // An interrupt at a terminal ends ssh too, perhaps before it carried the request.
+        source.client.abort(id).await?;
+    }
     loop {
         tokio::select! {
             event = events.next() => match event {
