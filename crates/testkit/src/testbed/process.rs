@@ -1,0 +1,82 @@
+//! Processes by identity: a pid alone may have passed to somebody else, a pid with its start time has not.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+/// How often conditions are looked at while waiting.
+const POLL: Duration = Duration::from_millis(3);
+
+/// A process that can be told from a later one with the same pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProcessId {
+    /// Its pid in the host's process tree.
+    pub pid: u32,
+    /// When it started, in clock ticks since the machine did.
+    pub start: u64,
+}
+
+impl ProcessId {
+    /// The process that has this pid now, unless it has ended.
+    pub fn of(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name in parentheses may hold spaces: count fields from its end.
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = fields.next()?;
+        if state == "Z" || state == "X" {
+            return None;
+        }
+        let start = fields.nth(18)?.parse().ok()?;
+        Some(Self { pid, start })
+    }
+
+    /// The calling process.
+    pub fn current() -> Option<Self> {
+        Self::of(std::process::id())
+    }
+
+    /// Reads `PID START`, the form the start scripts write.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (pid, start) = text.trim().split_once(' ')?;
+        Some(Self {
+            pid: pid.parse().ok()?,
+            start: start.parse().ok()?,
+        })
+    }
+
+    /// Whether it still runs (a zombie does not).
+    pub fn alive(&self) -> bool {
+        Self::of(self.pid) == Some(*self)
+    }
+
+    /// Kills it, and only it: the pid is pinned before the identity is checked.
+    pub fn kill(&self) {
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {
+            return;
+        };
+        let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
+            return;
+        };
+        if self.alive() {
+            // It may end by itself between the check and the signal; that is what we want anyway.
+            let _ = pidfd_send_signal(pidfd, Signal::KILL);
+        }
+    }
+}
+
+/// Looks at a condition until it holds or time is up; returns whether it held.
+pub(crate) fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let begin = Instant::now();
+    loop {
+        if condition() {
+            return true;
+        }
+        if begin.elapsed() > limit {
+            return false;
+        }
+        thread::sleep(POLL);
+    }
+}

@@ -1,0 +1,120 @@
+#!/bin/sh
+# Builds the test images inside a node; no registry is involved.
+# In: /root/build/base.tar, /root/build/debs/GROUP/*.deb. Out: /root/build/out/*.tar
+set -eu
+cd /root/build
+mkdir -p out
+export DOCKER_BUILDKIT=0
+
+# --- busybox:1, one small layer serving one page ---------------------------------------------------------------
+mkdir -p busybox/rootfs/bin busybox/rootfs/www busybox/rootfs/tmp busybox/rootfs/etc
+cp /usr/bin/busybox busybox/rootfs/bin/busybox
+for applet in $(busybox --list); do
+    [ "$applet" = busybox ] || ln -s busybox "busybox/rootfs/bin/$applet"
+done
+echo 'busybox here' > busybox/rootfs/www/index.html
+echo 'root:x:0:0:root:/:/bin/sh' > busybox/rootfs/etc/passwd
+echo 'root:x:0:' > busybox/rootfs/etc/group
+chmod 1777 busybox/rootfs/tmp
+tar -C busybox/rootfs --numeric-owner --owner=0 --group=0 -cf busybox/rootfs.tar .
+cat > busybox/Dockerfile <<'FILE'
+FROM scratch
+ADD rootfs.tar /
+ENV PATH=/bin
+EXPOSE 8080
+CMD ["httpd", "-f", "-p", "8080", "-h", "/www"]
+FILE
+rm -rf busybox/rootfs
+docker build --quiet --network none -t tranship-test/busybox:1 busybox
+docker save -o out/busybox-1.tar tranship-test/busybox:1
+
+# --- web:1, the kind of image people run: a distribution, packages, an application, configuration ----------------
+docker import base.tar stage:base
+parent=stage:base
+for group in runtime server; do
+    tar -C "debs/$group" -cf - . | docker run --interactive --name "stage-$group" --network none "$parent" sh -c '
+        set -e
+        export DEBIAN_FRONTEND=noninteractive
+        printf "#!/bin/sh\nexit 101\n" > /usr/sbin/policy-rc.d
+        chmod 755 /usr/sbin/policy-rc.d
+        mkdir /tmp/debs
+        tar -C /tmp/debs -xf -
+        apt-get install -y -qq --no-install-recommends -o APT::Sandbox::User=root \
+            -o Dpkg::Options::=--force-unsafe-io /tmp/debs/*.deb
+        rm -rf /tmp/debs /usr/sbin/policy-rc.d /usr/share/doc/* /usr/share/man/* /var/log/* \
+            /var/lib/apt/lists/* /var/cache/apt/*' > "$group.log" 2>&1 ||
+        { cat "$group.log" >&2; exit 1; }
+    docker commit --change 'CMD ["sh"]' "stage-$group" "stage:$group"
+    docker rm "stage-$group"
+    parent=stage:$group
+done
+
+mkdir -p web/site web/assets web/lib web/data web/more
+echo '<!doctype html><title>tranship</title><p>web here</p>' > web/site/index.html
+head -c 25165824 /dev/urandom > web/assets/pictures.bin
+i=0
+while [ $i -lt 200 ]; do
+    printf 'def handler_%s(request):\n    return {"handler": %s, "path": request}\n' $i $i > "web/lib/handler_$i.py"
+    i=$((i + 1))
+done
+seq 1 3000000 > web/data/records.txt
+head -c 8388608 /dev/urandom > web/more/release.bin
+cat > web/nginx.conf <<'FILE'
+worker_processes 1;
+pid /tmp/nginx.pid;
+error_log stderr;
+events { worker_connections 512; }
+http {
+    access_log off;
+    default_type text/html;
+    client_body_temp_path /tmp/body;
+    proxy_temp_path /tmp/proxy;
+    fastcgi_temp_path /tmp/fastcgi;
+    uwsgi_temp_path /tmp/uwsgi;
+    scgi_temp_path /tmp/scgi;
+    server {
+        listen 8080;
+        root /srv/www;
+        location = /health { return 200 "well\n"; }
+        location = /host { return 200 "$hostname\n"; }
+    }
+}
+FILE
+cat > web/entrypoint <<'FILE'
+#!/bin/sh
+set -e
+echo "starting on port $APP_PORT as $(id -un)"
+exec "$@"
+FILE
+cat > web/Dockerfile <<'FILE'
+FROM stage:server
+ENV APP_ENV=production APP_PORT=8080 LANG=C.UTF-8
+LABEL org.opencontainers.image.title=web org.opencontainers.image.version=1 tranship.test="a label with spaces"
+COPY nginx.conf /etc/nginx/nginx.conf
+COPY site/ /srv/www/
+RUN useradd --system --home-dir /srv/app --shell /usr/sbin/nologin app && mkdir -p /srv/app && chown app: /srv/app
+COPY --chown=app:app lib/ /srv/app/lib/
+RUN python3 -m compileall -q /srv/app/lib
+COPY assets/ /srv/www/assets/
+COPY data/ /srv/app/data/
+COPY entrypoint /usr/local/bin/entrypoint
+RUN chmod 755 /usr/local/bin/entrypoint
+RUN ln -s /srv/app/data /data && echo "built for $APP_ENV" > /srv/app/BUILD
+WORKDIR /srv/app
+USER app
+EXPOSE 8080
+STOPSIGNAL SIGQUIT
+HEALTHCHECK --interval=1s --timeout=3s --retries=3 CMD ["busybox", "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8080/health"]
+ENTRYPOINT ["/usr/local/bin/entrypoint"]
+CMD ["nginx", "-g", "daemon off;"]
+FILE
+printf 'more\n' > web/.dockerignore
+docker build --quiet --network none -t tranship-test/web:1 web
+
+# --- web:2, the next release: one more layer -------------------------------------------------------------------
+printf 'FROM tranship-test/web:1\nCOPY release.bin /srv/www/release.bin\n' > web/more/Dockerfile
+docker build --quiet --network none -t tranship-test/web:2 web/more
+
+for version in 1 2; do
+    docker save -o "out/web-$version.tar" "tranship-test/web:$version"
+done
