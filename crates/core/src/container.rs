@@ -38,6 +38,9 @@ pub struct ContainerSpec {
     pub stop_timeout: Option<i64>,
     /// Ports that the host publishes for it.
     pub ports: Vec<PublishedPort>,
+    /// Host name that the user chose, `None` where the engine made it up.
+    #[serde(default)]
+    pub host_name: Option<String>,
     /// `NetworkMode` in the engine's words, ids replaced by names.
     pub network_mode: String,
     /// Its place in each of its networks.
@@ -180,6 +183,9 @@ pub struct NetworkAttachment {
     pub aliases: Vec<String>,
     /// Addresses that the user fixed.
     pub fixed_addresses: Vec<IpAddr>,
+    /// Hardware address that the user fixed, as far as the engine tells it from one of its own.
+    #[serde(default)]
+    pub mac_address: Option<String>,
     /// Containers linked in this network (`--link`).
     pub links: Vec<String>,
 }

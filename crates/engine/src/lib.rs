@@ -1,1 +1,38 @@
-//! tranship-engine
+//! Docker, and Podman behind the same API, as a [`tranship_core::Engine`].
+//!
+//! [`DockerEngine`] speaks to the engine's unix socket. Two things set it apart from a thin client:
+//!
+//! * **Nothing is lost that this version does not know.** Containers and networks are read and made as plain JSON
+//!   ([`recreate`]); only what must not travel is taken out, by name, and what was made is compared with what should have
+//!   been before anyone starts it.
+//! * **Images leave by the short way.** With root on the node and Docker's classic image store, layers are put together
+//!   straight from the engine's storage, exactly those that are missing at the other side, checked by digest on the way
+//!   out. Elsewhere the engine's own `save` is used, filtered as it streams.
+//!
+//! | module | |
+//! |---|---|
+//! | `docker` | the adapter: one method per action of the port |
+//! | `raw`, `fault` | documents over HTTP, errors in the port's words |
+//! | `describe` | documents → typed view |
+//! | [`recreate`] | documents → bodies, and comparing |
+//! | `store`, `tarsplit`, `export` | the image store on disk |
+//! | `images` | layers held, archives out and in |
+//! | `filter` | leaving layers out of a `docker save` |
+//! | `changes` | what a container wrote into its layer |
+
+mod changes;
+mod containers;
+mod describe;
+mod docker;
+mod export;
+mod fault;
+mod filter;
+mod images;
+mod json;
+mod networks;
+mod raw;
+pub mod recreate;
+mod store;
+mod tarsplit;
+
+pub use docker::DockerEngine;

@@ -265,6 +265,7 @@ pub fn bare_spec(name: &str, image: &ImageSpec) -> ContainerSpec {
         health_check: None,
         stop_timeout: None,
         ports: Vec::new(),
+        host_name: None,
         network_mode: "bridge".into(),
         attachments: Vec::new(),
         networks: Vec::new(),

@@ -1,0 +1,259 @@
+//! Containers: reading everything about one, and making one again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+use tranship_core::container::{MountKind, RestartPolicy};
+use tranship_core::engine::CreateRequest;
+use tranship_core::ids::ContainerName;
+use tranship_core::{ContainerId, ContainerSpec, Engine as _, EngineError, NetworkSpec};
+
+use crate::describe::{self, Surroundings};
+use crate::docker::DockerEngine;
+use crate::fault::Ask;
+use crate::json::{at, entries, flag, items, text};
+use crate::raw::escape;
+use crate::recreate::{create_body, expected, further_endpoints, leaves_primary, losses};
+
+impl DockerEngine {
+    pub(crate) async fn inspect_container(&self, name: &ContainerName) -> Result<ContainerSpec, EngineError> {
+        let ask = Ask::new("inspect", "container", name.as_str());
+        let document = self.document(name.as_str()).await?;
+        let id = ContainerId::new(text(&document, &["Id"])).map_err(|error| ask.uncertain(error))?;
+        let image_id = describe::image_id(&text(&document, &["Image"]), &ask)?;
+        let image = describe::image(&self.image_document(image_id.as_str()).await?, &ask)?;
+
+        let mut networks = Vec::new();
+        for (network, endpoint) in entries(&document, &["NetworkSettings", "Networks"]) {
+            if NetworkSpec::is_predefined(network) {
+                continue;
+            }
+            // A container that never ran has no network ids yet; one may have been removed meanwhile.
+            let network_id = text(endpoint, &["NetworkID"]);
+            let by_id = if network_id.is_empty() {
+                None
+            } else {
+                self.network(&network_id).await?
+            };
+            match by_id {
+                Some(found) => networks.push(found),
+                None => networks.extend(self.network(network).await?),
+            }
+        }
+        let identity = self.identity().await?;
+        let around = Surroundings {
+            desired_macs: self.store(&identity).and_then(|store| store.desired_macs(&id)),
+            host_name: identity.host_name,
+            default_runtime: identity.default_runtime,
+            engine_major: identity.major,
+            anonymous_volumes: self.anonymous_volumes(&document).await?,
+            container_names: self.container_names(&document).await?,
+        };
+        describe::container(document, image, networks, &around, &ask)
+    }
+
+    /// The volumes of a container that the engine labelled as named by itself (Docker ≥ 24).
+    async fn anonymous_volumes(&self, document: &Value) -> Result<BTreeSet<String>, EngineError> {
+        let mut anonymous = BTreeSet::new();
+        for mount in items(document, &["Mounts"]) {
+            let name = text(mount, &["Name"]);
+            if text(mount, &["Type"]) != "volume" || describe::is_generated_name(&name) {
+                continue;
+            }
+            let ask = Ask::new("inspect", "volume", &name);
+            match self.raw.get(&format!("/volumes/{}", escape(&name)), &ask).await {
+                Ok(volume) if !at(&volume, &["Labels", "com.docker.volume.anonymous"]).is_null() => {
+                    anonymous.insert(name);
+                }
+                Ok(_) | Err(EngineError::NotFound { .. }) => {}
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(anonymous)
+    }
+
+    /// Names of the containers whose namespaces this one shares.
+    async fn container_names(&self, document: &Value) -> Result<BTreeMap<String, String>, EngineError> {
+        let mut names = BTreeMap::new();
+        for (_, id) in describe::shared_namespaces(document) {
+            match self.document(&id).await {
+                Ok(other) => {
+                    let name = text(&other, &["Name"]).trim_start_matches('/').to_owned();
+                    names.insert(id, name);
+                }
+                Err(EngineError::NotFound { .. }) => {}
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(names)
+    }
+
+    pub(crate) async fn recreate(&self, request: &CreateRequest) -> Result<ContainerId, EngineError> {
+        let ask = Ask::new("create", "container", &request.name);
+        let name = ContainerName::new(request.name.as_str()).map_err(|error| EngineError::Unsupported {
+            message: error.to_string(),
+        })?;
+        let (image, image_config) = self.image_for(request).await?;
+        let body = create_body(request, &image_config, &image)?;
+        let wanted = expected(request, &image_config, &image)?;
+        self.refuse_taken_volumes(request).await?;
+        // Known to be free, so that what bears the name after an answer that broke off is ours.
+        match self.document(name.as_str()).await {
+            Err(EngineError::NotFound {
+                what: "container", ..
+            }) => {}
+            Err(other) => return Err(other),
+            Ok(_) => {
+                return Err(EngineError::Conflict {
+                    action: ask.action,
+                    message: format!("the name {name} is in use"),
+                });
+            }
+        }
+
+        let path = format!("/containers/create?name={}", escape(name.as_str()));
+        let made = match self.raw.post(&path, &body, &ask).await {
+            Ok(answer) => {
+                for warning in items(&answer, &["Warnings"]) {
+                    tracing::warn!(container = %name, %warning, "the engine warns about the new container");
+                }
+                ContainerId::new(text(&answer, &["Id"])).map_err(|error| ask.uncertain(error))
+            }
+            Err(error) => Err(error),
+        };
+        let id = match made {
+            Ok(id) => id,
+            Err(error @ EngineError::Uncertain { .. }) => {
+                self.remove_unsure(&name, request).await;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        };
+        match self.complete(&id, request, &wanted, &ask).await {
+            Ok(()) => Ok(id),
+            Err(error) => {
+                if let Err(left) = self.remove_container(&id).await {
+                    tracing::error!(container = %name, %id, error = %left, "a half-made container could not be removed");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Connects the new container to its further networks and compares it with what it should be.
+    async fn complete(
+        &self,
+        id: &ContainerId,
+        request: &CreateRequest,
+        wanted: &Value,
+        ask: &Ask,
+    ) -> Result<(), EngineError> {
+        for (network, endpoint) in further_endpoints(request) {
+            let ask = Ask::new("connect the container to", "network", &network);
+            let path = format!("/networks/{}/connect", escape(&network));
+            let body = json!({ "Container": id.as_str(), "EndpointConfig": endpoint });
+            self.raw.post(&path, &body, &ask).await?;
+        }
+        if let Some(network) = leaves_primary(&request.spec) {
+            let ask = Ask::new("take the container off", "network", network);
+            let path = format!("/networks/{}/disconnect", escape(network));
+            let body = json!({ "Container": id.as_str(), "Force": true });
+            self.raw.post(&path, &body, &ask).await?;
+        }
+        let document = self.document(id.as_str()).await?;
+        let image = describe::image_id(&text(&document, &["Image"]), ask)?;
+        if image != request.spec.image.id {
+            return Err(EngineError::Conflict {
+                action: ask.action.clone(),
+                message: format!(
+                    "{} means image {image} there, not {}",
+                    request.spec.image_reference, request.spec.image.id
+                ),
+            });
+        }
+        let lost = losses(wanted, &document);
+        if lost.is_empty() {
+            return Ok(());
+        }
+        Err(EngineError::Unsupported {
+            message: format!(
+                "the engine made the container otherwise than asked: {}",
+                lost.join("; ")
+            ),
+        })
+    }
+
+    /// How the image is called here, and its configuration: the source's reference where it means the same image, else
+    /// the id. A reference by digest is known only where the image was pulled.
+    async fn image_for(&self, request: &CreateRequest) -> Result<(String, Value), EngineError> {
+        let spec = &request.spec;
+        let ask = Ask::new("inspect", "image", &spec.image_reference);
+        let by_reference = match self.image_document(&spec.image_reference).await {
+            Err(EngineError::NotFound { .. }) => None,
+            other => Some(other?),
+        };
+        let (name, document) = match by_reference {
+            Some(document) if describe::image_id(&text(&document, &["Id"]), &ask)? == spec.image.id => {
+                (spec.image_reference.clone(), document)
+            }
+            _ => {
+                let id = spec.image.id.to_string();
+                let document = self.image_document(&id).await?;
+                (id, document)
+            }
+        };
+        Ok((name, at(&document, &["Config"]).clone()))
+    }
+
+    /// A named volume that is there already would not be an empty one.
+    async fn refuse_taken_volumes(&self, request: &CreateRequest) -> Result<(), EngineError> {
+        let named = |mount: &&tranship_core::container::MountSpec| {
+            mount.kind == MountKind::Volume && !mount.anonymous
+        };
+        let mut wanted = request.spec.mounts.iter().filter(named).peekable();
+        if wanted.peek().is_none() {
+            return Ok(());
+        }
+        let present: BTreeSet<String> = self.volumes().await?.into_iter().collect();
+        match wanted.find(|mount| present.contains(&mount.name)) {
+            Some(mount) => Err(EngineError::Conflict {
+                action: format!("create volume {}", mount.name),
+                message: "a volume of this name is there already, with files of its own".into(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// After an answer that broke off: removes what was made under the name, if it is what was asked for.
+    async fn remove_unsure(&self, name: &ContainerName, request: &CreateRequest) {
+        let Ok(document) = self.document(name.as_str()).await else {
+            return;
+        };
+        let ours = text(&document, &["State", "Status"]) == "created"
+            && text(&document, &["Image"]).ends_with(request.spec.image.id.hex());
+        if let (true, Ok(id)) = (ours, ContainerId::new(text(&document, &["Id"]))) {
+            if let Err(error) = self.remove_container(&id).await {
+                tracing::error!(container = %name, %error, "a half-made container could not be removed");
+            }
+        }
+    }
+
+    pub(crate) async fn update_restart_policy(
+        &self,
+        id: &ContainerId,
+        policy: &RestartPolicy,
+    ) -> Result<(), EngineError> {
+        let document = self.document(id.as_str()).await?;
+        let current = describe::restart_policy(&document);
+        let same = *policy == current || (policy.is_never() && current.is_never());
+        // The engine refuses any update of the policy for these; they have none to begin with.
+        let without = flag(&document, &["HostConfig", "AutoRemove"]) && policy.is_never();
+        if same || without {
+            return Ok(());
+        }
+        let ask = Ask::new("set the restart policy of", "container", id.as_str());
+        let body = json!({ "RestartPolicy": crate::recreate::restart_policy(policy) });
+        let path = format!("/containers/{}/update", id.as_str());
+        self.raw.post(&path, &body, &ask).await.map(|_| ())
+    }
+}

@@ -1,0 +1,441 @@
+//! The adapter itself: connecting, and one method per action of the port.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::errors::Error as BollardError;
+use bollard::query_parameters as query;
+use bollard::{API_DEFAULT_VERSION, Docker};
+use futures_util::StreamExt as _;
+use tranship_core::container::{
+    ContainerStatus, ContainerSummary, LayerChanges, PublishedPort, RestartPolicy,
+};
+use tranship_core::engine::{ByteStream, CreateRequest, ImageArchive};
+use tranship_core::ids::{ContainerName, Digest};
+use tranship_core::node::{EngineFacts, ImageStore};
+use tranship_core::{ContainerId, ContainerSpec, Engine, EngineError, ImageSpec, NetworkSpec};
+
+use crate::describe;
+use crate::fault::Ask;
+use crate::json::{at, items, text};
+use crate::raw::{CONTROL_DEADLINE, Raw, escape};
+use crate::store::Store;
+
+/// Stands for no deadline: longer than any call lasts. bollard knows no "none".
+pub(crate) const UNLIMITED: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Docker's time between the stop signal and the kill, in seconds, where the container has none of its own.
+const DEFAULT_STOP_SECONDS: i64 = 10;
+
+/// How long the engine may take for a stop besides the waiting: killing, unmounting, telling.
+const STOP_MARGIN: Duration = Duration::from_secs(60);
+
+/// Docker or Podman on this node, or wherever its socket leads.
+#[derive(Debug, Clone)]
+pub struct DockerEngine {
+    pub(crate) docker: Docker,
+    pub(crate) raw: Raw,
+    podman: bool,
+    direct: Option<bool>,
+    root_prefix: PathBuf,
+}
+
+/// What the engine says about itself that decides the ways to its images.
+pub(crate) struct Identity {
+    pub(crate) id: String,
+    pub(crate) host_name: String,
+    pub(crate) default_runtime: String,
+    pub(crate) store: ImageStore,
+    pub(crate) driver: String,
+    pub(crate) root: PathBuf,
+    pub(crate) major: u64,
+}
+
+impl DockerEngine {
+    /// Connects to the engine at a unix socket and agrees with it on a version of the API.
+    ///
+    /// # Errors
+    /// [`EngineError::Unreachable`] when nothing answers there, [`EngineError::Denied`] when the socket is closed to
+    /// this user.
+    pub async fn connect(socket: &Path) -> Result<Self, EngineError> {
+        let raw = Raw::new(socket);
+        let ask = Ask::new("connect to", "engine", "");
+        // bollard calls a socket that this user may not see "not found": the raw client tells them apart.
+        let version = raw.get("/version", &ask).await?;
+        let podman = items(&version, &["Components"])
+            .iter()
+            .any(|component| text(component, &["Name"]).contains("Podman"));
+        let path = socket.to_str().ok_or_else(|| EngineError::Unreachable {
+            endpoint: raw.endpoint().to_owned(),
+            reason: "the path of the socket is not UTF-8".into(),
+        })?;
+        let docker = Docker::connect_with_unix(path, CONTROL_DEADLINE.as_secs(), API_DEFAULT_VERSION)
+            .map_err(|error| ask.bollard(error, raw.endpoint()))?;
+        let docker = docker
+            .negotiate_version()
+            .await
+            .map_err(|error| ask.bollard(error, raw.endpoint()))?;
+        Ok(Self {
+            docker,
+            raw,
+            podman,
+            direct: None,
+            root_prefix: PathBuf::from("/"),
+        })
+    }
+
+    /// Whether to read layers straight from the engine's storage. Without a word it is done when running as root and
+    /// the storage is readable; `false` never does it, `true` tries it as any user.
+    #[must_use]
+    pub fn with_direct_layers(mut self, direct: bool) -> Self {
+        self.direct = Some(direct);
+        self
+    }
+
+    /// Where the engine's file system begins, if its root directory is not this process's: for an engine in a mount
+    /// namespace of its own, `/proc/PID/root`.
+    #[must_use]
+    pub fn with_root_prefix(mut self, prefix: impl Into<PathBuf>) -> Self {
+        self.root_prefix = prefix.into();
+        self
+    }
+
+    /// Whether layers are read straight from the engine's storage here.
+    ///
+    /// # Errors
+    /// As [`Engine::facts`].
+    pub async fn reads_layers_directly(&self) -> Result<bool, EngineError> {
+        Ok(self.store(&self.identity().await?).is_some())
+    }
+
+    /// The engine's storage, if it is of the kind that is understood and may be read.
+    pub(crate) fn store(&self, identity: &Identity) -> Option<Store> {
+        let wanted = self
+            .direct
+            .unwrap_or_else(|| rustix::process::geteuid().is_root());
+        let understood = identity.store == ImageStore::Classic && identity.driver == "overlay2";
+        if !wanted || !understood {
+            return None;
+        }
+        let inside = identity.root.strip_prefix("/").unwrap_or(&identity.root);
+        Store::open(&self.root_prefix.join(inside), &identity.id)
+    }
+
+    pub(crate) async fn identity(&self) -> Result<Identity, EngineError> {
+        let ask = Ask::new("describe", "engine", "");
+        let info = self.told(self.docker.info().await, &ask)?;
+        let version = info.server_version.unwrap_or_default();
+        let driver_status = info.driver_status.unwrap_or_default();
+        let driver = info.driver.unwrap_or_default();
+        Ok(Identity {
+            id: info.id.unwrap_or_default(),
+            host_name: info.name.unwrap_or_default(),
+            default_runtime: info.default_runtime.unwrap_or_default(),
+            store: self.image_store(&driver_status),
+            driver,
+            root: PathBuf::from(info.docker_root_dir.unwrap_or_default()),
+            major: version
+                .split('.')
+                .next()
+                .and_then(|major| major.parse().ok())
+                .unwrap_or_default(),
+        })
+    }
+
+    /// Docker reports the type of the snapshotter where containerd keeps the images (`daemon/info.go`, "driver-type").
+    fn image_store(&self, driver_status: &[Vec<String>]) -> ImageStore {
+        let containerd = driver_status
+            .iter()
+            .any(|line| line.first().is_some_and(|key| key == "driver-type"));
+        match (self.podman, containerd) {
+            (true, _) => ImageStore::Podman,
+            (false, true) => ImageStore::Containerd,
+            (false, false) => ImageStore::Classic,
+        }
+    }
+
+    /// bollard's result in the port's words.
+    pub(crate) fn told<T>(&self, result: Result<T, BollardError>, ask: &Ask) -> Result<T, EngineError> {
+        result.map_err(|error| ask.bollard(error, self.raw.endpoint()))
+    }
+
+    /// A client whose calls may take as long as they need.
+    pub(crate) fn patient(&self, deadline: Duration) -> Docker {
+        self.docker.clone().with_timeout(deadline)
+    }
+
+    pub(crate) async fn document(&self, container: &str) -> Result<serde_json::Value, EngineError> {
+        let ask = Ask::new("inspect", "container", container);
+        let path = format!("/containers/{}/json", escape(container));
+        self.raw.get(&path, &ask).await
+    }
+}
+
+/// Gone already, or done already, is done well.
+pub(crate) fn or_gone(result: Result<(), EngineError>) -> Result<(), EngineError> {
+    match result {
+        Err(EngineError::NotFound { .. }) => Ok(()),
+        other => other,
+    }
+}
+
+#[async_trait]
+impl Engine for DockerEngine {
+    async fn facts(&self) -> Result<EngineFacts, EngineError> {
+        let ask = Ask::new("describe", "engine", "");
+        let info = self.told(self.docker.info().await, &ask)?;
+        let version = self.told(self.docker.version().await, &ask)?;
+        let plugins = info.plugins.unwrap_or_default();
+        let security_options = info.security_options.unwrap_or_default();
+        let count = |number: Option<i64>| number.and_then(|n| u64::try_from(n).ok()).unwrap_or_default();
+        let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
+        runtimes.sort();
+        Ok(EngineFacts {
+            kind: if self.podman { "podman" } else { "docker" }.into(),
+            version: version.version.unwrap_or_default(),
+            api_version: version.api_version.unwrap_or_default(),
+            os: version.os.unwrap_or_default(),
+            architecture: version.arch.unwrap_or_default(),
+            kernel: info.kernel_version.unwrap_or_default(),
+            cpus: count(info.ncpu),
+            memory: count(info.mem_total),
+            image_store: self.image_store(&info.driver_status.unwrap_or_default()),
+            storage_driver: info.driver.unwrap_or_default(),
+            root_directory: info.docker_root_dir.unwrap_or_default(),
+            cgroup_version: info.cgroup_version.map(|v| v.to_string()).unwrap_or_default(),
+            runtimes,
+            log_drivers: plugins.log.unwrap_or_default(),
+            network_drivers: plugins.network.unwrap_or_default(),
+            volume_drivers: plugins.volume.unwrap_or_default(),
+            rootless: security_options
+                .iter()
+                .any(|option| option.contains("name=rootless")),
+            security_options,
+            experimental: info.experimental_build.unwrap_or_default(),
+        })
+    }
+
+    async fn inspect(&self, container: &ContainerName) -> Result<ContainerSpec, EngineError> {
+        self.inspect_container(container).await
+    }
+
+    async fn status(&self, container: &ContainerId) -> Result<ContainerStatus, EngineError> {
+        Ok(describe::status(&self.document(container.as_str()).await?))
+    }
+
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, EngineError> {
+        let ask = Ask::new("list", "containers", "");
+        let options = query::ListContainersOptionsBuilder::default().all(true).build();
+        let list = self.told(self.docker.list_containers(Some(options)).await, &ask)?;
+        list.into_iter()
+            .map(|container| {
+                let id = ContainerId::new(container.id.unwrap_or_default());
+                let mut ports: Vec<PublishedPort> = container
+                    .ports
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|port| {
+                        Some(PublishedPort {
+                            container_port: port.private_port,
+                            protocol: port.typ.map(|t| t.to_string()).unwrap_or_default(),
+                            host_address: port.ip.and_then(|ip| ip.parse().ok()),
+                            host_port: Some(port.public_port?),
+                        })
+                    })
+                    .collect();
+                ports.sort();
+                let names = container.names.unwrap_or_default();
+                Ok(ContainerSummary {
+                    id: id.map_err(|error| ask.uncertain(error))?,
+                    names: names
+                        .iter()
+                        .map(|name| name.trim_start_matches('/').to_owned())
+                        .collect(),
+                    state: container.state.map(|state| state.to_string()).unwrap_or_default(),
+                    ports,
+                })
+            })
+            .collect()
+    }
+
+    async fn layer_changes(&self, container: &ContainerId) -> Result<LayerChanges, EngineError> {
+        self.changes_of(container).await
+    }
+
+    async fn image(&self, reference: &str) -> Result<Option<ImageSpec>, EngineError> {
+        let ask = Ask::new("inspect", "image", reference);
+        match self.image_document(reference).await {
+            Ok(document) => describe::image(&document, &ask).map(Some),
+            Err(EngineError::NotFound { .. }) => Ok(None),
+            Err(other) => Err(other),
+        }
+    }
+
+    async fn layers_held(&self, layers: &[Digest]) -> Result<usize, EngineError> {
+        self.held(layers).await
+    }
+
+    async fn archive_sizes(&self, image: &ImageSpec, tag: Option<&str>) -> Result<Vec<u64>, EngineError> {
+        self.sizes(image, tag).await
+    }
+
+    async fn export_image(
+        &self,
+        image: &ImageSpec,
+        tag: Option<&str>,
+        skip: usize,
+    ) -> Result<ImageArchive, EngineError> {
+        self.export(image, tag, skip).await
+    }
+
+    async fn import_image(&self, archive: ByteStream) -> Result<(), EngineError> {
+        self.load(archive).await
+    }
+
+    async fn tag_image(&self, image: &Digest, tag: &str) -> Result<(), EngineError> {
+        let ask = Ask::new("tag", "image", image.as_str());
+        // A colon after the last slash separates the tag; one before it belongs to a port.
+        let (repository, name) = match tag.rsplit_once(':') {
+            Some((repository, name)) if !name.contains('/') => (repository, name),
+            _ => (tag, "latest"),
+        };
+        let options = query::TagImageOptionsBuilder::default()
+            .repo(repository)
+            .tag(name)
+            .build();
+        self.told(self.docker.tag_image(image.as_str(), Some(options)).await, &ask)
+    }
+
+    async fn remove_image(&self, reference: &str) -> Result<(), EngineError> {
+        let ask = Ask::new("remove", "image", reference);
+        let removed = self
+            .docker
+            .remove_image(&escape(reference), None::<query::RemoveImageOptions>, None)
+            .await;
+        or_gone(self.told(removed, &ask).map(|_| ()))
+    }
+
+    async fn networks(&self) -> Result<Vec<NetworkSpec>, EngineError> {
+        self.all_networks().await
+    }
+
+    async fn create_network(&self, spec: &NetworkSpec, new_subnets: bool) -> Result<String, EngineError> {
+        self.make_network(spec, new_subnets).await
+    }
+
+    async fn remove_network(&self, id: &str) -> Result<(), EngineError> {
+        let ask = Ask::new("remove", "network", id);
+        or_gone(self.told(self.docker.remove_network(&escape(id)).await, &ask))
+    }
+
+    async fn volumes(&self) -> Result<Vec<String>, EngineError> {
+        let ask = Ask::new("list", "volumes", "");
+        let list = self.docker.list_volumes(None::<query::ListVolumesOptions>).await;
+        let volumes = self.told(list, &ask)?.volumes.unwrap_or_default();
+        Ok(volumes.into_iter().map(|volume| volume.name).collect())
+    }
+
+    async fn remove_volume(&self, name: &str) -> Result<(), EngineError> {
+        let ask = Ask::new("remove", "volume", name);
+        let removed = self
+            .docker
+            .remove_volume(&escape(name), None::<query::RemoveVolumeOptions>)
+            .await;
+        or_gone(self.told(removed, &ask))
+    }
+
+    async fn create_container(&self, request: &CreateRequest) -> Result<ContainerId, EngineError> {
+        self.recreate(request).await
+    }
+
+    async fn start(&self, container: &ContainerId) -> Result<(), EngineError> {
+        let ask = Ask::new("start", "container", container.as_str());
+        let started = self
+            .docker
+            .start_container(container.as_str(), None::<query::StartContainerOptions>)
+            .await;
+        self.told(started, &ask)
+    }
+
+    async fn stop(&self, container: &ContainerId, timeout: Option<Duration>) -> Result<(), EngineError> {
+        let ask = Ask::new("stop", "container", container.as_str());
+        let seconds = match timeout {
+            Some(timeout) => i64::try_from(timeout.as_millis().div_ceil(1000)).unwrap_or(-1),
+            None => {
+                let document = self.document(container.as_str()).await?;
+                let own = at(&document, &["Config", "StopTimeout"]).as_i64();
+                own.unwrap_or(DEFAULT_STOP_SECONDS)
+            }
+        };
+        let deadline = u64::try_from(seconds).map_or(UNLIMITED, |s| Duration::from_secs(s) + STOP_MARGIN);
+        let options = timeout.map(|_| {
+            let seconds = i32::try_from(seconds).unwrap_or(i32::MAX);
+            query::StopContainerOptionsBuilder::default().t(seconds).build()
+        });
+        let stopped = self
+            .patient(deadline.min(UNLIMITED))
+            .stop_container(container.as_str(), options)
+            .await;
+        self.told(stopped, &ask)
+    }
+
+    async fn remove_container(&self, container: &ContainerId) -> Result<(), EngineError> {
+        let ask = Ask::new("remove", "container", container.as_str());
+        let options = query::RemoveContainerOptionsBuilder::default()
+            .force(true)
+            .v(true)
+            .build();
+        let removed = self
+            .docker
+            .remove_container(container.as_str(), Some(options))
+            .await;
+        match self.told(removed, &ask) {
+            // It is on its way out already (`--rm`, or a second call).
+            Err(EngineError::Conflict { message, .. }) if message.contains("is already in progress") => {
+                Ok(())
+            }
+            other => or_gone(other),
+        }
+    }
+
+    async fn rename(&self, container: &ContainerId, name: &str) -> Result<(), EngineError> {
+        let ask = Ask::new("rename", "container", container.as_str());
+        let options = query::RenameContainerOptionsBuilder::default().name(name).build();
+        self.told(
+            self.docker.rename_container(container.as_str(), options).await,
+            &ask,
+        )
+    }
+
+    async fn set_restart_policy(
+        &self,
+        container: &ContainerId,
+        policy: &RestartPolicy,
+    ) -> Result<(), EngineError> {
+        self.update_restart_policy(container, policy).await
+    }
+
+    async fn log_tail(&self, container: &ContainerId, lines: usize) -> Result<Vec<String>, EngineError> {
+        let ask = Ask::new("read the log of", "container", container.as_str());
+        let options = query::LogsOptionsBuilder::default()
+            .stdout(true)
+            .stderr(true)
+            .tail(&lines.to_string())
+            .build();
+        let mut log = self.docker.logs(container.as_str(), Some(options));
+        let mut text = Vec::new();
+        // A line may be as long as it likes; what is shown to people may not.
+        while let Some(part) = log.next().await {
+            text.extend_from_slice(&self.told(part, &ask)?.into_bytes());
+            if text.len() > 1 << 20 {
+                break;
+            }
+        }
+        let all: Vec<String> = String::from_utf8_lossy(&text)
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        Ok(all[all.len().saturating_sub(lines)..].to_vec())
+    }
+}

@@ -1,0 +1,330 @@
+//! Image archives straight from the engine's storage: exact, of known length, without the layers that the other side
+//! holds, and with a digest checked for every layer.
+//!
+//! The archive is in `docker save` form with names as Docker 25 gives them (`blobs/sha256/HEX`). `manifest.json` names
+//! *all* layers, also those left out: `docker load` does not read a layer whose chain id it knows, so it takes the
+//! rest (classic image store). The manifest comes last, and a layer's digest is compared as soon as its last byte has
+//! been read: an archive with a damaged layer breaks off before anything in it could be loaded.
+//!
+//! Two threads share the work, one reads and one hashes; a short queue of large buffers is between them and another
+//! one before the consumer, so that memory stays bounded whoever is slow.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use bytes::Bytes;
+use futures_util::stream;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+use tranship_core::engine::ByteStream;
+use tranship_core::ids::Digest;
+use tranship_core::{EngineError, ImageSpec};
+
+use crate::store::{Store, StoredLayer, unreadable};
+use crate::tarsplit::{self, Sink};
+
+/// Size of the buffers that travel, in bytes.
+const BUFFER: usize = 512 << 10;
+
+/// Buffers in each queue.
+const QUEUE: usize = 8;
+
+/// Block of a tar, in bytes.
+const BLOCK: u64 = 512;
+
+/// An archive that could be written.
+pub(crate) struct Archive {
+    config: Bytes,
+    config_id: Digest,
+    layers: Vec<StoredLayer>,
+    lengths: Vec<u64>,
+    manifest: Bytes,
+}
+
+impl Archive {
+    /// Reads everything about `image` but the files of its layers. Blocks.
+    pub(crate) fn of(store: &Store, image: &ImageSpec, tag: Option<&str>) -> Result<Self, EngineError> {
+        let config = store.config(&image.id)?;
+        let layers = store.layers_of(&image.id, &config)?;
+        let lengths = layers
+            .iter()
+            .map(|layer| {
+                tarsplit::length(&layer.tar_split).map_err(|error| unreadable(&layer.tar_split, &error))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let manifest = json!([{
+            "Config": blob(&image.id),
+            "RepoTags": tag.map(|tag| vec![tag]),
+            "Layers": layers.iter().map(|layer| blob(&layer.diff_id)).collect::<Vec<_>>(),
+        }]);
+        Ok(Self {
+            config: config.into(),
+            config_id: image.id.clone(),
+            layers,
+            lengths,
+            manifest: manifest.to_string().into(),
+        })
+    }
+
+    /// Indices of the layers that are in the archive; one that the image has twice is there once.
+    fn parts(&self, skip: usize) -> Vec<usize> {
+        let mut seen = BTreeSet::new();
+        (skip.min(self.layers.len())..self.layers.len())
+            .filter(|index| seen.insert(&self.layers[*index].diff_id))
+            .collect()
+    }
+
+    /// Length of the archive in bytes without the `skip` lowest layers.
+    pub(crate) fn length(&self, skip: usize) -> u64 {
+        let layers = self.parts(skip).into_iter().map(|index| self.lengths[index]);
+        let documents = [self.config.len() as u64, self.manifest.len() as u64];
+        let entries: u64 = layers
+            .chain(documents)
+            .map(|length| BLOCK + length.next_multiple_of(BLOCK))
+            .sum();
+        entries + 2 * BLOCK
+    }
+
+    /// Lengths for every number of skipped layers, from none to all.
+    pub(crate) fn lengths(&self) -> Vec<u64> {
+        (0..=self.layers.len()).map(|skip| self.length(skip)).collect()
+    }
+
+    /// The archive as a stream, made by two blocking tasks.
+    pub(crate) fn stream(self, skip: usize) -> ByteStream {
+        let (to_hasher, from_reader) = sync_channel(QUEUE);
+        let (to_stream, mut from_hasher) = mpsc::channel(QUEUE);
+        let read = move || {
+            let mut writer = Writer::new(to_hasher);
+            if let Err(stop) = self.write(skip, &mut writer) {
+                writer.fail(stop);
+            }
+        };
+        tokio::task::spawn_blocking(read);
+        tokio::task::spawn_blocking(move || hash(&from_reader, &to_stream));
+        Box::pin(stream::poll_fn(move |context| from_hasher.poll_recv(context)))
+    }
+
+    fn write(&self, skip: usize, writer: &mut Writer) -> Result<(), Stop> {
+        for index in self.parts(skip) {
+            let (layer, length) = (&self.layers[index], self.lengths[index]);
+            writer.header(&layer.diff_id, length)?;
+            writer.begin_layer()?;
+            let assembled = tarsplit::assemble(&layer.tar_split, &layer.files, writer);
+            assembled.map_err(|error| match error {
+                error if error.kind() == io::ErrorKind::BrokenPipe => Stop::Unwanted,
+                error => Stop::Failed(corrupt(&layer.diff_id, error.to_string())),
+            })?;
+            writer.end_layer(&layer.diff_id, length)?;
+            writer.pad(length)?;
+        }
+        writer.header(&self.config_id, self.config.len() as u64)?;
+        writer.raw(&self.config)?;
+        writer.pad(self.config.len() as u64)?;
+        writer.named_header("manifest.json", self.manifest.len() as u64)?;
+        writer.raw(&self.manifest)?;
+        writer.pad(self.manifest.len() as u64)?;
+        writer.raw(&[0; 2 * BLOCK as usize])?;
+        writer.flush()
+    }
+}
+
+fn blob(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+fn corrupt(layer: &Digest, message: String) -> EngineError {
+    EngineError::Corrupt {
+        what: format!("layer {layer}"),
+        message,
+    }
+}
+
+/// Why writing ends early.
+enum Stop {
+    /// Nobody reads any more.
+    Unwanted,
+    Failed(EngineError),
+}
+
+impl From<io::Error> for Stop {
+    fn from(_: io::Error) -> Self {
+        // The only error of input and output between the threads is that the other one is gone.
+        Self::Unwanted
+    }
+}
+
+/// From the reading to the hashing thread.
+enum Message {
+    Bytes(Vec<u8>),
+    /// What follows belongs to a layer.
+    LayerBegins,
+    /// What came since the layer began has this digest and length, or is damaged.
+    LayerEnds(Digest, u64),
+    Failed(EngineError),
+}
+
+struct Writer {
+    channel: SyncSender<Message>,
+    buffer: Vec<u8>,
+}
+
+impl Writer {
+    fn new(channel: SyncSender<Message>) -> Self {
+        Self {
+            channel,
+            buffer: Vec::with_capacity(BUFFER),
+        }
+    }
+
+    fn send(&self, message: Message) -> io::Result<()> {
+        self.channel
+            .send(message)
+            .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+    }
+
+    fn flush_buffer(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let full = std::mem::replace(&mut self.buffer, Vec::with_capacity(BUFFER));
+        self.send(Message::Bytes(full))
+    }
+
+    fn flush(&mut self) -> Result<(), Stop> {
+        Ok(self.flush_buffer()?)
+    }
+
+    fn raw(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        Ok(self.bytes(bytes)?)
+    }
+
+    fn header(&mut self, digest: &Digest, length: u64) -> Result<(), Stop> {
+        self.named_header(&blob(digest), length)
+    }
+
+    fn named_header(&mut self, name: &str, length: u64) -> Result<(), Stop> {
+        let mut header = tar::Header::new_gnu();
+        header.set_path(name)?;
+        header.set_size(length);
+        header.set_mode(0o444);
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_cksum();
+        self.raw(header.as_bytes())
+    }
+
+    fn pad(&mut self, length: u64) -> Result<(), Stop> {
+        let padding = length.next_multiple_of(BLOCK) - length;
+        let zeros = [0; BLOCK as usize];
+        // Less than a block.
+        self.raw(&zeros[..usize::try_from(padding).unwrap_or_default()])
+    }
+
+    fn begin_layer(&mut self) -> Result<(), Stop> {
+        self.flush()?;
+        Ok(self.send(Message::LayerBegins)?)
+    }
+
+    fn end_layer(&mut self, diff_id: &Digest, length: u64) -> Result<(), Stop> {
+        self.flush()?;
+        Ok(self.send(Message::LayerEnds(diff_id.clone(), length))?)
+    }
+
+    fn fail(&self, stop: Stop) {
+        if let Stop::Failed(error) = stop {
+            // Nobody to tell is as good as told.
+            let _ = self.send(Message::Failed(error));
+        }
+    }
+}
+
+impl Sink for Writer {
+    fn bytes(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let room = BUFFER - self.buffer.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.buffer.extend_from_slice(now);
+            bytes = later;
+            if self.buffer.len() == BUFFER {
+                self.flush_buffer()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, file: &OwnedFd, size: u64) -> io::Result<()> {
+        let mut left = size;
+        while left > 0 {
+            if self.buffer.len() == BUFFER {
+                self.flush_buffer()?;
+            }
+            let room = BUFFER - self.buffer.len();
+            let want = usize::try_from(left).unwrap_or(room).min(room);
+            let read = read_more(file, size - left, &mut self.buffer, want)?;
+            if read == 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    format!("shorter than the {size} bytes that it had"),
+                ));
+            }
+            left -= read as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Reads at most `want` bytes from `offset` on behind those in `buffer`, without clearing the room for them first.
+fn read_more(file: &OwnedFd, offset: u64, buffer: &mut Vec<u8>, want: usize) -> io::Result<usize> {
+    let before = buffer.len();
+    loop {
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(buffer), offset) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(_) => break,
+        }
+    }
+    // There may be more room than wanted, and the file may be longer than it was.
+    buffer.truncate(before + want);
+    Ok(buffer.len() - before)
+}
+
+fn hash(from_reader: &Receiver<Message>, to_stream: &mpsc::Sender<Result<Bytes, EngineError>>) {
+    let mut layer: Option<(Sha256, u64)> = None;
+    for message in from_reader {
+        let sent = match message {
+            Message::Bytes(bytes) => {
+                if let Some((hasher, length)) = &mut layer {
+                    hasher.update(&bytes);
+                    *length += bytes.len() as u64;
+                }
+                to_stream.blocking_send(Ok(bytes.into()))
+            }
+            Message::LayerBegins => {
+                layer = Some((Sha256::new(), 0));
+                Ok(())
+            }
+            Message::LayerEnds(diff_id, expected) => {
+                let (hasher, length) = layer.take().unwrap_or_default();
+                let found = Digest::from_sha256(&hasher.finalize().into());
+                if found == diff_id && length == expected {
+                    Ok(())
+                } else {
+                    let message = format!("its files give {found} and {length} bytes instead of {expected}");
+                    // Nothing may follow, least of all the manifest.
+                    let _ = to_stream.blocking_send(Err(corrupt(&diff_id, message)));
+                    return;
+                }
+            }
+            Message::Failed(error) => {
+                let _ = to_stream.blocking_send(Err(error));
+                return;
+            }
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
