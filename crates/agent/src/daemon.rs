@@ -25,8 +25,6 @@ pub struct Config {
     pub identity: Identity,
     /// The engine of this node.
     pub engine: Arc<dyn Engine>,
-    /// Layers are read straight from the engine's storage.
-    pub direct_layers: bool,
     /// How long it stays without anything to do.
     pub idle: Duration,
 }
@@ -46,7 +44,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Fa
         .with_hint("the agent needs to write there")
     })?;
     let registry = Registry::new(Arc::clone(&config.engine), records);
-    let agent = Agent::new(config.identity, config.direct_layers, Arc::clone(&registry));
+    let agent = Agent::new(config.identity, Arc::clone(&registry));
     // What a crash left open is settled beside the first questions, not before them: an engine that does not answer
     // must not keep the agent from saying so.
     tokio::spawn(async move { registry.recover().await });

@@ -6,6 +6,7 @@
 pub mod api;
 mod client;
 pub mod daemon;
+mod engine;
 mod events;
 mod incoming;
 pub mod node;
@@ -16,4 +17,5 @@ mod state;
 mod store;
 
 pub use client::AgentClient;
+pub use engine::NodeEngine;
 pub use state::Identity;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tranship_core::container::MountKind;
-use tranship_core::node::{ArrivalFacts, ContainerReport, NodeFacts, PortInUse, Survey, SurveyRequest};
+use tranship_core::node::{ArrivalFacts, ContainerReport, ImageStore, NodeFacts, PortInUse, Survey, SurveyRequest};
 use tranship_core::ids::ContainerName;
 use tranship_core::{ContainerSpec, Engine, Fault};
 
@@ -19,9 +19,11 @@ pub fn now_ms() -> u64 {
 ///
 /// # Errors
 /// What the engine says; what the kernel does not tell is left out.
-pub async fn facts(engine: &dyn Engine, direct_layers: bool) -> Result<NodeFacts, Fault> {
+pub async fn facts(engine: &dyn Engine) -> Result<NodeFacts, Fault> {
     let engine_facts = engine.facts().await?;
     let user_id = rustix::process::getuid().as_raw();
+    let direct_layers =
+        user_id == 0 && engine_facts.image_store == ImageStore::Classic && engine_facts.storage_driver == "overlay2";
     let space = rustix::fs::statvfs(Path::new(&engine_facts.root_directory)).ok();
     let mut limits = Vec::new();
     if user_id != 0 {
@@ -83,7 +85,7 @@ pub async fn report(engine: &dyn Engine, container: &ContainerName) -> Result<Co
 ///
 /// # Errors
 /// What the engine says.
-pub async fn survey(engine: &dyn Engine, direct_layers: bool, request: &SurveyRequest) -> Result<Survey, Fault> {
+pub async fn survey(engine: &dyn Engine, request: &SurveyRequest) -> Result<Survey, Fault> {
     let containers = engine.containers().await?;
     let mut ports: Vec<PortInUse> = Vec::new();
     for container in &containers {
@@ -112,7 +114,7 @@ pub async fn survey(engine: &dyn Engine, direct_layers: bool, request: &SurveyRe
         arrivals.push(arrival_facts(engine, spec).await?);
     }
     Ok(Survey {
-        node: facts(engine, direct_layers).await?,
+        node: facts(engine).await?,
         networks: engine.networks().await?,
         volumes: engine.volumes().await?,
         containers,

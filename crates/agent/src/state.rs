@@ -25,7 +25,6 @@ pub struct Identity {
 /// One node's agent.
 pub struct Agent {
     identity: Identity,
-    direct_layers: bool,
     /// Its migrations.
     pub registry: Arc<Registry>,
     /// Ways in for sources.
@@ -39,10 +38,9 @@ pub struct Agent {
 impl Agent {
     /// An agent over an engine and its records.
     #[must_use]
-    pub fn new(identity: Identity, direct_layers: bool, registry: Arc<Registry>) -> Arc<Self> {
+    pub fn new(identity: Identity, registry: Arc<Registry>) -> Arc<Self> {
         Arc::new(Self {
             identity,
-            direct_layers,
             incoming: Incoming::new(Arc::clone(&registry)),
             outgoing: Outgoing::new(),
             registry,
@@ -76,7 +74,7 @@ impl Agent {
     /// # Errors
     /// What the engine says.
     pub async fn node(&self) -> Result<NodeFacts, Fault> {
-        node::facts(self.engine(), self.direct_layers).await
+        node::facts(self.engine()).await
     }
 
     /// One container, for a plan.
@@ -92,7 +90,7 @@ impl Agent {
     /// # Errors
     /// What the engine says.
     pub async fn survey(&self, request: &SurveyRequest) -> Result<Survey, Fault> {
-        node::survey(self.engine(), self.direct_layers, request).await
+        node::survey(self.engine(), request).await
     }
 
     /// Counts a caller's connection until the guard is dropped.

@@ -11,7 +11,7 @@ use tranship_agent::api::{Hello, PROTOCOL_MAX, PROTOCOL_MIN};
 use tranship_core::address::SshAddress;
 use tranship_core::{Fault, FaultKind, NodeAddress};
 use tranship_wire::WireError;
-use tranship_wire::bootstrap::{self, BootstrapOptions};
+use tranship_wire::bootstrap::{self, BootstrapOptions, Origin};
 use tranship_wire::h2::{Client, ClientOptions};
 use tranship_wire::ssh::SshTransport;
 
@@ -115,20 +115,22 @@ async fn over_ssh(context: &Context, address: &SshAddress, label: &str) -> Resul
     }
     transport.batch = context.global.batch || !context.ui.terminal;
     let binary = context.environment.executable.clone();
-    let options = BootstrapOptions {
-        sha256: hash_of(&binary).await?,
-        binary,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        protocol: (PROTOCOL_MIN, PROTOCOL_MAX),
-        no_bootstrap: context.global.no_bootstrap,
-        force_own: cfg!(feature = "fail-points"),
-        arguments: Vec::new(),
+    let sha256 = hash_of(&binary).await?;
+    let mut options =
+        BootstrapOptions::new(env!("CARGO_PKG_VERSION"), PROTOCOL_MIN..=PROTOCOL_MAX, binary, sha256);
+    options.no_bootstrap = context.global.no_bootstrap;
+    // Builds under test share a version with others, and must be the ones that run.
+    options.force_own = cfg!(feature = "fail-points") && !context.global.no_bootstrap;
+    let stream = bootstrap::connect(&transport, &options, &|_| {}).await.map_err(WireError::into_fault)?;
+    let way = match stream.origin() {
+        Origin::Installed(installed) => format!("ssh; tranship {} is installed", installed.version),
+        Origin::Cached => "ssh; tranship was uploaded before".to_owned(),
+        Origin::Uploaded { bytes } => {
+            let bytes = crate::render::bytes(*bytes);
+            context.ui.say(&format!("{label}: uploaded tranship ({bytes})"));
+            format!("ssh; tranship was uploaded ({bytes})")
+        }
     };
-    let stream = bootstrap::connect(&transport, &options, |_| {}).await.map_err(|e| WireError::from(e).into_fault())?;
-    let way = stream.report().to_string();
-    if stream.report().uploaded > 0 {
-        context.ui.say(&format!("{label}: uploaded tranship ({})", crate::render::bytes(stream.report().uploaded)));
-    }
     Ok((speak(stream, label).await?, way))
 }
 

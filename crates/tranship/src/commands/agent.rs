@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tranship_agent::api::{PROTOCOL_MAX, PROTOCOL_MIN};
 use tranship_agent::daemon::{self, Config};
-use tranship_agent::{AgentClient, Identity};
+use tranship_agent::{AgentClient, Identity, NodeEngine};
 use tranship_core::{Fault, FaultKind};
-use tranship_engine::DockerEngine;
 use tranship_wire::WireError;
 use tranship_wire::h2::{Client, ClientOptions};
 use tranship_wire::local;
@@ -99,9 +98,7 @@ async fn serve(context: &Context, args: &AgentArgs, place: &Place) -> Result<(),
     }
     #[cfg(feature = "fail-points")]
     tranship_migrate::failpoint::read_from(place.runtime.join("fail-point"));
-    let socket = engine_socket(context, args);
-    let root = rustix::process::geteuid().is_root();
-    let engine = DockerEngine::connect(&socket)?.with_direct_layers(root);
+    let engine = NodeEngine::at(engine_socket(context, args));
     let mut random = [0u8; 16];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
         .map_err(|e| Fault::new("random.failed", FaultKind::Bug, e.to_string()))?;
@@ -114,7 +111,6 @@ async fn serve(context: &Context, args: &AgentArgs, place: &Place) -> Result<(),
         state_directory: place.state.clone(),
         identity,
         engine: Arc::new(engine),
-        direct_layers: root,
         idle: IDLE,
     };
     let shutdown = CancellationToken::new();
