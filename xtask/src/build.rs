@@ -5,7 +5,9 @@ use std::process::Command;
 
 /// Builds tranship for release and gives the path of the program.
 pub fn release() -> Result<PathBuf, Box<dyn std::error::Error>> {
-    let status = Command::new(cargo()).args(["build", "--release", "--quiet", "--package", "tranship"]).status()?;
+    let status = Command::new(cargo())
+        .args(["build", "--release", "--quiet", "--package", "tranship"])
+        .status()?;
     if !status.success() {
         return Err(format!("cargo build ended with {status}").into());
     }
@@ -23,8 +25,12 @@ pub fn cargo() -> PathBuf {
 
 /// Where cargo puts what it builds.
 pub fn target_directory() -> Result<PathBuf, Box<dyn std::error::Error>> {
-    let output = Command::new(cargo()).args(["metadata", "--format-version", "1", "--no-deps"]).output()?;
+    let output = Command::new(cargo())
+        .args(["metadata", "--format-version", "1", "--no-deps"])
+        .output()?;
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    let directory = metadata["target_directory"].as_str().ok_or("cargo metadata names no target directory")?;
+    let directory = metadata["target_directory"]
+        .as_str()
+        .ok_or("cargo metadata names no target directory")?;
     Ok(PathBuf::from(directory))
 }

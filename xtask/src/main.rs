@@ -4,7 +4,10 @@
     clippy::print_stderr,
     reason = "a command-line tool talks to its user"
 )]
-#![allow(clippy::disallowed_methods, reason = "a development tool reads the environment that cargo gives it")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a development tool reads the environment that cargo gives it"
+)]
 
 mod build;
 mod commands;

@@ -32,7 +32,10 @@ impl AgentClient {
         Q: serde::Serialize,
         T: serde::de::DeserializeOwned,
     {
-        self.client.post_json(path, value).await.map_err(WireError::into_fault)
+        self.client
+            .post_json(path, value)
+            .await
+            .map_err(WireError::into_fault)
     }
 
     /// The agent's first words.
@@ -88,7 +91,10 @@ impl AgentClient {
     /// # Errors
     /// As [`AgentClient::hello`].
     pub async fn relay_stream(&self, id: &MigrationId) -> Result<Duplex, Fault> {
-        self.client.duplex(&format!("/v1/relay/{id}")).await.map_err(WireError::into_fault)
+        self.client
+            .duplex(&format!("/v1/relay/{id}"))
+            .await
+            .map_err(WireError::into_fault)
     }
 
     /// At the destination: the stream on which the source will speak to it.
@@ -96,7 +102,10 @@ impl AgentClient {
     /// # Errors
     /// As [`AgentClient::hello`].
     pub async fn peer_stream(&self, id: &MigrationId) -> Result<Duplex, Fault> {
-        self.client.duplex(&format!("/v1/arrivals/{id}/stream")).await.map_err(WireError::into_fault)
+        self.client
+            .duplex(&format!("/v1/arrivals/{id}/stream"))
+            .await
+            .map_err(WireError::into_fault)
     }
 
     /// Begins a migration.
@@ -131,8 +140,13 @@ impl AgentClient {
         &self,
         id: &MigrationId,
     ) -> Result<impl Stream<Item = Result<Event, Fault>> + Unpin + use<>, Fault> {
-        let events = self.client.events::<Event>(&format!("/v1/migrations/{id}/events")).await;
-        Ok(events.map_err(WireError::into_fault)?.map(|e| e.map_err(WireError::into_fault)))
+        let events = self
+            .client
+            .events::<Event>(&format!("/v1/migrations/{id}/events"))
+            .await;
+        Ok(events
+            .map_err(WireError::into_fault)?
+            .map(|e| e.map_err(WireError::into_fault)))
     }
 
     /// Asks a migration to end in order.

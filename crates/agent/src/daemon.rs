@@ -34,7 +34,9 @@ pub struct Config {
 /// # Errors
 /// When the socket or the state directory cannot be used, or another agent holds the socket.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Fault> {
-    let mut listener = LocalListener::bind(&config.socket).await.map_err(|e| WireError::from(e).into_fault())?;
+    let listener = LocalListener::bind(&config.socket)
+        .await
+        .map_err(|e| WireError::from(e).into_fault())?;
     let records = FileRecords::open(&config.state_directory).map_err(|e| {
         Fault::new(
             "agent.state",

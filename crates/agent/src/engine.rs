@@ -24,11 +24,16 @@ impl NodeEngine {
     /// The engine that listens at `socket`, whether it does so now or later.
     #[must_use]
     pub fn at(socket: PathBuf) -> Self {
-        Self { socket, connected: OnceCell::new() }
+        Self {
+            socket,
+            connected: OnceCell::new(),
+        }
     }
 
     async fn engine(&self) -> Result<&DockerEngine, EngineError> {
-        self.connected.get_or_try_init(|| DockerEngine::connect(&self.socket)).await
+        self.connected
+            .get_or_try_init(|| DockerEngine::connect(&self.socket))
+            .await
     }
 }
 

@@ -1,7 +1,6 @@
 //! Ways in for sources: one listener per expected migration, and what happens when nobody is connected any more.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,9 +10,10 @@ use tokio_util::sync::CancellationToken;
 use tranship_core::fault::FaultKind;
 use tranship_core::{Fault, MigrationId};
 use tranship_wire::h2::{self, ServerOptions};
-use tranship_wire::tls::{PeerListener, PeerOffer};
+use tranship_wire::tls::{PeerKey, PeerListener, PeerOffer};
 use tranship_wire::{PeerIdentity, WireError};
 
+use crate::api::Expect;
 use crate::node;
 use crate::registry::Registry;
 use crate::server::PeerHandler;
@@ -31,6 +31,7 @@ const RETRY: Duration = Duration::from_secs(5);
 /// The expected migrations.
 pub struct Incoming {
     registry: Arc<Registry>,
+    key: PeerKey,
     doors: Mutex<HashMap<MigrationId, Arc<Door>>>,
 }
 
@@ -59,8 +60,12 @@ impl Door {
 impl Incoming {
     /// No ways in yet.
     #[must_use]
-    pub fn new(registry: Arc<Registry>) -> Arc<Self> {
-        Arc::new(Self { registry, doors: Mutex::default() })
+    pub fn new(registry: Arc<Registry>, key: PeerKey) -> Arc<Self> {
+        Arc::new(Self {
+            registry,
+            key,
+            doors: Mutex::default(),
+        })
     }
 
     fn doors(&self) -> std::sync::MutexGuard<'_, HashMap<MigrationId, Arc<Door>>> {
@@ -77,10 +82,15 @@ impl Incoming {
     ///
     /// # Errors
     /// `arrival.known` when there is one already; what the network says.
-    pub async fn expect(self: &Arc<Self>, agent: &Arc<Agent>, id: MigrationId) -> Result<PeerOffer, Fault> {
-        let listener = bind().await?;
+    pub async fn expect(self: &Arc<Self>, agent: &Arc<Agent>, expect: Expect) -> Result<PeerOffer, Fault> {
+        let id = expect.id;
+        let listener = PeerListener::bind_everywhere(&self.key, expect.source).await;
+        let listener = listener.map_err(|e| WireError::from(e).into_fault())?;
         let offer = listener.offer(node::reachable_addresses());
-        let door = Arc::new(Door { connections: watch::Sender::new(0), closed: CancellationToken::new() });
+        let door = Arc::new(Door {
+            connections: watch::Sender::new(0),
+            closed: CancellationToken::new(),
+        });
         if self.doors().insert(id.clone(), Arc::clone(&door)).is_some() {
             return Err(Fault::new(
                 "arrival.known",
@@ -119,7 +129,10 @@ impl Incoming {
     /// Ends when the way in is no longer needed. What was begun and may end with its link is undone first.
     async fn watch(&self, id: &MigrationId, door: &Door) {
         let mut connections = door.connections.subscribe();
-        if tokio::time::timeout(FIRST_CONTACT, connections.wait_for(|n| *n > 0)).await.is_err() {
+        if tokio::time::timeout(FIRST_CONTACT, connections.wait_for(|n| *n > 0))
+            .await
+            .is_err()
+        {
             return;
         }
         loop {
@@ -128,14 +141,20 @@ impl Incoming {
             }
             let Some(arrival) = self.registry.arrival(id) else {
                 // Somebody looked in (doctor does) and began nothing.
-                if tokio::time::timeout(FIRST_CONTACT, connections.wait_for(|n| *n > 0)).await.is_err() {
+                if tokio::time::timeout(FIRST_CONTACT, connections.wait_for(|n| *n > 0))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
                 continue;
             };
             let over = arrival.is_over();
             let patience = if over { AFTER_THE_END } else { AWAY };
-            if tokio::time::timeout(patience, connections.wait_for(|n| *n > 0)).await.is_ok() {
+            if tokio::time::timeout(patience, connections.wait_for(|n| *n > 0))
+                .await
+                .is_ok()
+            {
                 continue;
             }
             if over {
@@ -153,26 +172,18 @@ impl Incoming {
     }
 }
 
-async fn bind() -> Result<PeerListener, Fault> {
-    let six = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
-    let four = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-    // A socket for IPv6 takes IPv4 too, unless the host has no IPv6 at all.
-    match PeerListener::bind(six).await {
-        Ok(listener) => Ok(listener),
-        Err(_) => PeerListener::bind(four).await.map_err(|e| WireError::from(e).into_fault()),
-    }
-}
-
 async fn accept(listener: &PeerListener, agent: &Arc<Agent>, id: &MigrationId, door: &Arc<Door>) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => {
+            Ok(stream) => {
+                let peer = stream.identity();
                 let (agent, id, visit) = (Arc::clone(agent), id.clone(), door.visit());
                 tokio::spawn(async move { serve_peer(agent, id, stream, peer, visit).await });
             }
             Err(error) => {
-                tracing::debug!("a connection for migration {id} was refused: {error}");
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                tracing::error!("the way in for migration {id} no longer works: {error}");
+                // Streams that callers carry may still come.
+                return std::future::pending().await;
             }
         }
     }
@@ -183,7 +194,10 @@ pub async fn serve_peer<IO>(agent: Arc<Agent>, id: MigrationId, stream: IO, peer
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let handler = Arc::new(PeerHandler { agent, id: id.clone() });
+    let handler = Arc::new(PeerHandler {
+        agent,
+        id: id.clone(),
+    });
     let closed = visit.0.closed.clone();
     if let Err(error) = h2::serve_connection(stream, handler, peer, &ServerOptions::default(), closed).await {
         tracing::debug!("the source of migration {id} left: {error}");

@@ -13,23 +13,26 @@ use tranship_core::fault::FaultKind;
 use tranship_core::{EngineError, Fault, MigrationId};
 use tranship_migrate::destination::{Adopted, ArrivalState, Discarded, Opened};
 use tranship_migrate::{Destination, Plan};
-use tranship_wire::h2::{Client, ClientOptions, Duplex};
-use tranship_wire::tls::{self, PeerOffer};
 use tranship_wire::WireError;
+use tranship_wire::h2::{Client, ClientOptions, Duplex};
+use tranship_wire::tls::{self, DialTimes, Dialled, PeerKey, PeerOffer, TlsError};
 
 use crate::api::{Depart, Reached, Route};
 
 /// Streams that callers carry, waiting for the migration that they are for.
-#[derive(Default)]
 pub struct Outgoing {
+    key: PeerKey,
     relays: Mutex<HashMap<MigrationId, Duplex>>,
 }
 
 impl Outgoing {
     /// No ways out yet.
     #[must_use]
-    pub fn new() -> Arc<Self> {
-        Arc::default()
+    pub fn new(key: PeerKey) -> Arc<Self> {
+        Arc::new(Self {
+            key,
+            relays: Mutex::default(),
+        })
     }
 
     fn relays(&self) -> std::sync::MutexGuard<'_, HashMap<MigrationId, Duplex>> {
@@ -46,8 +49,17 @@ impl Outgoing {
     /// # Errors
     /// Why no address answered.
     pub async fn reach(&self, offer: &PeerOffer) -> Result<Reached, Fault> {
-        let (_, address) = tls::dial(offer).await.map_err(|e| WireError::from(e).into_fault())?;
-        Ok(Reached { address: address.to_string() })
+        let dialled = self
+            .dial(offer)
+            .await
+            .map_err(|e| WireError::from(e).into_fault())?;
+        Ok(Reached {
+            address: dialled.stream.address().to_string(),
+        })
+    }
+
+    async fn dial(&self, offer: &PeerOffer) -> Result<Dialled, TlsError> {
+        tls::dial(offer, &self.key, &DialTimes::default()).await
     }
 
     /// The other side of a migration.
@@ -97,8 +109,8 @@ impl RemoteDestination {
         let options = ClientOptions::new(self.name.clone());
         let client = match &self.route {
             Route::Direct(offer) => {
-                let (stream, _) = tls::dial(offer).await.map_err(|e| lost(e.into()))?;
-                Client::connect(stream, &options).await
+                let dialled = self.outgoing.dial(offer).await.map_err(|e| lost(e.into()))?;
+                Client::connect(dialled.stream, &options).await
             }
             Route::Relay => {
                 let stream = self.outgoing.relays().remove(&self.id);
@@ -118,7 +130,11 @@ impl RemoteDestination {
         Ok(client)
     }
 
-    async fn step<Q: Serialize + Sync, T: DeserializeOwned>(&self, step: &str, value: &Q) -> Result<T, Fault> {
+    async fn step<Q: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        step: &str,
+        value: &Q,
+    ) -> Result<T, Fault> {
         let client = self.client().await?;
         let answer = client.post_json(&format!("/v1/peer/{step}"), value).await;
         answer.map_err(|e| lost(e).on_node(self.name.clone()))
@@ -133,7 +149,9 @@ impl Destination for RemoteDestination {
 
     async fn image(&self, archive: ByteStream) -> Result<(), Fault> {
         let client = self.client().await?;
-        let answer = client.send_stream(Method::POST, "/v1/peer/image", HeaderMap::new(), archive).await;
+        let answer = client
+            .send_stream(Method::POST, "/v1/peer/image", HeaderMap::new(), archive)
+            .await;
         answer.map_err(|e| lost(e).on_node(self.name.clone()))
     }
 

@@ -45,7 +45,11 @@ fn answer<T: Serialize>(result: Result<T, Fault>) -> Response<Body> {
         Ok(value) => h2::json_response(&value),
         Err(fault) => {
             let missing = fault.code.ends_with(".not-found");
-            if missing { h2::fault_response_with(StatusCode::NOT_FOUND, &fault) } else { h2::fault_response(&fault) }
+            if missing {
+                h2::fault_response_with(StatusCode::NOT_FOUND, &fault)
+            } else {
+                h2::fault_response(&fault)
+            }
         }
     }
 }
@@ -54,16 +58,21 @@ fn answer<T: Serialize>(result: Result<T, Fault>) -> Response<Body> {
 async fn regardless<T: Send + 'static>(
     work: impl Future<Output = Result<T, Fault>> + Send + 'static,
 ) -> Result<T, Fault> {
-    tokio::spawn(work)
-        .await
-        .map_err(|e| Fault::new("agent.task", FaultKind::Bug, format!("a step of the agent ended badly: {e}")))?
+    tokio::spawn(work).await.map_err(|e| {
+        Fault::new(
+            "agent.task",
+            FaultKind::Bug,
+            format!("a step of the agent ended badly: {e}"),
+        )
+    })?
 }
 
 fn parse<T: std::str::FromStr>(text: &str) -> Result<T, Fault>
 where
     T::Err: std::fmt::Display,
 {
-    text.parse().map_err(|e: T::Err| Fault::new("request.invalid", FaultKind::Usage, e.to_string()))
+    text.parse()
+        .map_err(|e: T::Err| Fault::new("request.invalid", FaultKind::Usage, e.to_string()))
 }
 
 async fn body<T: serde::de::DeserializeOwned>(request: Request<RequestBody>) -> Result<T, Fault> {
@@ -88,9 +97,12 @@ impl Handler for OwnerHandler {
                 Err(fault) => Err(fault),
             }),
             (&Method::POST, ["v1", "arrivals"]) => answer(match body::<Expect>(request).await {
-                Ok(expect) => {
-                    self.agent.incoming.expect(&self.agent, expect.id).await.map(|offer| Expected { offer })
-                }
+                Ok(expect) => self
+                    .agent
+                    .incoming
+                    .expect(&self.agent, expect)
+                    .await
+                    .map(|offer| Expected { offer }),
                 Err(fault) => Err(fault),
             }),
             (&Method::POST, ["v1", "arrivals", id, "stream"]) => match parse::<MigrationId>(id) {
@@ -129,7 +141,11 @@ impl Handler for OwnerHandler {
             (&Method::GET, ["v1", "migrations"]) => h2::json_response(&self.agent.registry.views()),
             (&Method::GET, ["v1", "migrations", id]) => answer(parse(id).and_then(|id| {
                 let views = self.agent.registry.view(&id);
-                if views.is_empty() { Err(not_found(&id)) } else { Ok(views) }
+                if views.is_empty() {
+                    Err(not_found(&id))
+                } else {
+                    Ok(views)
+                }
             })),
             (&Method::GET, ["v1", "migrations", id, "events"]) => match parse::<MigrationId>(id) {
                 Ok(id) => self.events(&id),
@@ -157,14 +173,20 @@ impl OwnerHandler {
             // Over, or never begun here: the view says which.
             let known = !self.agent.registry.view(id).is_empty();
             if known {
-                return h2::events_response(futures_util::stream::empty::<Result<tranship_core::Event, Fault>>());
+                return h2::events_response(
+                    futures_util::stream::empty::<Result<tranship_core::Event, Fault>>(),
+                );
             }
             return answer::<()>(Err(not_found(id)));
         };
-        let batches = futures_util::stream::unfold((task, Cursor::default()), |(task, mut cursor)| async move {
-            let batch = task.events.next(&mut cursor).await?;
-            Some((futures_util::stream::iter(batch.into_iter().map(Ok::<_, Fault>)), (task, cursor)))
-        });
+        let batches =
+            futures_util::stream::unfold((task, Cursor::default()), |(task, mut cursor)| async move {
+                let batch = task.events.next(&mut cursor).await?;
+                Some((
+                    futures_util::stream::iter(batch.into_iter().map(Ok::<_, Fault>)),
+                    (task, cursor),
+                ))
+            });
         h2::events_response(batches.flatten())
     }
 }
@@ -173,7 +195,9 @@ impl OwnerHandler {
 impl Handler for PeerHandler {
     async fn handle(&self, request: Request<RequestBody>, _peer: &PeerIdentity) -> Response<Body> {
         let path = request.uri().path().to_owned();
-        let Some(step) = path.strip_prefix("/v1/peer/") else { return h2::not_found(&request) };
+        let Some(step) = path.strip_prefix("/v1/peer/") else {
+            return h2::not_found(&request);
+        };
         if request.method() != Method::POST {
             return h2::not_found(&request);
         }
@@ -203,7 +227,10 @@ impl Handler for PeerHandler {
 }
 
 impl PeerHandler {
-    async fn open(&self, request: Request<RequestBody>) -> Result<tranship_migrate::destination::Opened, Fault> {
+    async fn open(
+        &self,
+        request: Request<RequestBody>,
+    ) -> Result<tranship_migrate::destination::Opened, Fault> {
         let plan: Plan = body(request).await?;
         if plan.id != self.id {
             return Err(Fault::new(

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tranship_core::ids::ContainerName;
 use tranship_core::node::{ContainerReport, NodeFacts, Survey, SurveyRequest};
 use tranship_core::{Engine, Fault};
+use tranship_wire::tls::PeerKey;
 
 use crate::api::{Hello, PROTOCOL_MAX, PROTOCOL_MIN};
 use crate::incoming::Incoming;
@@ -14,12 +15,14 @@ use crate::outgoing::Outgoing;
 use crate::registry::Registry;
 
 /// What an agent is made with.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Identity {
     /// Hash of its binary.
     pub build: String,
     /// Random text of this run.
     pub instance: String,
+    /// Its throw-away key, by which other agents know it.
+    pub key: PeerKey,
 }
 
 /// One node's agent.
@@ -40,9 +43,9 @@ impl Agent {
     #[must_use]
     pub fn new(identity: Identity, registry: Arc<Registry>) -> Arc<Self> {
         Arc::new(Self {
+            incoming: Incoming::new(Arc::clone(&registry), identity.key.clone()),
+            outgoing: Outgoing::new(identity.key.clone()),
             identity,
-            incoming: Incoming::new(Arc::clone(&registry)),
-            outgoing: Outgoing::new(),
             registry,
             connections: AtomicUsize::new(0),
         })
@@ -60,12 +63,19 @@ impl Agent {
             protocol_min: PROTOCOL_MIN,
             protocol_max: PROTOCOL_MAX,
             build: self.identity.build.clone(),
-            capabilities: ["migrate.stateless", "migrate.cold", "image.thin", "path.direct", "path.relay"]
-                .map(String::from)
-                .to_vec(),
+            capabilities: [
+                "migrate.stateless",
+                "migrate.cold",
+                "image.thin",
+                "path.direct",
+                "path.relay",
+            ]
+            .map(String::from)
+            .to_vec(),
             pid: std::process::id(),
             instance: self.identity.instance.clone(),
             busy: self.registry.busy() + self.incoming.open(),
+            fingerprint: self.identity.key.fingerprint(),
         }
     }
 
@@ -103,7 +113,9 @@ impl Agent {
     /// Whether nothing is under way and nobody is connected, beside `own` connections.
     #[must_use]
     pub fn idle(&self, own: usize) -> bool {
-        self.connections.load(Ordering::Relaxed) <= own && self.registry.busy() == 0 && self.incoming.open() == 0
+        self.connections.load(Ordering::Relaxed) <= own
+            && self.registry.busy() == 0
+            && self.incoming.open() == 0
     }
 }
 

@@ -74,7 +74,10 @@ impl Arrival {
     /// Whether nothing more will happen.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        matches!(self.snapshot.borrow().state, ArrivalState::Adopted | ArrivalState::Discarded)
+        matches!(
+            self.snapshot.borrow().state,
+            ArrivalState::Adopted | ArrivalState::Discarded
+        )
     }
 
     /// Whether a lost link to the source ends this arrival. In cold mode, a container that was told to start waits for

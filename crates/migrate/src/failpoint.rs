@@ -47,12 +47,19 @@ mod switched_on {
     pub(crate) async fn reach(name: &str) -> Result<(), Fault> {
         let Some(file) = FILE.get() else { return Ok(()) };
         let reached = file.with_extension("reached");
-        if let Ok(mut list) = std::fs::OpenOptions::new().append(true).create(true).open(reached) {
+        if let Ok(mut list) = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(reached)
+        {
             // Tests see a missing line; a migration must not fail for it.
             let _ = writeln!(list, "{name}");
         }
         let text = std::fs::read_to_string(file).unwrap_or_default();
-        let action = text.trim().split_once('=').and_then(|(point, action)| (point == name).then_some(action));
+        let action = text
+            .trim()
+            .split_once('=')
+            .and_then(|(point, action)| (point == name).then_some(action));
         match action {
             None => Ok(()),
             Some("die") => std::process::abort(),
@@ -61,16 +68,20 @@ mod switched_on {
                     tokio::time::sleep(std::time::Duration::from_millis(ms)).await;
                     Ok(())
                 }
-                None => Err(Fault::new("test.fail-point", FaultKind::Environment, format!("fail point {name}"))),
+                None => Err(Fault::new(
+                    "test.fail-point",
+                    FaultKind::Environment,
+                    format!("fail point {name}"),
+                )),
             },
         }
     }
 }
 
 #[cfg(feature = "fail-points")]
-pub use switched_on::read_from;
-#[cfg(feature = "fail-points")]
 pub(crate) use switched_on::reach;
+#[cfg(feature = "fail-points")]
+pub use switched_on::read_from;
 
 /// Passes the place `name`.
 #[cfg(not(feature = "fail-points"))]

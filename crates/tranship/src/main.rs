@@ -36,11 +36,19 @@ fn main() -> ExitCode {
             return failure::exit_code(&[fault]);
         }
     };
-    let context = Context { ui, global: cli.global.clone(), environment };
+    let context = Context {
+        ui,
+        global: cli.global.clone(),
+        environment,
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            let fault = Fault::new("runtime.failed", FaultKind::Environment, format!("cannot start threads: {error}"));
+            let fault = Fault::new(
+                "runtime.failed",
+                FaultKind::Environment,
+                format!("cannot start threads: {error}"),
+            );
             context.ui.fail(&fault);
             return failure::exit_code(&[fault]);
         }
@@ -84,8 +92,12 @@ fn refuse(error: &clap::Error) -> ExitCode {
 fn start_logging(cli: &Cli) {
     let level = match cli.global.verbose {
         0 => "warn",
-        1 => "tranship=info,tranship_agent=info,tranship_migrate=info,tranship_engine=info,tranship_wire=info",
-        2 => "tranship=debug,tranship_agent=debug,tranship_migrate=debug,tranship_engine=debug,tranship_wire=debug",
+        1 => {
+            "tranship=info,tranship_agent=info,tranship_migrate=info,tranship_engine=info,tranship_wire=info"
+        }
+        2 => {
+            "tranship=debug,tranship_agent=debug,tranship_migrate=debug,tranship_engine=debug,tranship_wire=debug"
+        }
         _ => "debug",
     };
     tracing_subscriber::fmt()

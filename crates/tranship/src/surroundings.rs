@@ -1,5 +1,8 @@
 //! The one place that reads the environment.
-#![allow(clippy::disallowed_methods, reason = "the binary reads the environment here, so that nothing else has to")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the binary reads the environment here, so that nothing else has to"
+)]
 
 use std::path::PathBuf;
 
@@ -17,10 +20,18 @@ pub fn no_color() -> bool {
 /// # Errors
 /// `environment.executable` when the program's own file cannot be told.
 pub fn read() -> Result<Environment, Fault> {
-    let path = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let path = |name: &str| {
+        std::env::var_os(name)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    };
     let text = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
     let executable = std::env::current_exe().map_err(|e| {
-        Fault::new("environment.executable", FaultKind::Environment, format!("cannot find this program's own file: {e}"))
+        Fault::new(
+            "environment.executable",
+            FaultKind::Environment,
+            format!("cannot find this program's own file: {e}"),
+        )
     })?;
     let root = rustix::process::geteuid().is_root();
     let uid = rustix::process::geteuid().as_raw();
@@ -31,15 +42,19 @@ pub fn read() -> Result<Environment, Fault> {
             return PathBuf::from("/var/lib/tranship");
         }
         let base = path("XDG_STATE_HOME").or_else(|| home.as_ref().map(|h| h.join(".local/state")));
-        base.map_or_else(|| PathBuf::from(format!("/var/tmp/tranship-{uid}")), |b| b.join("tranship"))
+        base.map_or_else(
+            || PathBuf::from(format!("/var/tmp/tranship-{uid}")),
+            |b| b.join("tranship"),
+        )
     });
     let runtime_directory = path("TRANSHIP_RUNTIME_DIR").unwrap_or_else(|| {
         if root {
             return PathBuf::from("/run/tranship");
         }
-        user_runtime_directory
-            .as_ref()
-            .map_or_else(|| PathBuf::from(format!("/tmp/tranship-{uid}")), |d| d.join("tranship"))
+        user_runtime_directory.as_ref().map_or_else(
+            || PathBuf::from(format!("/tmp/tranship-{uid}")),
+            |d| d.join("tranship"),
+        )
     });
     let docker_config = path("DOCKER_CONFIG").or_else(|| home.as_ref().map(|h| h.join(".docker")));
     Ok(Environment {

@@ -50,9 +50,10 @@ fn image(runs: usize) -> Result<(), Box<dyn std::error::Error>> {
     ours(&tranship, &bed, "one")?;
     clear(&b)?;
     let mut rows = Vec::new();
-    for (case, container, image, present) in
-        [("fresh image", "one", &first, None), ("1 layer missing", "two", &second, Some("web:1"))]
-    {
+    for (case, container, image, present) in [
+        ("fresh image", "one", &first, None),
+        ("1 layer missing", "two", &second, Some("web:1")),
+    ] {
         let (mut theirs, mut image_phase, mut whole, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for run in 0..runs {
             println!("{case}, run {} of {runs} …", run + 1);
@@ -68,9 +69,23 @@ fn image(runs: usize) -> Result<(), Box<dyn std::error::Error>> {
         rows.push((case, median(theirs), median(image_phase), median(whole), bytes));
     }
     let size = a.exec_ok(["docker", "image", "inspect", "--format", "{{.Size}}", &second])?;
-    let layers = a.exec_ok(["docker", "image", "inspect", "--format", "{{len .RootFS.Layers}}", &second])?;
-    println!("\nimage of {} layers, {} MB; medians of {runs} runs; {}", layers.trim(), size.trim().parse::<u64>()? / 1_000_000, machine());
-    println!("\n| case | `docker save \\| ssh \\| docker load` | tranship, image | ratio | tranship, whole migration | bytes of image sent |");
+    let layers = a.exec_ok([
+        "docker",
+        "image",
+        "inspect",
+        "--format",
+        "{{len .RootFS.Layers}}",
+        &second,
+    ])?;
+    println!(
+        "\nimage of {} layers, {} MB; medians of {runs} runs; {}",
+        layers.trim(),
+        size.trim().parse::<u64>()? / 1_000_000,
+        machine()
+    );
+    println!(
+        "\n| case | `docker save \\| ssh \\| docker load` | tranship, image | ratio | tranship, whole migration | bytes of image sent |"
+    );
     println!("|---|---|---|---|---|---|");
     for (case, theirs, image, whole, bytes) in rows {
         println!(
@@ -88,7 +103,9 @@ fn image(runs: usize) -> Result<(), Box<dyn std::error::Error>> {
 /// What a user does today, from the source, straight to the destination.
 fn pipeline(a: &Node, image: &str) -> Result<Duration, Box<dyn std::error::Error>> {
     let begun = Instant::now();
-    a.sh(&format!("set -o pipefail 2>/dev/null; docker save {image} | ssh root@b docker load >/dev/null"))?;
+    a.sh(&format!(
+        "set -o pipefail 2>/dev/null; docker save {image} | ssh root@b docker load >/dev/null"
+    ))?;
     Ok(begun.elapsed())
 }
 
@@ -97,7 +114,14 @@ fn ours(tranship: &Path, bed: &Testbed, container: &str) -> Result<Ours, Box<dyn
     let state = tempfile::tempdir()?;
     let begun = Instant::now();
     let output = Command::new(tranship)
-        .args(["migrate", container, "--from", "ssh://root@a", "--to", "ssh://root@b"])
+        .args([
+            "migrate",
+            container,
+            "--from",
+            "ssh://root@a",
+            "--to",
+            "ssh://root@b",
+        ])
         .args(["--mode", "stateless", "--on-source", "keep", "--json", "--quiet"])
         .env("TRANSHIP_SSH_CONFIG", bed.ssh_config())
         .env("TRANSHIP_STATE_DIR", state.path())
@@ -105,13 +129,28 @@ fn ours(tranship: &Path, bed: &Testbed, container: &str) -> Result<Ours, Box<dyn
         .output()?;
     let whole = begun.elapsed();
     if !output.status.success() {
-        return Err(format!("tranship: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr)).into());
+        return Err(format!(
+            "tranship: {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        )
+        .into());
     }
     let views: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let view = &views[0];
-    let phase = view["phases"].as_array().into_iter().flatten().find(|p| p["phase"] == "image");
-    let took = phase.and_then(|p| p["took_ms"].as_u64()).ok_or("the report has no image phase")?;
-    Ok(Ours { image: Duration::from_millis(took), whole, bytes: view["bytes_sent"].as_u64().unwrap_or(0) })
+    let phase = view["phases"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|p| p["phase"] == "image");
+    let took = phase
+        .and_then(|p| p["took_ms"].as_u64())
+        .ok_or("the report has no image phase")?;
+    Ok(Ours {
+        image: Duration::from_millis(took),
+        whole,
+        bytes: view["bytes_sent"].as_u64().unwrap_or(0),
+    })
 }
 
 /// Nothing at the destination but, if asked for, one image.
@@ -138,8 +177,14 @@ fn median(mut values: Vec<Duration>) -> Duration {
 fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
-    let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).map_or("", |l| l.trim_start_matches([' ', '\t', ':']));
+    let model = cpu
+        .lines()
+        .find_map(|l| l.strip_prefix("model name"))
+        .map_or("", |l| l.trim_start_matches([' ', '\t', ':']));
     let count = cpu.lines().filter(|l| l.starts_with("processor")).count();
     let kernel = read("/proc/sys/kernel/osrelease");
-    format!("{count} × {model}, Linux {}, both hosts on this machine", kernel.trim())
+    format!(
+        "{count} × {model}, Linux {}, both hosts on this machine",
+        kernel.trim()
+    )
 }

@@ -35,19 +35,42 @@ pub struct Args {
 /// Runs the demonstration.
 pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     let mode = args.mode.as_str();
-    println!("Two Docker hosts on this machine, a web service on the first, a client that never stops asking.");
+    println!(
+        "Two Docker hosts on this machine, a web service on the first, a client that never stops asking."
+    );
     println!("building tranship (release) …");
     let tranship = build::release()?;
     println!("starting two hosts, each with its own file system, network, sshd and dockerd …");
-    println!("(the first time on a machine this builds a Debian tree and test images, which takes a few minutes)");
+    println!(
+        "(the first time on a machine this builds a Debian tree and test images, which takes a few minutes)"
+    );
     let bed = Testbed::up(Options::default())?;
     let [a, b] = bed.array();
     let image = a.load_image("web:1")?;
-    a.exec_ok(["docker", "run", "-d", "--name", "web", "--restart", "always", "-p", "8080:8080", &image])?;
+    a.exec_ok([
+        "docker",
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--restart",
+        "always",
+        "-p",
+        "8080:8080",
+        &image,
+    ])?;
     let backends = [a.address(), b.address()];
     wait_until_served(backends[0])?;
     println!("\n$ docker ps    (on a, {})", a.address());
-    print!("{}", a.exec_ok(["docker", "ps", "--format", "table {{.Names}}\t{{.Image}}\t{{.Status}}\t{{.Ports}}"])?);
+    print!(
+        "{}",
+        a.exec_ok([
+            "docker",
+            "ps",
+            "--format",
+            "table {{.Names}}\t{{.Image}}\t{{.Status}}\t{{.Ports}}"
+        ])?
+    );
 
     let stop = Arc::new(AtomicBool::new(false));
     let client = {
@@ -58,7 +81,16 @@ pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     println!("\n$ tranship migrate web --from ssh://root@a --to ssh://root@b --mode {mode}");
     let state = tempfile::tempdir()?;
     let status = Command::new(&tranship)
-        .args(["migrate", "web", "--from", "ssh://root@a", "--to", "ssh://root@b", "--mode", mode])
+        .args([
+            "migrate",
+            "web",
+            "--from",
+            "ssh://root@a",
+            "--to",
+            "ssh://root@b",
+            "--mode",
+            mode,
+        ])
         .env("TRANSHIP_SSH_CONFIG", bed.ssh_config())
         .env("TRANSHIP_STATE_DIR", state.path())
         .status()?;
@@ -67,9 +99,27 @@ pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     let seen = client.join().map_err(|_| "the client ended early")?;
 
     println!("\n$ docker ps -a    (on a)");
-    print!("{}", a.exec_ok(["docker", "ps", "-a", "--format", "table {{.Names}}\t{{.Image}}\t{{.Status}}\t{{.Ports}}"])?);
+    print!(
+        "{}",
+        a.exec_ok([
+            "docker",
+            "ps",
+            "-a",
+            "--format",
+            "table {{.Names}}\t{{.Image}}\t{{.Status}}\t{{.Ports}}"
+        ])?
+    );
     println!("$ docker ps -a    (on b, {})", b.address());
-    print!("{}", b.exec_ok(["docker", "ps", "-a", "--format", "table {{.Names}}\t{{.Image}}\t{{.Status}}\t{{.Ports}}"])?);
+    print!(
+        "{}",
+        b.exec_ok([
+            "docker",
+            "ps",
+            "-a",
+            "--format",
+            "table {{.Names}}\t{{.Image}}\t{{.Status}}\t{{.Ports}}"
+        ])?
+    );
     println!(
         "\nthe client, which knows both addresses as a load balancer does: {} answers from a, {} from b, {} failed; \
          longest time between two answers {} ms",

@@ -10,7 +10,9 @@ use crate::build::cargo;
 /// Runs all tests. With `CI` set, a skipped test is a failure.
 pub fn run(ci: bool) -> Result<(), Box<dyn std::error::Error>> {
     println!("tests run against real hosts (namespaces with their own dockerd and sshd); root is needed.");
-    println!("the first time on a machine this builds a Debian tree and test images, which takes a few minutes.");
+    println!(
+        "the first time on a machine this builds a Debian tree and test images, which takes a few minutes."
+    );
     if let Some(missing) = tranship_testkit::testbed::missing_capability() {
         println!("this machine cannot make hosts: {missing}");
     } else {
@@ -22,7 +24,18 @@ pub fn run(ci: bool) -> Result<(), Box<dyn std::error::Error>> {
     // Libraries and the testbed first: what they get wrong, the rest would only repeat.
     cargo_test(skips.path(), &["--workspace", "--exclude", "tranship"])?;
     // The binary with its fail points, over real hosts. Two beds at a time is what two processors carry.
-    cargo_test(skips.path(), &["--package", "tranship", "--features", "fail-points", "--", "--test-threads", "2"])?;
+    cargo_test(
+        skips.path(),
+        &[
+            "--package",
+            "tranship",
+            "--features",
+            "fail-points",
+            "--",
+            "--test-threads",
+            "2",
+        ],
+    )?;
     let skipped = std::fs::read_to_string(skips.path())?;
     let skipped: Vec<&str> = skipped.lines().collect();
     for line in &skipped {
@@ -37,6 +50,14 @@ pub fn run(ci: bool) -> Result<(), Box<dyn std::error::Error>> {
 
 fn cargo_test(skips: &Path, arguments: &[&str]) -> Result<(), Box<dyn std::error::Error>> {
     println!("\n$ cargo test {}", arguments.join(" "));
-    let status = Command::new(cargo()).arg("test").args(arguments).env("TRANSHIP_TEST_SKIPS", skips).status()?;
-    if status.success() { Ok(()) } else { Err(format!("cargo test ended with {status}").into()) }
+    let status = Command::new(cargo())
+        .arg("test")
+        .args(arguments)
+        .env("TRANSHIP_TEST_SKIPS", skips)
+        .status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("cargo test ended with {status}").into())
+    }
 }

@@ -15,6 +15,7 @@ use tranship_wire::WireError;
 use tranship_wire::h2::{Client, ClientOptions};
 use tranship_wire::local;
 use tranship_wire::stdio::Stdio as StdioStream;
+use tranship_wire::tls::PeerKey;
 
 use super::Context;
 use crate::cli::AgentArgs;
@@ -28,7 +29,10 @@ const START: Duration = Duration::from_secs(10);
 /// Runs one of the three forms.
 pub async fn run(context: &Context, args: &AgentArgs) -> Result<(), Fault> {
     if args.version_line {
-        let line = format!("tranship {} {PROTOCOL_MIN} {PROTOCOL_MAX}", env!("CARGO_PKG_VERSION"));
+        let line = format!(
+            "tranship {} {PROTOCOL_MIN} {PROTOCOL_MAX}",
+            env!("CARGO_PKG_VERSION")
+        );
         return context.ui.line(&line);
     }
     let place = Place::new(context, args);
@@ -38,7 +42,11 @@ pub async fn run(context: &Context, args: &AgentArgs) -> Result<(), Fault> {
     if args.stdio {
         return join(context, args, &place).await;
     }
-    Err(Fault::new("usage.agent", FaultKind::Usage, "the agent is started by tranship itself, with --stdio"))
+    Err(Fault::new(
+        "usage.agent",
+        FaultKind::Usage,
+        "the agent is started by tranship itself, with --stdio",
+    ))
 }
 
 /// Where one agent keeps its things. An engine other than the default one has an agent of its own.
@@ -46,7 +54,10 @@ struct Place {
     socket: PathBuf,
     state: PathBuf,
     log: PathBuf,
-    #[cfg_attr(not(feature = "fail-points"), expect(dead_code, reason = "only test builds have fail points"))]
+    #[cfg_attr(
+        not(feature = "fail-points"),
+        expect(dead_code, reason = "only test builds have fail points")
+    )]
     runtime: PathBuf,
 }
 
@@ -74,7 +85,11 @@ fn engine_socket(context: &Context, args: &AgentArgs) -> PathBuf {
         return socket.clone();
     }
     let environment = &context.environment;
-    if let Some(path) = environment.docker_host.as_deref().and_then(|h| h.strip_prefix("unix://")) {
+    if let Some(path) = environment
+        .docker_host
+        .as_deref()
+        .and_then(|h| h.strip_prefix("unix://"))
+    {
         return PathBuf::from(path);
     }
     let docker = PathBuf::from("/var/run/docker.sock");
@@ -105,6 +120,7 @@ async fn serve(context: &Context, args: &AgentArgs, place: &Place) -> Result<(),
     let identity = Identity {
         build: hash_of(&context.environment.executable).await?,
         instance: tranship_core::ids::hex(&random),
+        key: PeerKey::generate().map_err(|e| WireError::from(e).into_fault())?,
     };
     let config = Config {
         socket: place.socket.clone(),
@@ -132,7 +148,10 @@ async fn join(context: &Context, args: &AgentArgs, place: &Place) -> Result<(), 
                 return Err(Fault::new(
                     "agent.busy",
                     FaultKind::Environment,
-                    format!("tranship {} is at work there and speaks another protocol", hello.version),
+                    format!(
+                        "tranship {} is at work there and speaks another protocol",
+                        hello.version
+                    ),
                 )
                 .with_hint("wait until its migrations are over (`tranship list --node NODE`)"));
             }
@@ -142,7 +161,8 @@ async fn join(context: &Context, args: &AgentArgs, place: &Place) -> Result<(), 
         Ok(stream) => stream,
         Err(_) => start(context, args, place).await?,
     };
-    let stdio = StdioStream::take().map_err(|e| Fault::new("agent.stdio", FaultKind::Environment, e.to_string()))?;
+    let stdio =
+        StdioStream::take().map_err(|e| Fault::new("agent.stdio", FaultKind::Environment, e.to_string()))?;
     let counts = Arc::default();
     // Either end going away is how every connection ends.
     if let Err(error) = tranship_wire::relay::relay(stdio, stream, &counts).await {
@@ -153,9 +173,14 @@ async fn join(context: &Context, args: &AgentArgs, place: &Place) -> Result<(), 
 
 async fn ask(socket: &Path) -> Option<(AgentClient, tranship_agent::api::Hello)> {
     let stream = local::connect(socket).await.ok()?;
-    let client = Client::connect(stream, &ClientOptions::new("this node's agent")).await.ok()?;
+    let client = Client::connect(stream, &ClientOptions::new("this node's agent"))
+        .await
+        .ok()?;
     let client = AgentClient::new(client);
-    let hello = tokio::time::timeout(Duration::from_secs(5), client.hello()).await.ok()?.ok()?;
+    let hello = tokio::time::timeout(Duration::from_secs(5), client.hello())
+        .await
+        .ok()?
+        .ok()?;
     Some((client, hello))
 }
 
@@ -175,13 +200,19 @@ async fn start(context: &Context, args: &AgentArgs, place: &Place) -> Result<tok
     };
     let log = open_log(&place.log).map_err(|e| fault(format!("the agent's log cannot be written: {e}")))?;
     let mut command = std::process::Command::new(&context.environment.executable);
-    command.args(["agent", "--serve", "-v"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command
+        .args(["agent", "--serve", "-v"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log);
     if let Some(engine) = &args.engine {
         command.arg("--engine").arg(engine);
     }
     // The agent must not hold a directory that somebody wants to unmount.
     command.current_dir("/");
-    let mut child = command.spawn().map_err(|e| fault(format!("the agent could not be started: {e}")))?;
+    let mut child = command
+        .spawn()
+        .map_err(|e| fault(format!("the agent could not be started: {e}")))?;
     let begun = Instant::now();
     loop {
         match local::connect(&place.socket).await {
@@ -196,7 +227,10 @@ async fn start(context: &Context, args: &AgentArgs, place: &Place) -> Result<tok
                     return Err(fault(format!("the agent ended at once ({status})")).because(end));
                 }
                 if begun.elapsed() > START {
-                    return Err(fault(format!("the agent does not answer: {}", WireError::from(error).into_fault())));
+                    return Err(fault(format!(
+                        "the agent does not answer: {}",
+                        WireError::from(error).into_fault()
+                    )));
                 }
             }
         }
@@ -207,11 +241,20 @@ async fn start(context: &Context, args: &AgentArgs, place: &Place) -> Result<tok
 fn open_log(path: &Path) -> std::io::Result<std::fs::File> {
     use std::os::unix::fs::DirBuilderExt as _;
     if let Some(parent) = path.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(parent)?;
     }
     // One log is enough to explain the last runs, and must not grow for ever.
     let large = std::fs::metadata(path).is_ok_and(|m| m.len() > 4 << 20);
-    std::fs::OpenOptions::new().create(true).append(!large).write(true).truncate(large).mode(0o600).open(path)
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(!large)
+        .write(true)
+        .truncate(large)
+        .mode(0o600)
+        .open(path)
 }
 
 fn last_line(path: &Path) -> String {
