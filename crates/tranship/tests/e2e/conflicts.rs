@@ -3,7 +3,11 @@
 use crate::world::{World, get};
 
 fn codes(findings: &[(String, String)], severity: &str) -> Vec<String> {
-    findings.iter().filter(|(_, s)| s == severity).map(|(c, _)| c.clone()).collect()
+    findings
+        .iter()
+        .filter(|(_, s)| s == severity)
+        .map(|(c, _)| c.clone())
+        .collect()
 }
 
 #[test]
@@ -23,11 +27,28 @@ fn every_conflict_is_named_and_nothing_is_changed() {
     docker(&["network", "create", "--subnet", "10.71.0.0/24", "n1"]);
     docker(&["network", "create", "--subnet", "10.72.0.0/24", "n2"]);
     docker(&["network", "create", "--subnet", "10.73.0.0/24", "n3"]);
-    world.b.sh("docker network create --subnet 10.99.0.0/24 n1").unwrap();
-    world.b.sh("docker network create --subnet 10.72.0.0/16 other").unwrap();
-    world.b.sh("docker network create --subnet 10.73.0.0/24 n3").unwrap();
-    world.b.sh(&format!("docker run -d --name holder --network n3 --ip 10.73.0.9 {image} sleep 100000")).unwrap();
-    world.b.sh(&format!("docker run -d --name taken {image} sleep 100000")).unwrap();
+    world
+        .b
+        .sh("docker network create --subnet 10.99.0.0/24 n1")
+        .unwrap();
+    world
+        .b
+        .sh("docker network create --subnet 10.72.0.0/16 other")
+        .unwrap();
+    world
+        .b
+        .sh("docker network create --subnet 10.73.0.0/24 n3")
+        .unwrap();
+    world
+        .b
+        .sh(&format!(
+            "docker run -d --name holder --network n3 --ip 10.73.0.9 {image} sleep 100000"
+        ))
+        .unwrap();
+    world
+        .b
+        .sh(&format!("docker run -d --name taken {image} sleep 100000"))
+        .unwrap();
     world.b.sh("docker volume create data").unwrap();
     world.a.sh("mknod /dev/mine c 1 3").unwrap();
     run("volume", &["-v", "data:/data"]);
@@ -46,9 +67,17 @@ fn every_conflict_is_named_and_nothing_is_changed() {
     docker(&["stop", "-t", "0", "stopped"]);
     run("wrote", &[]);
     docker(&["exec", "wrote", "sh", "-c", "echo precious > /root-file"]);
-    run("pinned", &["--log-driver", "journald", "--log-opt", "mode=non-blocking"]);
+    run(
+        "pinned",
+        &["--log-driver", "journald", "--log-opt", "mode=non-blocking"],
+    );
     world.b.sh("docker rm -f squatter 2>/dev/null; true").unwrap();
-    world.b.sh(&format!("docker run -d --name squatter -p 8080:80 {image} sleep 100000")).unwrap();
+    world
+        .b
+        .sh(&format!(
+            "docker run -d --name squatter -p 8080:80 {image} sleep 100000"
+        ))
+        .unwrap();
 
     let before = world.inventories();
     for (container, options, conflict) in [
@@ -71,7 +100,10 @@ fn every_conflict_is_named_and_nothing_is_changed() {
         ("web", &["--publish", "1=2"], "port.not-published"),
     ] {
         let found = codes(&world.findings(container, options), "conflict");
-        assert!(found.iter().any(|c| c == conflict), "{container} {options:?}: {conflict} is not in {found:?}");
+        assert!(
+            found.iter().any(|c| c == conflict),
+            "{container} {options:?}: {conflict} is not in {found:?}"
+        );
     }
     for (container, options) in [
         ("web", &["--publish", "8080=8081"][..]),
@@ -88,7 +120,10 @@ fn every_conflict_is_named_and_nothing_is_changed() {
         assert!(found.is_empty(), "{container} {options:?}: {found:?}");
     }
     // `migrate` refuses for the same reasons, with the reason and the way out.
-    world.migrate(&[]).expect(1).saying(&["error[port.taken]", "hint: --publish 8080=NEW", "container web"]);
+    world
+        .migrate(&[])
+        .expect(1)
+        .saying(&["error[port.taken]", "hint: --publish 8080=NEW", "container web"]);
     assert_eq!(world.inventories(), before);
     assert!(get(world.a.address(), 8080));
 }
@@ -101,7 +136,10 @@ fn a_tag_that_means_another_image_there_is_not_moved_unasked() {
     let other = world.b.load_image("web:1").unwrap();
     world.b.exec_ok(["docker", "tag", &other, &image]).unwrap();
     let before = world.b.inventory().unwrap();
-    world.migrate(&[]).expect(1).saying(&["image.tag-taken", "--retag"]);
+    world
+        .migrate(&[])
+        .expect(1)
+        .saying(&["image.tag-taken", "--retag"]);
     assert_eq!(world.b.inventory().unwrap(), before);
     // A rollback gives the tag back to whom it belonged.
     world.arm(&world.b, "destination.created=fail");
@@ -109,6 +147,9 @@ fn a_tag_that_means_another_image_there_is_not_moved_unasked() {
     assert_eq!(world.b.inventory().unwrap(), before);
     world.arm(&world.b, "none");
     world.migrate(&["--retag"]).expect(0);
-    let id = |node: &tranship_testkit::testbed::Node| node.exec_ok(["docker", "image", "inspect", "--format", "{{.Id}}", &image]).unwrap();
+    let id = |node: &tranship_testkit::testbed::Node| {
+        node.exec_ok(["docker", "image", "inspect", "--format", "{{.Id}}", &image])
+            .unwrap()
+    };
     assert_eq!(id(&world.a), id(&world.b));
 }

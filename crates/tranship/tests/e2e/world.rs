@@ -1,7 +1,7 @@
 //! Two hosts, the program under test, and what tests ask of them.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,11 @@ impl Outcome {
     /// Ends the test with everything that was printed unless the exit code is `code`.
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, code, "\n--- stdout\n{}\n--- stderr\n{}", self.stdout, self.stderr);
+        assert_eq!(
+            self.code, code,
+            "\n--- stdout\n{}\n--- stderr\n{}",
+            self.stdout, self.stderr
+        );
         assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
         self
     }
@@ -36,7 +40,8 @@ impl Outcome {
 
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}:\n{}\n{}", self.stdout, self.stderr))
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|e| panic!("{e}:\n{}\n{}", self.stdout, self.stderr))
     }
 }
 
@@ -56,7 +61,12 @@ impl World {
     pub fn with(options: Options) -> Self {
         let bed = Testbed::up(options).unwrap();
         let [a, b] = bed.array();
-        Self { bed, a, b, state: tempfile::tempdir().unwrap() }
+        Self {
+            bed,
+            a,
+            b,
+            state: tempfile::tempdir().unwrap(),
+        }
     }
 
     /// The program with a clean environment.
@@ -90,21 +100,46 @@ impl World {
 
     /// `tranship plan web --from a --to b --json` with these options: its findings as `(code, severity)`.
     pub fn findings(&self, container: &str, options: &[&str]) -> Vec<(String, String)> {
-        let mut args = vec!["plan", container, "--from", "ssh://root@a", "--to", "ssh://root@b", "--json"];
+        let mut args = vec![
+            "plan",
+            container,
+            "--from",
+            "ssh://root@a",
+            "--to",
+            "ssh://root@b",
+            "--json",
+        ];
         args.extend(options);
         let outcome = self.run(&args);
         outcome.json()[0]["findings"]
             .as_array()
             .unwrap()
             .iter()
-            .map(|f| (f["code"].as_str().unwrap().to_owned(), f["severity"].as_str().unwrap().to_owned()))
+            .map(|f| {
+                (
+                    f["code"].as_str().unwrap().to_owned(),
+                    f["severity"].as_str().unwrap().to_owned(),
+                )
+            })
             .collect()
     }
 
     /// A small web service on port 8080 of `a`, by the name `web`.
     pub fn serve(&self, options: &[&str]) {
         let image = self.a.load_image("busybox").unwrap();
-        let mut args = vec!["docker", "run", "-d", "--name", "web", "--restart", "always", "-p", "8080:8080"];
+        let mut args = vec![
+            "docker",
+            "run",
+            "-d",
+            "--name",
+            "web",
+            "--restart",
+            "always",
+            "--stop-signal",
+            "KILL",
+            "-p",
+            "8080:8080",
+        ];
         args.extend(options);
         args.push(&image);
         self.a.exec_ok(&args).unwrap();
@@ -135,18 +170,24 @@ pub fn finish(child: Child) -> Outcome {
 
 /// One field of a container's inspect document.
 pub fn inspect(node: &Node, container: &str, format: &str) -> String {
-    node.exec_ok(["docker", "inspect", "--format", format, container]).unwrap().trim().to_owned()
+    node.exec_ok(["docker", "inspect", "--format", format, container])
+        .unwrap()
+        .trim()
+        .to_owned()
 }
 
 pub fn is_running(node: &Node, container: &str) -> bool {
-    let output = node.exec(["docker", "inspect", "--format", "{{.State.Running}}", container]).unwrap();
+    let output = node
+        .exec(["docker", "inspect", "--format", "{{.State.Running}}", container])
+        .unwrap();
     output.stdout.trim() == "true"
 }
 
 /// One request; whether it was answered with status 200.
 pub fn get(address: Ipv4Addr, port: u16) -> bool {
     let answer = || -> std::io::Result<Vec<u8>> {
-        let mut stream = TcpStream::connect_timeout(&SocketAddr::from((address, port)), Duration::from_millis(500))?;
+        let mut stream =
+            TcpStream::connect_timeout(&SocketAddr::from((address, port)), Duration::from_millis(500))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         stream.write_all(b"GET / HTTP/1.0\r\nHost: web\r\n\r\n")?;
         let mut body = Vec::new();
