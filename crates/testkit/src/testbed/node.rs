@@ -99,6 +99,7 @@ impl Node {
             .env("USER", "root")
             .env("LANG", "C.UTF-8")
             .env("TB_JOIN", self.bed.join_list(self.name()))
+            .current_dir("/")
             .arg(self.bed.join_script())
             .arg("nsenter")
             .arg(format!("--target={}", process.pid))
