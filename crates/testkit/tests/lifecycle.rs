@@ -127,6 +127,21 @@ fn a_half_made_bed_is_collected() -> TestResult {
 }
 
 #[test]
+fn what_was_being_removed_is_removed() -> TestResult {
+    require_testbed!();
+    let dirs = Dirs::default();
+    // No process has this pid and start time.
+    let half = dirs
+        .state
+        .join("trash")
+        .join(format!("half-{}.1-1", std::process::id()));
+    fs::create_dir_all(half.join("nodes/a"))?;
+    collect_garbage(&dirs)?;
+    assert!(!half.exists());
+    Ok(())
+}
+
+#[test]
 fn beds_come_up_side_by_side() -> TestResult {
     require_testbed!();
     let up = || {

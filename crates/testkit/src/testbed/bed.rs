@@ -19,7 +19,7 @@ use super::options::Engine;
 use super::paths::{Dirs, make_dir};
 use super::process::{ProcessId, wait_until};
 use super::run::{HOST, checked, host};
-use super::state::Record;
+use super::state::{self, Record};
 use super::tree::tail;
 
 /// How long a part of a bed may take to come up, on a machine busy with other things.
@@ -379,11 +379,7 @@ impl Bed {
         network::unplug_host(self.record.subnet)?;
         self.cgroups.remove(&self.record.name, None)?;
         self.release_loops()?;
-        let path = self.path();
-        match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).at("remove", &path),
-            _ => Ok(()),
-        }
+        state::discard(&self.dirs, &self.record.name)
     }
 
     /// Kills the first processes of nodes, with which all others in there end, and gives their parents a moment to
