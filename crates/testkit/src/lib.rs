@@ -5,3 +5,17 @@
 
 pub mod memory;
 pub mod testbed;
+
+/// Ends the calling test, which must return `Result<(), _>`, with `SKIPPED: reason` where the machine can't carry a
+/// testbed. The line is seen although the test passes.
+#[macro_export]
+macro_rules! require_testbed {
+    () => {
+        if let Some(reason) = $crate::testbed::missing_capability() {
+            use std::io::Write as _;
+            // Not a print macro: those are swallowed when a test passes.
+            writeln!(std::io::stderr(), "SKIPPED: {reason}")?;
+            return Ok(());
+        }
+    };
+}

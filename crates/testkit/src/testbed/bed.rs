@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use super::cgroup::Cgroups;
@@ -18,7 +19,7 @@ use super::options::Engine;
 use super::paths::{Dirs, make_dir};
 use super::process::{ProcessId, wait_until};
 use super::run::{HOST, checked, host};
-use super::state::Record;
+use super::state::{self, Record};
 use super::tree::tail;
 
 /// How long a part of a bed may take to come up, on a machine busy with other things.
@@ -361,29 +362,39 @@ impl Bed {
     /// Switches a node off without a word to its processes, like a power cut.
     pub fn cut_power(&self, node: &str) -> Result<()> {
         self.index(node)?;
-        if let Ok(process) = self.node_process(node) {
-            process.kill();
-        }
-        self.cgroups.kill(&self.record.name, Some(node), || self.reap())?;
+        self.kill_inits(&[node]);
+        self.cgroups.kill(&self.record.name, Some(node))?;
+        self.end_children(|member| member == node);
+        // The kernel takes its time with the network of dead processes, and answers pings until then.
+        network::unplug(node, self.switch_process()?)?;
         self.cgroups.remove(&self.record.name, Some(node))
     }
 
     /// Takes the bed away: processes, cables, control groups, loop devices, files. Does nothing twice.
     pub fn tear_down(&self) -> Result<()> {
-        for node in &self.record.nodes {
-            if let Ok(process) = self.node_process(node) {
-                process.kill();
-            }
-        }
-        self.cgroups.kill(&self.record.name, None, || self.reap())?;
+        let nodes: Vec<&str> = self.record.nodes.iter().map(String::as_str).collect();
+        self.kill_inits(&nodes);
+        self.cgroups.kill(&self.record.name, None)?;
+        self.end_children(|_| true);
         network::unplug_host(self.record.subnet)?;
         self.cgroups.remove(&self.record.name, None)?;
         self.release_loops()?;
-        let path = self.path();
-        match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).at("remove", &path),
-            _ => Ok(()),
-        }
+        state::discard(&self.dirs, &self.record.name)
+    }
+
+    /// Kills the first processes of nodes, with which all others in there end, and gives their parents a moment to
+    /// reap them: parents that are killed as well leave that to the host's init, whenever it gets to it.
+    fn kill_inits(&self, nodes: &[&str]) {
+        let inits: Vec<ProcessId> = nodes
+            .iter()
+            .filter_map(|node| self.node_process(node).ok())
+            .collect();
+        inits.iter().for_each(ProcessId::kill);
+        wait_until(Duration::from_secs(5), || {
+            inits
+                .iter()
+                .all(|init| !Path::new("/proc").join(init.pid.to_string()).exists())
+        });
     }
 
     /// Loop devices let go by themselves when the last mount goes, a moment after the last process.
@@ -415,6 +426,15 @@ impl Bed {
         children.retain_mut(|(_, child)| matches!(child.try_wait(), Ok(None)));
     }
 
+    /// Ends and reaps first processes of members; their groups are empty already, unless they did not yet join.
+    fn end_children(&self, chosen: impl Fn(&str) -> bool) {
+        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, mut child) in children.extract_if(.., |(member, _)| chosen(member)) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
     /// Whether a member's first process, started by this process, still runs.
     fn has_child(&self, member: &str) -> bool {
         let children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
@@ -429,10 +449,10 @@ impl Drop for Bed {
         {
             tracing::error!(bed = %self.record.name, %error, "testbed not taken down; the next one will try again");
         }
-        let mut children = std::mem::take(&mut *self.children.lock().unwrap_or_else(PoisonError::into_inner));
-        for (_, child) in &mut children {
-            // Those of a bed that stays go on without us.
-            let _ = child.try_wait();
+        let children = std::mem::take(&mut *self.children.lock().unwrap_or_else(PoisonError::into_inner));
+        if !children.is_empty() {
+            // A bed that stays goes on without us, yet its processes must be reaped while we are their parent.
+            thread::spawn(|| children.into_iter().for_each(|(_, mut child)| drop(child.wait())));
         }
     }
 }

@@ -154,12 +154,11 @@ impl Cgroups {
         pids.into_iter().filter_map(ProcessId::of).collect()
     }
 
-    /// Kills every process of a bed (or of one member) until none is left. `reap` is called between looks.
-    pub fn kill(&self, bed: &str, member: Option<&str>, mut reap: impl FnMut()) -> Result<()> {
+    /// Kills every process of a bed, or of one member of it, until none is left.
+    pub fn kill(&self, bed: &str, member: Option<&str>) -> Result<()> {
         let done = wait_until(EMPTY_WITHIN, || {
             let left = self.processes(bed, member);
             left.iter().for_each(ProcessId::kill);
-            reap();
             left.is_empty()
         });
         if done {
@@ -169,11 +168,18 @@ impl Cgroups {
         }
     }
 
-    /// Removes the groups below one member, which must have no process left, or those of the whole bed.
+    /// Removes the groups of a bed, or of one member of it. A process that joins meanwhile is killed: whoever started
+    /// it is gone.
     pub fn remove(&self, bed: &str, member: Option<&str>) -> Result<()> {
         for mut path in self.bed_paths(bed) {
             path.extend(member);
-            if !wait_until(EMPTY_WITHIN, || remove_group(&path)) {
+            let removed = wait_until(EMPTY_WITHIN, || {
+                remove_group(&path) || {
+                    self.processes(bed, member).iter().for_each(ProcessId::kill);
+                    false
+                }
+            });
+            if !removed {
                 return Err(self.not_gone(bed, &path.display().to_string()));
             }
         }

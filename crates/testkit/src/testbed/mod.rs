@@ -194,6 +194,12 @@ impl Testbed {
         }
     }
 
+    /// Whether the bed belongs to a process that still runs.
+    #[must_use]
+    pub fn has_living_owner(&self) -> bool {
+        self.bed.record.owner.is_some_and(|owner| owner.alive())
+    }
+
     /// Takes the bed down now, whoever brought it up. Handles that are left can do nothing any more.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::process::Command;
 
 use super::error::{AtPath, Error, Result};
 use super::process::ProcessId;
@@ -93,21 +94,41 @@ pub(crate) fn unplug_host(subnet: u8) -> Result<()> {
     }
 }
 
+/// Pulls a node's cable out of the switch, if it is still there.
+pub(crate) fn unplug(node: &str, switch: ProcessId) -> Result<()> {
+    let port = port(node);
+    let present = |args: &[&str]| output(node, in_namespace(switch, "ip").args(args));
+    let deleted = present(&["link", "delete", &port])?;
+    // It also vanishes by itself, when the kernel gets to it.
+    if deleted.success() || !present(&["link", "show", &port])?.success() {
+        Ok(())
+    } else {
+        Err(super::run::failed(
+            node,
+            &format!("ip link delete {port}"),
+            deleted,
+        ))
+    }
+}
+
+/// A command in the network namespace of a process.
+fn in_namespace(process: ProcessId, program: &str) -> Command {
+    let mut command = host("nsenter");
+    command
+        .arg(format!("--net=/proc/{}/ns/net", process.pid))
+        .arg(program);
+    command
+}
+
 /// `up`, `down` or the rate, as the switch's port says.
 pub(crate) fn link_state(node: &str, switch: ProcessId) -> Result<String> {
     let port = port(node);
-    let ask = |args: &[&str]| {
-        let mut command = host("nsenter");
-        command
-            .arg(format!("--net=/proc/{}/ns/net", switch.pid))
-            .args(args);
-        checked(node, &mut command)
-    };
-    let link = ask(&["ip", "-o", "link", "show", &port])?;
+    let ask = |program: &str, args: &[&str]| checked(node, in_namespace(switch, program).args(args));
+    let link = ask("ip", &["-o", "link", "show", &port])?;
     if !link.split(['<', '>', ',']).any(|flag| flag == "UP") {
         return Ok("down".to_owned());
     }
-    let shaper = ask(&["tc", "qdisc", "show", "dev", &port])?;
+    let shaper = ask("tc", &["qdisc", "show", "dev", &port])?;
     let mut words = shaper.split_whitespace().skip_while(|word| *word != "rate");
     Ok(words.nth(1).map_or_else(|| "up".to_owned(), str::to_owned))
 }
@@ -120,13 +141,6 @@ pub(crate) fn set_link(
     link: Link<'_>,
 ) -> Result<()> {
     let port = port(node);
-    let in_namespace = |process: ProcessId, args: &[&str]| {
-        let mut command = host("nsenter");
-        command
-            .arg(format!("--net=/proc/{}/ns/net", process.pid))
-            .args(args);
-        command
-    };
     let ends = [
         Some((switch, port.as_str())),
         node_process.map(|process| (process, "eth0")),
@@ -134,7 +148,7 @@ pub(crate) fn set_link(
     let state = if link == Link::Down { "down" } else { "up" };
     checked(
         node,
-        &mut in_namespace(switch, &["ip", "link", "set", &port, state]),
+        in_namespace(switch, "ip").args(["link", "set", &port, state]),
     )?;
     for (process, device) in ends.into_iter().flatten() {
         match link {
@@ -143,12 +157,13 @@ pub(crate) fn set_link(
                 // Fails where no rate was set.
                 output(
                     node,
-                    &mut in_namespace(process, &["tc", "qdisc", "delete", "dev", device, "root"]),
+                    in_namespace(process, "tc").args(["qdisc", "delete", "dev", device, "root"]),
                 )?;
             }
             Link::Rate(rate) => {
                 let burst = burst_bytes(rate).to_string();
-                let mut tc = in_namespace(process, &["tc", "qdisc", "replace", "dev", device, "root", "tbf"]);
+                let mut tc = in_namespace(process, "tc");
+                tc.args(["qdisc", "replace", "dev", device, "root", "tbf"]);
                 checked(node, tc.args(["rate", rate, "burst", &burst, "latency", "50ms"]))?;
             }
         }

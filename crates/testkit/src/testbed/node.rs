@@ -99,6 +99,7 @@ impl Node {
             .env("USER", "root")
             .env("LANG", "C.UTF-8")
             .env("TB_JOIN", self.bed.join_list(self.name()))
+            .current_dir("/")
             .arg(self.bed.join_script())
             .arg("nsenter")
             .arg(format!("--target={}", process.pid))
@@ -261,13 +262,22 @@ impl Node {
         self.exec_ok(["/usr/local/sbin/testbed-engine", "kill"]).map(drop)
     }
 
+    /// Ends the engine in good order, which stops its containers where it is Docker.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::exec_ok`].
+    pub fn stop_engine(&self) -> Result<()> {
+        self.exec_ok(["/usr/local/sbin/testbed-engine", "stop"]).map(drop)
+    }
+
     /// Ends the engine in good order if it runs, starts it again and waits until it answers.
     ///
     /// # Errors
     ///
     /// As [`Node::exec_ok`], and [`Error::NotReady`] when it doesn't come back.
     pub fn restart_engine(&self) -> Result<()> {
-        self.exec_ok(["/usr/local/sbin/testbed-engine", "stop"])?;
+        self.stop_engine()?;
         self.exec_ok(["/usr/local/sbin/testbed-engine", "start"])?;
         self.bed.wait_for_engine(self.name())
     }

@@ -7,6 +7,7 @@
 //! CACHE/images/HASH/NAME.tar  test images as archives, seen by nodes as /images/HASH/NAME.tar
 //! STATE/lock                  held while beds are created, claimed or listed for removal
 //! STATE/beds/NAME/            one live bed: record, keys, scripts, logs, the nodes' disks
+//! STATE/trash/                beds on their way out
 //! ```
 
 use std::fs::{self, File};
@@ -48,6 +49,11 @@ impl Dirs {
     /// The directory with one subdirectory per bed.
     pub(crate) fn beds(&self) -> PathBuf {
         self.state.join("beds")
+    }
+
+    /// The directory for what is being removed.
+    pub(crate) fn trash(&self) -> PathBuf {
+        self.state.join("trash")
     }
 
     /// A bed's own directory.

@@ -151,14 +151,51 @@ pub(crate) fn claim_abandoned(dirs: &Dirs) -> Result<Vec<Record>> {
             }
             Ok(_) => {}
             // Its maker died before there was anything but the directory.
-            Err(Error::NoBed(_) | Error::State { .. }) => {
-                let path = dirs.bed(&name);
-                fs::remove_dir_all(&path).at("remove", &path)?;
-            }
+            Err(Error::NoBed(_) | Error::State { .. }) => discard(dirs, &name)?,
             Err(error) => return Err(error),
         }
     }
+    // What others were discarding when they died.
+    for path in fs::read_dir(dirs.trash())
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+    {
+        let discarder = path
+            .extension()
+            .and_then(|text| ProcessId::parse(&text.to_str()?.replace('-', " ")));
+        if !discarder.is_some_and(|process| process.alive()) {
+            remove(&path)?;
+        }
+    }
     Ok(claimed)
+}
+
+/// Removes a bed's directory. It leaves the beds at once, so that nobody meets half a bed.
+pub(crate) fn discard(dirs: &Dirs, name: &str) -> Result<()> {
+    let bed = dirs.bed(name);
+    let trash = dirs.trash();
+    make_dir(&trash)?;
+    let suffix = ProcessId::current().map_or(String::new(), |me| format!("{}-{}", me.pid, me.start));
+    let discarded = trash.join(format!("{name}.{suffix}"));
+    match fs::rename(&bed, &discarded) {
+        Ok(()) => remove(&discarded),
+        // Somebody else was faster.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(Error::Io {
+            action: "discard",
+            path: bed,
+            source,
+        }),
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).at("remove", path),
+        _ => Ok(()),
+    }
 }
 
 fn record_path(bed: &Path) -> PathBuf {

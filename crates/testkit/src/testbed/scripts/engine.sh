@@ -25,6 +25,7 @@ esac
 case ${1:-} in
 start)
     running && exit 0
+    ulimit -S -n "$(ulimit -H -n)"
     if [ "$engine" = docker ]; then
         if ! [ -S /run/containerd/containerd.sock ]; then
             setsid containerd >> /var/log/containerd.log 2>&1 < /dev/null &
