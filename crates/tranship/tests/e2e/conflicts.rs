@@ -67,10 +67,6 @@ fn every_conflict_is_named_and_nothing_is_changed() {
     docker(&["stop", "-t", "0", "stopped"]);
     run("wrote", &[]);
     docker(&["exec", "wrote", "sh", "-c", "echo precious > /root-file"]);
-    run(
-        "pinned",
-        &["--log-driver", "journald", "--log-opt", "mode=non-blocking"],
-    );
     world.b.sh("docker rm -f squatter 2>/dev/null; true").unwrap();
     world
         .b

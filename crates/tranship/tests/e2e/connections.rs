@@ -89,7 +89,7 @@ fn every_closed_door_says_which_and_why() {
     // Nothing may be uploaded.
     world
         .b
-        .sh("rm -rf /root/.cache/tranship; pkill -f 'agent --serve' || true")
+        .sh("rm -rf /root/.cache/tranship; pkill -f '[a]gent --serve' || true")
         .unwrap();
     world
         .migrate(&["--no-bootstrap"])
@@ -189,7 +189,7 @@ fn tranship_is_uploaded_once() {
     );
     assert!(!again.stderr.contains("upload"), "{}", again.stderr);
     // A damaged copy is noticed by its hash and replaced.
-    world.a.sh("pkill -f 'agent --serve' || true; for f in /root/.cache/tranship/bin/tranship-*; do printf x >> $f; done").unwrap();
+    world.a.sh("pkill -f '[a]gent --serve' || true; for f in /root/.cache/tranship/bin/tranship-*; do printf x >> $f; done").unwrap();
     world
         .run(&["doctor", "ssh://root@a"])
         .expect(0)

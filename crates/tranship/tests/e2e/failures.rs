@@ -496,7 +496,7 @@ fn an_ssh_connection_that_dies_is_made_again() {
     // The server's end of every session of the caller, not the daemon itself.
     world
         .a
-        .sh("pkill -f 'sshd-session: root@notty' || pkill -f 'sshd: root@notty'")
+        .sh("pkill -f '[s]shd-session: root@notty' || pkill -f '[s]shd: root@notty'")
         .unwrap();
     finish(child).expect(0).saying(&["lost sight"]);
     assert!(get(world.b.address(), 8080));
