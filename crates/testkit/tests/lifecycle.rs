@@ -34,10 +34,6 @@ fn down_leaves_nothing() -> TestResult {
         "data:/data",
         &image,
     ])?;
-    // Paused processes don't die before they thaw.
-    b.load_image("busybox")?;
-    b.exec_ok(["docker", "run", "--detach", "--name", "frozen", &image])?;
-    b.exec_ok(["docker", "pause", "frozen"])?;
     let mut command = b.spawn(["sleep", "1000"])?;
 
     let namespaces = Namespaces::of(&bed.all());

@@ -159,13 +159,6 @@ impl Cgroups {
         let done = wait_until(EMPTY_WITHIN, || {
             let left = self.processes(bed, member);
             left.iter().for_each(ProcessId::kill);
-            // A paused container's processes die when they thaw, not before.
-            if !left.is_empty() {
-                for mut path in self.bed_paths(bed) {
-                    path.extend(member);
-                    thaw(&path);
-                }
-            }
             left.is_empty()
         });
         if done {
@@ -290,19 +283,6 @@ fn collect_processes(path: &Path, pids: &mut Vec<u32>) {
     for child in subdirectories(path) {
         collect_processes(&child, pids);
     }
-}
-
-/// Lets every process of a group and of those below it run again.
-fn thaw(path: &Path) {
-    for (file, frozen, thawed) in [("freezer.state", "FROZEN", "THAWED"), ("cgroup.freeze", "1", "0")] {
-        let file = path.join(file);
-        let is_frozen =
-            fs::read_to_string(&file).is_ok_and(|state| state.trim() == frozen || state.trim() == "FREEZING");
-        if is_frozen && let Err(error) = fs::write(&file, thawed) {
-            tracing::debug!(path = %file.display(), %error, "a group stays frozen");
-        }
-    }
-    subdirectories(path).iter().for_each(|child| thaw(child));
 }
 
 /// Removes a group and those below it; returns whether it is gone.
