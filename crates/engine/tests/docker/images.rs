@@ -1,0 +1,1 @@
+//! Images out of one engine and into another.
