@@ -242,10 +242,10 @@ impl DockerEngine {
         };
         let ours = text(&document, &["State", "Status"]) == "created"
             && text(&document, &["Image"]).ends_with(request.spec.image.id.hex());
-        if let (true, Ok(id)) = (ours, ContainerId::new(text(&document, &["Id"]))) {
-            if let Err(error) = self.remove_container(&id).await {
-                tracing::error!(container = %name, %error, "a half-made container could not be removed");
-            }
+        if let (true, Ok(id)) = (ours, ContainerId::new(text(&document, &["Id"])))
+            && let Err(error) = self.remove_container(&id).await
+        {
+            tracing::error!(container = %name, %error, "a half-made container could not be removed");
         }
     }
 

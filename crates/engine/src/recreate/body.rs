@@ -220,11 +220,10 @@ fn endpoint(spec: &ContainerSpec, network: &str, drop_fixed_addresses: bool) -> 
             endpoint.insert("Aliases".into(), json!(attachment.aliases));
         }
     }
-    if drop_fixed_addresses {
-        if let Some(ipam) = endpoint.get_mut("IPAMConfig").and_then(Value::as_object_mut) {
-            ipam.remove("IPv4Address");
-            ipam.remove("IPv6Address");
-        }
+    if drop_fixed_addresses && let Some(ipam) = endpoint.get_mut("IPAMConfig").and_then(Value::as_object_mut)
+    {
+        ipam.remove("IPv4Address");
+        ipam.remove("IPv6Address");
     }
     endpoint.retain(|_, value| !is_empty(value));
     endpoint
@@ -271,19 +270,17 @@ pub fn network_body(spec: &NetworkSpec, new_subnets: bool, keep_ipv6: bool) -> V
     body.insert("Name".into(), spec.name.as_str().into());
     // Engines before API 1.44 make a second network of the same name without it.
     body.insert("CheckDuplicate".into(), true.into());
-    if new_subnets {
-        if let Some(ipam) = body.get_mut("IPAM").and_then(Value::as_object_mut) {
-            let pools = ipam.remove("Config").unwrap_or_default();
-            let kept: Vec<Value> = pools
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter(|pool| keep_ipv6 && text(pool, &["Subnet"]).contains(':'))
-                .cloned()
-                .collect();
-            if !kept.is_empty() {
-                ipam.insert("Config".into(), Value::Array(kept));
-            }
+    if new_subnets && let Some(ipam) = body.get_mut("IPAM").and_then(Value::as_object_mut) {
+        let pools = ipam.remove("Config").unwrap_or_default();
+        let kept: Vec<Value> = pools
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|pool| keep_ipv6 && text(pool, &["Subnet"]).contains(':'))
+            .cloned()
+            .collect();
+        if !kept.is_empty() {
+            ipam.insert("Config".into(), Value::Array(kept));
         }
     }
     if text(&spec.document, &["ConfigFrom", "Network"]).is_empty() {

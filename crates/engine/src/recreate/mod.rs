@@ -11,6 +11,8 @@
 
 mod body;
 mod compare;
+#[cfg(test)]
+mod tests;
 mod volumes;
 
 pub use body::{Joins, create_body, expected, network_body};
