@@ -79,6 +79,10 @@ pub fn create_body(
         let named = network == primary || joins == Joins::All;
         if named && !is_fixed(network) {
             let endpoint = endpoint(spec, network, request.drop_fixed_addresses);
+            // Joined anyway, and Podman calls it otherwise.
+            if endpoint.is_empty() && NetworkSpec::is_predefined(network) {
+                continue;
+            }
             endpoints.insert(network.to_owned(), Value::Object(endpoint));
         }
     }

@@ -156,7 +156,7 @@ fn quirks_of_older_engines_do_not_travel() {
         json!({ "Name": "no", "MaximumRetryCount": 0 })
     );
     assert!(body.get("Hostname").is_none() && body.get("MacAddress").is_none());
-    assert_eq!(body["NetworkingConfig"]["EndpointsConfig"]["bridge"], json!({}));
+    assert_eq!(body["NetworkingConfig"]["EndpointsConfig"], json!({}));
 }
 
 #[test]

@@ -290,3 +290,15 @@ async fn the_restart_policy_of_a_passing_container_stays() {
     a.engine.stop(&spec.id, Some(Duration::ZERO)).await.unwrap();
     a.engine.remove_container(&spec.id).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_log_that_cannot_be_read_is_empty() {
+    let Some(hosts) = hosts() else { return };
+    let [a, _] = hosts.connect().await;
+    a.docker(&format!(
+        "run -d --name mute --log-driver none {BUSYBOX} sleep 1000"
+    ));
+    let spec = a.inspect("mute").await;
+    assert!(a.engine.log_tail(&spec.id, 5).await.unwrap().is_empty());
+    a.engine.remove_container(&spec.id).await.unwrap();
+}
