@@ -4,7 +4,12 @@
     clippy::print_stderr,
     reason = "a command-line tool talks to its user"
 )]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a development tool reads the environment that cargo gives it"
+)]
 
+mod build;
 mod commands;
 
 use std::io::IsTerminal;

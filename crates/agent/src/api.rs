@@ -21,6 +21,7 @@ use tranship_core::MigrationId;
 use tranship_migrate::Plan;
 use tranship_migrate::destination::ArrivalState;
 use tranship_migrate::record::{DepartureState, PhaseRecord};
+use tranship_wire::Fingerprint;
 use tranship_wire::tls::PeerOffer;
 
 /// Oldest version of the protocol that this build speaks.
@@ -47,6 +48,8 @@ pub struct Hello {
     pub instance: String,
     /// Migrations under way.
     pub busy: usize,
+    /// The throw-away certificate by which other agents know it.
+    pub fingerprint: Fingerprint,
 }
 
 /// Tells a destination that a migration is to come.
@@ -54,6 +57,8 @@ pub struct Hello {
 pub struct Expect {
     /// The migration.
     pub id: MigrationId,
+    /// The certificate of the source's agent, the only one that is let in.
+    pub source: Fingerprint,
 }
 
 /// How the source may reach this agent directly.

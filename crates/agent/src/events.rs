@@ -30,7 +30,10 @@ pub struct Cursor {
 
 impl Default for EventLog {
     fn default() -> Self {
-        Self { inner: Mutex::default(), changed: watch::Sender::new(0) }
+        Self {
+            inner: Mutex::default(),
+            changed: watch::Sender::new(0),
+        }
     }
 }
 
@@ -66,7 +69,9 @@ impl EventLog {
     }
 
     fn finished(&self) -> bool {
-        self.inner.lock().is_ok_and(|inner| matches!(inner.events.last(), Some(Event::Finished { .. })))
+        self.inner
+            .lock()
+            .is_ok_and(|inner| matches!(inner.events.last(), Some(Event::Finished { .. })))
     }
 }
 
@@ -94,7 +99,11 @@ mod tests {
     use tranship_core::event::Phase;
 
     fn progress(bytes: u64) -> Event {
-        Event::Progress { phase: Phase::Image, bytes, total: None }
+        Event::Progress {
+            phase: Phase::Image,
+            bytes,
+            total: None,
+        }
     }
 
     #[tokio::test]
@@ -108,8 +117,15 @@ mod tests {
         log.report(progress(3));
         assert_eq!(log.next(&mut cursor).await.unwrap(), vec![progress(3)]);
         log.report(Event::Finished { fault: None });
-        assert_eq!(log.next(&mut cursor).await.unwrap(), vec![progress(3), Event::Finished { fault: None }]);
+        assert_eq!(
+            log.next(&mut cursor).await.unwrap(),
+            vec![progress(3), Event::Finished { fault: None }]
+        );
         assert_eq!(log.next(&mut cursor).await, None);
-        assert_eq!(log.next(&mut Cursor::default()).await.unwrap().len(), 3, "and again from the beginning");
+        assert_eq!(
+            log.next(&mut Cursor::default()).await.unwrap().len(),
+            3,
+            "and again from the beginning"
+        );
     }
 }

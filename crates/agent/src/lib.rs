@@ -1,1 +1,21 @@
-//! tranship-agent
+//! The hall: one agent per node, which answers callers, takes part in migrations, and remembers them.
+//!
+//! An agent lives on when the connection that started it ends: a migration is driven by the source's agent, and the
+//! caller only watches. [`api`] lists what it can be asked.
+
+pub mod api;
+mod client;
+pub mod daemon;
+mod engine;
+mod events;
+mod incoming;
+pub mod node;
+mod outgoing;
+mod registry;
+mod server;
+mod state;
+mod store;
+
+pub use client::AgentClient;
+pub use engine::NodeEngine;
+pub use state::Identity;

@@ -5,30 +5,42 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tranship_core::container::MountKind;
-use tranship_core::node::{ArrivalFacts, ContainerReport, NodeFacts, PortInUse, Survey, SurveyRequest};
 use tranship_core::ids::ContainerName;
+use tranship_core::node::{
+    ArrivalFacts, ContainerReport, ImageStore, NodeFacts, PortInUse, Survey, SurveyRequest,
+};
 use tranship_core::{ContainerSpec, Engine, Fault};
 
 /// Milliseconds since 1970. For people and records only: no decision depends on it.
 #[must_use]
 pub fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Collects the facts about this node.
 ///
 /// # Errors
 /// What the engine says; what the kernel does not tell is left out.
-pub async fn facts(engine: &dyn Engine, direct_layers: bool) -> Result<NodeFacts, Fault> {
+pub async fn facts(engine: &dyn Engine) -> Result<NodeFacts, Fault> {
     let engine_facts = engine.facts().await?;
     let user_id = rustix::process::getuid().as_raw();
+    let direct_layers = user_id == 0
+        && engine_facts.image_store == ImageStore::Classic
+        && engine_facts.storage_driver == "overlay2";
     let space = rustix::fs::statvfs(Path::new(&engine_facts.root_directory)).ok();
     let mut limits = Vec::new();
     if user_id != 0 {
-        limits.push("the agent does not run as root: layers are read through the engine, which takes longer".to_owned());
+        limits.push(
+            "the agent does not run as root: layers are read through the engine, which takes longer"
+                .to_owned(),
+        );
     }
     if engine_facts.rootless {
-        limits.push("the engine runs without root: ports below 1024 and some limits are not available".to_owned());
+        limits.push(
+            "the engine runs without root: ports below 1024 and some limits are not available".to_owned(),
+        );
     }
     let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Ok(NodeFacts {
@@ -37,9 +49,9 @@ pub async fn facts(engine: &dyn Engine, direct_layers: bool) -> Result<NodeFacts
         user_id,
         clock_ms: now_ms(),
         engine: engine_facts,
-        free_bytes: space.map(|s| s.f_bavail.saturating_mul(s.f_frsize)),
+        free_bytes: space.as_ref().map(|s| s.f_bavail.saturating_mul(s.f_frsize)),
         // Some file systems (btrfs) have no fixed number of inodes and say 0 of 0.
-        free_inodes: space.filter(|s| s.f_files > 0).map(|s| s.f_favail),
+        free_inodes: space.as_ref().filter(|s| s.f_files > 0).map(|s| s.f_favail),
         direct_layers,
         addresses: addresses(),
         limits,
@@ -50,7 +62,11 @@ pub async fn facts(engine: &dyn Engine, direct_layers: bool) -> Result<NodeFacts
 #[must_use]
 pub fn addresses() -> Vec<IpAddr> {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-    interfaces.into_iter().filter(|i| !i.is_loopback()).map(|i| i.ip()).collect()
+    interfaces
+        .into_iter()
+        .filter(|i| !i.is_loopback())
+        .map(|i| i.ip())
+        .collect()
 }
 
 /// Addresses at which another machine could reach this one, likely ones first: bridges that engines make for their
@@ -62,7 +78,11 @@ pub fn reachable_addresses() -> Vec<IpAddr> {
         IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
         IpAddr::V6(v6) => !v6.is_loopback() && (v6.segments()[0] & 0xffc0) != 0xfe80,
     });
-    let inner = |name: &str| ["docker", "br-", "veth", "podman", "cni", "virbr"].iter().any(|p| name.starts_with(p));
+    let inner = |name: &str| {
+        ["docker", "br-", "veth", "podman", "cni", "virbr"]
+            .iter()
+            .any(|p| name.starts_with(p))
+    };
     interfaces.sort_by_key(|i| (inner(&i.name), i.ip().is_ipv6()));
     interfaces.into_iter().map(|i| i.ip()).collect()
 }
@@ -76,14 +96,19 @@ pub async fn report(engine: &dyn Engine, container: &ContainerName) -> Result<Co
     let changes = engine.layer_changes(&spec.id).await?;
     let tag = spec.image.tags.first().map(String::as_str);
     let archive_bytes = engine.archive_sizes(&spec.image, tag).await.unwrap_or_default();
-    Ok(ContainerReport { spec, changes, archive_bytes, notes: std::collections::BTreeMap::default() })
+    Ok(ContainerReport {
+        spec,
+        changes,
+        archive_bytes,
+        notes: std::collections::BTreeMap::default(),
+    })
 }
 
 /// Answers what would be if these containers came here.
 ///
 /// # Errors
 /// What the engine says.
-pub async fn survey(engine: &dyn Engine, direct_layers: bool, request: &SurveyRequest) -> Result<Survey, Fault> {
+pub async fn survey(engine: &dyn Engine, request: &SurveyRequest) -> Result<Survey, Fault> {
     let containers = engine.containers().await?;
     let mut ports: Vec<PortInUse> = Vec::new();
     for container in &containers {
@@ -103,7 +128,10 @@ pub async fn survey(engine: &dyn Engine, direct_layers: bool, request: &SurveyRe
     }
     for used in listening_ports() {
         // Ports that the engine's own proxy holds are named by their container already.
-        if !ports.iter().any(|p| p.port == used.port && p.protocol == used.protocol && p.container.is_some()) {
+        if !ports
+            .iter()
+            .any(|p| p.port == used.port && p.protocol == used.protocol && p.container.is_some())
+        {
             ports.push(used);
         }
     }
@@ -112,7 +140,7 @@ pub async fn survey(engine: &dyn Engine, direct_layers: bool, request: &SurveyRe
         arrivals.push(arrival_facts(engine, spec).await?);
     }
     Ok(Survey {
-        node: facts(engine, direct_layers).await?,
+        node: facts(engine).await?,
         networks: engine.networks().await?,
         volumes: engine.volumes().await?,
         containers,
@@ -123,11 +151,21 @@ pub async fn survey(engine: &dyn Engine, direct_layers: bool, request: &SurveyRe
 
 async fn arrival_facts(engine: &dyn Engine, spec: &ContainerSpec) -> Result<ArrivalFacts, Fault> {
     let image_held = engine.image(spec.image.id.as_str()).await?.is_some();
-    let layers_held =
-        if image_held { spec.image.layers.len() } else { engine.layers_held(&spec.image.layers).await? };
-    let tag_points_at = engine.image(&spec.image_reference).await?.map(|i| i.id.to_string());
+    let layers_held = if image_held {
+        spec.image.layers.len()
+    } else {
+        engine.layers_held(&spec.image.layers).await?
+    };
+    let tag_points_at = engine
+        .image(&spec.image_reference)
+        .await?
+        .map(|i| i.id.to_string());
     let missing = |path: &String| !Path::new(path).exists();
-    let binds = spec.mounts.iter().filter(|m| m.kind == MountKind::Bind).map(|m| m.source.clone());
+    let binds = spec
+        .mounts
+        .iter()
+        .filter(|m| m.kind == MountKind::Bind)
+        .map(|m| m.source.clone());
     Ok(ArrivalFacts {
         layers_held,
         image_held,
@@ -148,7 +186,11 @@ pub fn listening_ports() -> Vec<PortInUse> {
         ("/proc/net/udp6", "udp", "07"),
     ] {
         let text = std::fs::read_to_string(file).unwrap_or_default();
-        ports.extend(text.lines().skip(1).filter_map(|line| parse_socket(line, protocol, listening)));
+        ports.extend(
+            text.lines()
+                .skip(1)
+                .filter_map(|line| parse_socket(line, protocol, listening)),
+        );
     }
     ports.sort();
     ports.dedup();
@@ -167,7 +209,9 @@ fn parse_socket(line: &str, protocol: &str, wanted: &str) -> Option<PortInUse> {
     let (address, port) = local.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
     let address = match address.len() {
-        8 => IpAddr::V4(Ipv4Addr::from(u32::from_str_radix(address, 16).ok()?.to_ne_bytes())),
+        8 => IpAddr::V4(Ipv4Addr::from(
+            u32::from_str_radix(address, 16).ok()?.to_ne_bytes(),
+        )),
         32 => {
             let mut bytes = [0u8; 16];
             for (index, word) in bytes.chunks_exact_mut(4).enumerate() {
@@ -178,7 +222,12 @@ fn parse_socket(line: &str, protocol: &str, wanted: &str) -> Option<PortInUse> {
         }
         _ => return None,
     };
-    Some(PortInUse { protocol: protocol.to_owned(), address, port, container: None })
+    Some(PortInUse {
+        protocol: protocol.to_owned(),
+        address,
+        port,
+        container: None,
+    })
 }
 
 #[cfg(test)]
@@ -187,10 +236,17 @@ mod tests {
 
     #[test]
     fn sockets_are_read_as_the_kernel_writes_them() {
-        let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1";
+        let line =
+            "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1";
         let port = parse_socket(line, "tcp", "0A").unwrap();
-        assert_eq!((port.port, port.address.to_string().as_str()), (8080, "127.0.0.1"));
-        assert!(parse_socket(&line.replace(" 0A ", " 01 "), "tcp", "0A").is_none(), "established is not listening");
+        assert_eq!(
+            (port.port, port.address.to_string().as_str()),
+            (8080, "127.0.0.1")
+        );
+        assert!(
+            parse_socket(&line.replace(" 0A ", " 01 "), "tcp", "0A").is_none(),
+            "established is not listening"
+        );
         let six = "   0: 00000000000000000000000000000000:0016 00000000000000000000000000000000:0000 0A 0";
         assert!(parse_socket(six, "tcp", "0A").unwrap().address.is_unspecified());
         for junk in ["", "x", "0: zz:zz zz 0A", "0: 00:00 0 0A"] {
@@ -202,6 +258,10 @@ mod tests {
     fn a_listener_of_ours_is_found() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        assert!(listening_ports().iter().any(|p| p.port == port && p.protocol == "tcp"));
+        assert!(
+            listening_ports()
+                .iter()
+                .any(|p| p.port == port && p.protocol == "tcp")
+        );
     }
 }

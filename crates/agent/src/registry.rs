@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
-use tranship_core::event::{Event, Reporter as _};
+use tranship_core::event::Event;
 use tranship_core::fault::FaultKind;
 use tranship_core::{Engine, Fault, MigrationId};
 use tranship_migrate::departure;
@@ -73,7 +73,13 @@ impl Registry {
             .iter()
             .filter(|r| r.state.is_over())
             .map(|r| (r.begun_at_ms, r.plan.id.clone()))
-            .chain(arrivals.records.iter().filter(|r| is_over(r)).map(|r| (r.begun_at_ms, r.plan.id.clone())))
+            .chain(
+                arrivals
+                    .records
+                    .iter()
+                    .filter(|r| is_over(r))
+                    .map(|r| (r.begun_at_ms, r.plan.id.clone())),
+            )
             .collect();
         records.prune(&over);
         Arc::new(Self {
@@ -81,8 +87,20 @@ impl Registry {
             records,
             departures: Mutex::default(),
             arrivals: Mutex::default(),
-            departure_records: Mutex::new(departures.records.into_iter().map(|r| (r.plan.id.clone(), r)).collect()),
-            arrival_records: Mutex::new(arrivals.records.into_iter().map(|r| (r.plan.id.clone(), r)).collect()),
+            departure_records: Mutex::new(
+                departures
+                    .records
+                    .into_iter()
+                    .map(|r| (r.plan.id.clone(), r))
+                    .collect(),
+            ),
+            arrival_records: Mutex::new(
+                arrivals
+                    .records
+                    .into_iter()
+                    .map(|r| (r.plan.id.clone(), r))
+                    .collect(),
+            ),
         })
     }
 
@@ -95,10 +113,17 @@ impl Registry {
     /// Settles what an agent that died left open: a source that was frozen but not committed resumes, an arrival that
     /// nothing was started for is undone. What was committed stays as it is, visibly in doubt.
     pub async fn recover(self: &Arc<Self>) {
-        let departures: Vec<DepartureRecord> =
-            locked(&self.departure_records).values().filter(|r| !r.state.is_over()).cloned().collect();
+        let departures: Vec<DepartureRecord> = locked(&self.departure_records)
+            .values()
+            .filter(|r| !r.state.is_over())
+            .cloned()
+            .collect();
         for mut record in departures {
-            let fault = Fault::new("agent.restarted", FaultKind::RolledBack, "the source's agent ended before the migration did");
+            let fault = Fault::new(
+                "agent.restarted",
+                FaultKind::RolledBack,
+                "the source's agent ended before the migration did",
+            );
             let fault = match record.state {
                 DepartureState::Preparing => fault,
                 DepartureState::Frozen => match departure::resume(self.engine.as_ref(), &record.plan).await {
@@ -119,8 +144,11 @@ impl Registry {
             record.fault = Some(fault.on_container(record.plan.spec().name.clone()));
             self.publish_departure(&record).await;
         }
-        let arrivals: Vec<ArrivalRecord> =
-            locked(&self.arrival_records).values().filter(|r| !is_over(r)).cloned().collect();
+        let arrivals: Vec<ArrivalRecord> = locked(&self.arrival_records)
+            .values()
+            .filter(|r| !is_over(r))
+            .cloned()
+            .collect();
         for record in arrivals {
             let id = record.plan.id.clone();
             let records: Arc<dyn Records> = Arc::new(Published(Arc::clone(self)));
@@ -148,19 +176,32 @@ impl Registry {
         let id = plan.id.clone();
         let container = plan.spec().id.clone();
         let (cancel, cancelled) = watch::channel(false);
-        let task = Arc::new(DepartureTask { events: EventLog::default(), cancel, plan: plan.clone() });
+        let task = Arc::new(DepartureTask {
+            events: EventLog::default(),
+            cancel,
+            plan: plan.clone(),
+        });
         {
             let mut running = locked(&self.departures);
             let records = locked(&self.departure_records);
             if records.contains_key(&id) || running.contains_key(&id) {
-                return Err(Fault::new("migrate.known", FaultKind::Environment, format!("migration {id} exists already")));
+                return Err(Fault::new(
+                    "migrate.known",
+                    FaultKind::Environment,
+                    format!("migration {id} exists already"),
+                ));
             }
             if let Some(other) = running.values().find(|t| t.plan.spec().id == container) {
                 let other = &other.plan;
                 return Err(Fault::new(
                     "migrate.busy",
                     FaultKind::Environment,
-                    format!("{} is on its way to {} already, by migration {}", other.spec().name, other.destination, other.id),
+                    format!(
+                        "{} is on its way to {} already, by migration {}",
+                        other.spec().name,
+                        other.destination,
+                        other.id
+                    ),
                 )
                 .on_container(other.spec().name.clone())
                 .with_hint(format!("`tranship status {}` shows it", other.id)));
@@ -170,7 +211,13 @@ impl Registry {
         let records: Arc<dyn Records> = Arc::new(Published(Arc::clone(self)));
         let reporter: Arc<dyn tranship_core::Reporter> = Arc::new(TaskReporter(Arc::clone(&task)));
         let departure = Departure::new(
-            Arc::clone(&self.engine), destination, records, reporter, cancelled, plan, now_ms(),
+            Arc::clone(&self.engine),
+            destination,
+            records,
+            reporter,
+            cancelled,
+            plan,
+            now_ms(),
         );
         let registry = Arc::clone(self);
         tokio::spawn(async move {
@@ -215,21 +262,29 @@ impl Registry {
         let mut arrivals = locked(&self.arrivals);
         let engine = Arc::clone(&self.engine);
         Arc::clone(
-            arrivals.entry(plan.id.clone()).or_insert_with(|| Arc::new(Arrival::new(engine, records, plan, now_ms()))),
+            arrivals
+                .entry(plan.id.clone())
+                .or_insert_with(|| Arc::new(Arrival::new(engine, records, plan, now_ms()))),
         )
     }
 
     /// Number of migrations that are not over.
     #[must_use]
     pub fn busy(&self) -> usize {
-        let arrivals = locked(&self.arrivals).values().filter(|a| !is_over(&a.record())).count();
+        let arrivals = locked(&self.arrivals)
+            .values()
+            .filter(|a| !is_over(&a.record()))
+            .count();
         locked(&self.departures).len() + arrivals
     }
 
     /// All migrations, newest first.
     #[must_use]
     pub fn views(&self) -> Vec<MigrationView> {
-        let departures: Vec<MigrationView> = locked(&self.departure_records).values().map(departure_view).collect();
+        let departures: Vec<MigrationView> = locked(&self.departure_records)
+            .values()
+            .map(departure_view)
+            .collect();
         let arrivals: Vec<MigrationView> = locked(&self.arrival_records).values().map(arrival_view).collect();
         let mut views: Vec<MigrationView> = departures.into_iter().chain(arrivals).collect();
         views.sort_by(|a, b| b.begun_at_ms.cmp(&a.begun_at_ms).then_with(|| a.id.cmp(&b.id)));
@@ -248,8 +303,12 @@ impl Registry {
 /// The answer to a question about a migration that nobody knows.
 #[must_use]
 pub fn not_found(id: &MigrationId) -> Fault {
-    Fault::new("migrate.not-found", FaultKind::Environment, format!("there is no migration {id} here"))
-        .with_hint("`tranship list` shows those that are known")
+    Fault::new(
+        "migrate.not-found",
+        FaultKind::Environment,
+        format!("there is no migration {id} here"),
+    )
+    .with_hint("`tranship list` shows those that are known")
 }
 
 fn is_over(record: &ArrivalRecord) -> bool {

@@ -45,9 +45,14 @@ impl FileRecords {
     /// What the file system says.
     pub fn open(directory: &Path) -> std::io::Result<Self> {
         for sub in [DEPARTURES, ARRIVALS] {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory.join(sub))?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory.join(sub))?;
         }
-        Ok(Self { directory: directory.to_owned() })
+        Ok(Self {
+            directory: directory.to_owned(),
+        })
     }
 
     /// All departures on disk.
@@ -63,8 +68,13 @@ impl FileRecords {
     }
 
     fn load<T: DeserializeOwned>(&self, sub: &str) -> Found<T> {
-        let mut found = Found { records: Vec::new(), damaged: Vec::new() };
-        let Ok(entries) = fs::read_dir(self.directory.join(sub)) else { return found };
+        let mut found = Found {
+            records: Vec::new(),
+            damaged: Vec::new(),
+        };
+        let Ok(entries) = fs::read_dir(self.directory.join(sub)) else {
+            return found;
+        };
         for path in entries.flatten().map(|e| e.path()) {
             if path.extension().is_none_or(|e| e != "json") {
                 continue;
@@ -101,19 +111,35 @@ impl FileRecords {
         self.directory.join(sub).join(format!("{id}.json"))
     }
 
-    async fn save<T: Serialize + Sync>(&self, sub: &'static str, id: &MigrationId, record: &T) -> Result<(), RecordError> {
+    async fn save<T: Serialize + Sync>(
+        &self,
+        sub: &'static str,
+        id: &MigrationId,
+        record: &T,
+    ) -> Result<(), RecordError> {
         let path = self.path(sub, id);
-        let error = |reason: String| RecordError { id: id.clone(), path: path.display().to_string(), reason };
+        let error = |reason: String| RecordError {
+            id: id.clone(),
+            path: path.display().to_string(),
+            reason,
+        };
         let bytes = serde_json::to_vec(record).map_err(|e| error(e.to_string()))?;
         let target = path.clone();
         let written = tokio::task::spawn_blocking(move || write_durably(&target, &bytes)).await;
-        written.map_err(|e| error(e.to_string()))?.map_err(|e| error(e.to_string()))
+        written
+            .map_err(|e| error(e.to_string()))?
+            .map_err(|e| error(e.to_string()))
     }
 }
 
 fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     drop(file);

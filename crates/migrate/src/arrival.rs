@@ -71,6 +71,15 @@ impl Arrival {
         self.snapshot.borrow().clone()
     }
 
+    /// Whether nothing more will happen.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(
+            self.snapshot.borrow().state,
+            ArrivalState::Adopted | ArrivalState::Discarded
+        )
+    }
+
     /// Whether a lost link to the source ends this arrival. In cold mode, a container that was told to start waits for
     /// the source's word, however long that takes: nobody here can know what the source decided.
     #[must_use]

@@ -47,6 +47,13 @@ pub struct Departure {
     adopt_asked: bool,
 }
 
+/// A phase under way.
+struct RunningPhase {
+    phase: Phase,
+    begun: Instant,
+    bytes_before: u64,
+}
+
 impl Departure {
     /// A migration that nothing has happened to yet.
     #[must_use]
@@ -134,16 +141,22 @@ impl Departure {
         Ok(())
     }
 
-    /// Runs one phase: times it, notes it, and lets a request to abort end it where that is safe.
-    async fn phase<T>(
-        &mut self,
-        phase: Phase,
-        work: impl AsyncFnOnce(&mut Self) -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
+    fn begin(&self, phase: Phase) -> RunningPhase {
         self.reporter.report(Event::PhaseStarted { phase });
-        let begun = Instant::now();
-        let bytes_before = self.record.bytes_sent;
-        let result = work(self).await;
+        RunningPhase {
+            phase,
+            begun: Instant::now(),
+            bytes_before: self.record.bytes_sent,
+        }
+    }
+
+    /// Notes how long a phase took, and passes its result on.
+    fn end<T>(&mut self, running: &RunningPhase, result: Result<T, Fault>) -> Result<T, Fault> {
+        let RunningPhase {
+            phase,
+            begun,
+            bytes_before,
+        } = *running;
         let bytes = self.record.bytes_sent - bytes_before;
         let took_ms = millis(begun.elapsed());
         let begun_ms = millis(begun.saturating_duration_since(self.begun));
@@ -164,21 +177,21 @@ impl Departure {
     }
 
     async fn steps(&mut self) -> Result<(), Fault> {
-        self.phase(Phase::Check, async |s| s.check().await).await?;
+        let phase = self.begin(Phase::Check);
+        let done = self.check().await;
+        self.end(&phase, done)?;
         self.stop_if_cancelled()?;
-        self.phase(Phase::Image, async |s| s.image().await).await?;
+        let phase = self.begin(Phase::Image);
+        let done = self.image().await;
+        self.end(&phase, done)?;
         self.stop_if_cancelled()?;
-        self.phase(Phase::Prepare, async |s| {
-            failpoint::reach("source.prepare").await?;
-            s.destination.prepare().await
-        })
-        .await?;
+        let phase = self.begin(Phase::Prepare);
+        let done = self.prepare_there().await;
+        self.end(&phase, done)?;
         self.stop_if_cancelled()?;
-        self.phase(Phase::Create, async |s| {
-            failpoint::reach("source.create").await?;
-            s.destination.create().await
-        })
-        .await?;
+        let phase = self.begin(Phase::Create);
+        let done = self.create_there().await;
+        self.end(&phase, done)?;
         self.stop_if_cancelled()?;
         match self.plan().mode {
             Mode::Stateless => self.stateless_steps().await?,
@@ -189,22 +202,29 @@ impl Departure {
     }
 
     async fn stateless_steps(&mut self) -> Result<(), Fault> {
-        self.phase(Phase::Start, async |s| s.start_there().await).await?;
+        let phase = self.begin(Phase::Start);
+        let done = self.start_there().await;
+        self.end(&phase, done)?;
         self.stop_if_cancelled()?;
-        let ready = self.phase(Phase::Health, async |s| s.prove_there().await).await?;
+        let phase = self.begin(Phase::Health);
+        let done = self.prove_there().await;
+        let ready = self.end(&phase, done)?;
         self.note_container(&ready);
         self.stop_if_cancelled()?;
         // A container made with --rm is gone once it stops and could not come back, so it stops last.
         let stop_last = self.plan().spec().auto_remove;
         let keep = self.plan().options.on_source == OnSource::Keep;
-        self.phase(Phase::HandOver, async |s| {
-            if !keep && !stop_last {
-                s.freeze().await?;
-            }
-            failpoint::reach("source.adopt").await?;
-            s.adopt_there().await
-        })
-        .await?;
+        let phase = self.begin(Phase::HandOver);
+        let frozen = if keep || stop_last {
+            Ok(())
+        } else {
+            self.freeze().await
+        };
+        let done = match frozen {
+            Ok(()) => self.adopt_there().await,
+            Err(fault) => Err(fault),
+        };
+        self.end(&phase, done)?;
         if stop_last && !keep {
             self.park_and_stop().await.unwrap_or_else(|fault| {
                 let text = format!("the source could not be stopped, so two instances run: {fault}");
@@ -217,24 +237,39 @@ impl Departure {
     }
 
     async fn cold_steps(&mut self) -> Result<(), Fault> {
-        self.phase(Phase::Freeze, async |s| {
-            s.check().await?;
-            s.freeze().await?;
-            failpoint::reach("source.frozen").await
-        })
-        .await?;
+        let phase = self.begin(Phase::Freeze);
+        let done = self.check_and_freeze().await;
+        self.end(&phase, done)?;
         self.stop_if_cancelled()?;
         self.record.state = DepartureState::Committed;
         self.save().await?;
-        self.phase(Phase::Start, async |s| s.start_there().await).await?;
+        let phase = self.begin(Phase::Start);
+        let done = self.start_there().await;
+        self.end(&phase, done)?;
         self.serving_at = Some(Instant::now());
-        let ready = self.phase(Phase::Health, async |s| s.prove_there().await).await?;
+        let phase = self.begin(Phase::Health);
+        let done = self.prove_there().await;
+        let ready = self.end(&phase, done)?;
         self.note_container(&ready);
-        self.phase(Phase::HandOver, async |s| {
-            failpoint::reach("source.adopt").await?;
-            s.adopt_there().await
-        })
-        .await
+        let phase = self.begin(Phase::HandOver);
+        let done = self.adopt_there().await;
+        self.end(&phase, done)
+    }
+
+    async fn check_and_freeze(&mut self) -> Result<(), Fault> {
+        self.check().await?;
+        self.freeze().await?;
+        failpoint::reach("source.frozen").await
+    }
+
+    async fn prepare_there(&mut self) -> Result<(), Fault> {
+        failpoint::reach("source.prepare").await?;
+        self.destination.prepare().await
+    }
+
+    async fn create_there(&mut self) -> Result<(), Fault> {
+        failpoint::reach("source.create").await?;
+        self.destination.create().await
     }
 
     fn note_container(&mut self, ready: &Adopted) {
@@ -362,29 +397,33 @@ impl Departure {
 
     async fn start_there(&mut self) -> Result<(), Fault> {
         failpoint::reach("source.start").await?;
-        let destination = Arc::clone(&self.destination);
-        self.insist(async || destination.start().await).await
+        self.insist(|d| async move { d.start().await }).await
     }
 
     async fn prove_there(&mut self) -> Result<Adopted, Fault> {
         failpoint::reach("source.health").await?;
-        let destination = Arc::clone(&self.destination);
-        self.insist(async || destination.ready().await).await
+        self.insist(|d| async move { d.ready().await }).await
     }
 
     async fn adopt_there(&mut self) -> Result<(), Fault> {
-        let destination = Arc::clone(&self.destination);
+        failpoint::reach("source.adopt").await?;
         self.adopt_asked = true;
-        self.insist(async || destination.adopt().await).await.map(|_| ())
+        self.insist(|d| async move { d.adopt().await }).await.map(|_| ())
     }
 
     /// Repeats a call whose link was lost. Before the commit, and in stateless mode, only for a while; after the commit
     /// until the destination answers, saying meanwhile that the migration is in doubt.
-    async fn insist<T>(&mut self, call: impl AsyncFn() -> Result<T, Fault>) -> Result<T, Fault> {
+    async fn insist<T, F>(
+        &mut self,
+        call: impl Fn(Arc<dyn Destination>) -> F + Send + Sync,
+    ) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, Fault>> + Send,
+    {
         let begun = Instant::now();
         let mut warned = false;
         loop {
-            let fault = match call().await {
+            let fault = match call(Arc::clone(&self.destination)).await {
                 Err(fault) if link_lost(&fault) => fault,
                 other => return other,
             };
@@ -516,11 +555,10 @@ impl Departure {
     }
 
     async fn discard_there(&mut self, until_answered: bool) -> Result<(), Fault> {
-        let destination = Arc::clone(&self.destination);
         let discarded = if until_answered {
-            self.insist(async || destination.discard().await).await?
+            self.insist(|d| async move { d.discard().await }).await?
         } else {
-            destination.discard().await?
+            self.destination.discard().await?
         };
         for left in discarded.left_behind {
             self.reporter.report(Event::Warning {

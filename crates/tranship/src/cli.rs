@@ -32,7 +32,13 @@ pub struct GlobalArgs {
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Output")]
     pub verbose: u8,
     /// Configuration file for ssh in place of your own
-    #[arg(long, global = true, value_name = "FILE", env = "TRANSHIP_SSH_CONFIG", help_heading = "Connections")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "TRANSHIP_SSH_CONFIG",
+        help_heading = "Connections"
+    )]
     pub ssh_config: Option<PathBuf>,
     /// Never ask for passwords; fail where ssh would ask
     #[arg(long, global = true, help_heading = "Connections")]
@@ -200,10 +206,6 @@ pub struct AgentArgs {
     /// The engine's socket [default: docker's, else podman's]
     #[arg(long, value_name = "SOCKET")]
     pub engine: Option<PathBuf>,
-    /// Arm a fail point (test builds only)
-    #[cfg(feature = "fail-points")]
-    #[arg(long, hide = true, env = "TRANSHIP_FAIL_POINT")]
-    pub fail_point: Option<String>,
 }
 
 /// `tranship completions`
@@ -241,6 +243,8 @@ fn parse_publish(text: &str) -> Result<(u16, u16), String> {
         Ok(n) if n > 0 && !t.starts_with('+') => Ok(n),
         _ => Err(format!("{t:?} is not a port between 1 and 65535")),
     };
-    let (old, new) = text.split_once('=').ok_or("it is written OLD=NEW, as in 80=8080")?;
+    let (old, new) = text
+        .split_once('=')
+        .ok_or("it is written OLD=NEW, as in 80=8080")?;
     Ok((port(old)?, port(new)?))
 }

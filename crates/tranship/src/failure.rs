@@ -49,10 +49,14 @@ pub fn exit_code(faults: &[Fault]) -> ExitCode {
 /// A failure as lines for a person: what, where, why, and what to do next.
 pub fn describe(fault: &Fault) -> Vec<String> {
     let mut lines = vec![format!("error[{}]: {}", fault.code, one_line(&fault.message))];
-    let place: Vec<String> = [("node", &fault.node), ("container", &fault.container), ("path", &fault.path)]
-        .iter()
-        .filter_map(|(what, value)| value.as_ref().map(|v| format!("{what} {v}")))
-        .collect();
+    let place: Vec<String> = [
+        ("node", &fault.node),
+        ("container", &fault.container),
+        ("path", &fault.path),
+    ]
+    .iter()
+    .filter_map(|(what, value)| value.as_ref().map(|v| format!("{what} {v}")))
+    .collect();
     if !place.is_empty() {
         lines.push(format!("  where: {}", place.join(", ")));
     }
@@ -73,7 +77,11 @@ pub fn describe(fault: &Fault) -> Vec<String> {
 
 /// Text from other machines may hold anything; a terminal must not obey it.
 pub fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_owned()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect::<String>()
+        .trim()
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -83,15 +91,30 @@ mod tests {
     #[test]
     fn the_worst_failure_decides_the_exit_code() {
         let fault = |kind| Fault::new("x", kind, "x");
-        let code = |kinds: &[FaultKind]| format!("{:?}", exit_code(&kinds.iter().map(|k| fault(*k)).collect::<Vec<_>>()));
+        let code = |kinds: &[FaultKind]| {
+            format!(
+                "{:?}",
+                exit_code(&kinds.iter().map(|k| fault(*k)).collect::<Vec<_>>())
+            )
+        };
         assert_eq!(code(&[]), format!("{:?}", ExitCode::SUCCESS));
-        assert_eq!(code(&[FaultKind::Environment, FaultKind::RolledBack]), format!("{:?}", ExitCode::from(4)));
-        assert_eq!(code(&[FaultKind::InDoubt, FaultKind::RolledBack]), format!("{:?}", ExitCode::from(5)));
+        assert_eq!(
+            code(&[FaultKind::Environment, FaultKind::RolledBack]),
+            format!("{:?}", ExitCode::from(4))
+        );
+        assert_eq!(
+            code(&[FaultKind::InDoubt, FaultKind::RolledBack]),
+            format!("{:?}", ExitCode::from(5))
+        );
     }
 
     #[test]
     fn control_characters_do_not_reach_the_terminal() {
         let fault = Fault::new("x", FaultKind::Environment, "a\u{1b}[31mb\nc").because("d\re");
-        assert!(describe(&fault).iter().all(|line| !line.chars().any(char::is_control)));
+        assert!(
+            describe(&fault)
+                .iter()
+                .all(|line| !line.chars().any(char::is_control))
+        );
     }
 }

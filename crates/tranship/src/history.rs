@@ -40,7 +40,9 @@ pub struct History {
 impl History {
     /// The history under a state directory.
     pub fn new(state_directory: &Path) -> Self {
-        Self { path: state_directory.join("history.jsonl") }
+        Self {
+            path: state_directory.join("history.jsonl"),
+        }
     }
 
     /// Adds a line. A later line of the same id replaces an earlier one.
@@ -49,11 +51,19 @@ impl History {
     /// What the file system says.
     pub fn add(&self, entry: &Entry) -> std::io::Result<()> {
         if let Some(parent) = self.path.parent() {
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(parent)?;
         }
         let mut line = serde_json::to_vec(entry)?;
         line.push(b'\n');
-        OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?.write_all(&line)
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&self.path)?
+            .write_all(&line)
     }
 
     /// All entries, newest first. Lines that cannot be read are passed over.
@@ -61,7 +71,9 @@ impl History {
         let text = std::fs::read_to_string(&self.path).unwrap_or_default();
         let mut entries: Vec<Entry> = Vec::new();
         for line in text.lines().rev() {
-            let Ok(entry) = serde_json::from_str::<Entry>(line) else { continue };
+            let Ok(entry) = serde_json::from_str::<Entry>(line) else {
+                continue;
+            };
             if !entries.iter().any(|e| e.id == entry.id) {
                 entries.push(entry);
             }

@@ -23,7 +23,12 @@ impl Progress {
     /// Nothing shown yet.
     pub fn new(ui: &Ui) -> Self {
         let now = Instant::now();
-        Self { ui: ui.clone(), bar: None, begun: now, last_line: now }
+        Self {
+            ui: ui.clone(),
+            bar: None,
+            begun: now,
+            last_line: now,
+        }
     }
 
     /// Shows one event.
@@ -37,7 +42,11 @@ impl Progress {
         match event {
             Event::PhaseStarted { phase } => self.start(*phase),
             Event::Progress { bytes, total, .. } => self.advance(*bytes, *total),
-            Event::PhaseEnded { phase, milliseconds, bytes } => self.end(*phase, *milliseconds, *bytes),
+            Event::PhaseEnded {
+                phase,
+                milliseconds,
+                bytes,
+            } => self.end(*phase, *milliseconds, *bytes),
             Event::Note { text } => self.above(|ui| ui.say(&format!("  {}", crate::failure::one_line(text)))),
             Event::Warning { text } => self.above(|ui| ui.warn(text)),
             Event::Finished { .. } => self.clear(),
@@ -94,13 +103,23 @@ impl Progress {
         let rate = moved as f64 / seconds;
         let left = total.map(|t| ((t.saturating_sub(moved)) as f64 / rate.max(1.0) * 1000.0) as u64);
         let of = total.map(|t| format!(" of {}", bytes(t))).unwrap_or_default();
-        let left = left.map(|ms| format!(", {} left", duration_ms(ms))).unwrap_or_default();
-        self.ui.say(&format!("  image: {}{of}, {}/s{left}", bytes(moved), bytes(rate as u64)));
+        let left = left
+            .map(|ms| format!(", {} left", duration_ms(ms)))
+            .unwrap_or_default();
+        self.ui.say(&format!(
+            "  image: {}{of}, {}/s{left}",
+            bytes(moved),
+            bytes(rate as u64)
+        ));
     }
 
     fn end(&mut self, phase: Phase, milliseconds: u64, moved: u64) {
         self.clear();
-        let moved = if moved > 0 { format!(", {}", bytes(moved)) } else { String::new() };
+        let moved = if moved > 0 {
+            format!(", {}", bytes(moved))
+        } else {
+            String::new()
+        };
         let line = format!("  {:<11} {}{moved}", phase.label(), duration_ms(milliseconds));
         self.ui.say(&self.ui.paint_err(Style::Dim, &line));
     }

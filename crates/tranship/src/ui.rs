@@ -67,8 +67,13 @@ impl Ui {
     /// # Errors
     /// `output.broken-pipe` when nobody reads any more.
     pub fn json(&self, value: &impl Serialize) -> Result<(), Fault> {
-        let text = serde_json::to_string(value)
-            .map_err(|e| Fault::new("output.json", FaultKind::Bug, format!("a result is not JSON: {e}")))?;
+        let text = serde_json::to_string(value).map_err(|e| {
+            Fault::new(
+                "output.json",
+                FaultKind::Bug,
+                format!("a result is not JSON: {e}"),
+            )
+        })?;
         self.line(&text)
     }
 
@@ -84,7 +89,11 @@ impl Ui {
         if self.json {
             self.error_line(&serde_json::json!({"event": "warning", "text": text}).to_string());
         } else {
-            self.error_line(&format!("{} {}", self.paint_err(Style::Warn, "warning:"), failure::one_line(text)));
+            self.error_line(&format!(
+                "{} {}",
+                self.paint_err(Style::Warn, "warning:"),
+                failure::one_line(text)
+            ));
         }
     }
 
@@ -120,8 +129,16 @@ impl Ui {
 }
 
 fn output_fault(error: &std::io::Error) -> Fault {
-    let code = if error.kind() == std::io::ErrorKind::BrokenPipe { BROKEN_PIPE } else { "output.failed" };
-    Fault::new(code, FaultKind::Environment, format!("standard output cannot be written: {error}"))
+    let code = if error.kind() == std::io::ErrorKind::BrokenPipe {
+        BROKEN_PIPE
+    } else {
+        "output.failed"
+    };
+    Fault::new(
+        code,
+        FaultKind::Environment,
+        format!("standard output cannot be written: {error}"),
+    )
 }
 
 /// Code of the fault that means: nobody reads our output any more.
@@ -136,5 +153,9 @@ fn paint(on: bool, style: Style, text: &str) -> String {
         Style::Warn => "33",
         Style::Bad => "31",
     };
-    if on { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    if on {
+        format!("\u{1b}[{code}m{text}\u{1b}[0m")
+    } else {
+        text.to_owned()
+    }
 }

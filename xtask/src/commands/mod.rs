@@ -1,5 +1,9 @@
 //! The commands, one module each.
 
+mod bench;
+mod ci;
+mod demo;
+mod test;
 mod testbed;
 
 use std::error::Error;
@@ -22,12 +26,24 @@ pub struct Cli {
 enum Command {
     /// Real hosts on this machine, to try things on.
     Testbed(testbed::Args),
+    /// Two hosts, a web service under load, one command: see a container move.
+    Demo(demo::Args),
+    /// All tests, on real hosts made here.
+    Test,
+    /// What decides whether a change lands: lints, documentation, dependencies, tests.
+    Ci,
+    /// Side by side with what a user would do instead.
+    Bench(bench::Args),
 }
 
 /// Runs the command and reports its failure.
 pub fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Testbed(args) => testbed::run(args),
+        Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Test => test::run(false).map(|()| ExitCode::SUCCESS),
+        Command::Ci => ci::run().map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error}");

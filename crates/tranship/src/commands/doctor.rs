@@ -45,7 +45,12 @@ struct Checks(Vec<Check>);
 
 impl Checks {
     fn add(&mut self, verdict: Verdict, what: &str, seen: impl Into<String>, remedy: Option<&str>) {
-        self.0.push(Check { what: what.into(), verdict, seen: seen.into(), remedy: remedy.map(str::to_owned) });
+        self.0.push(Check {
+            what: what.into(),
+            verdict,
+            seen: seen.into(),
+            remedy: remedy.map(str::to_owned),
+        });
     }
 }
 
@@ -58,9 +63,18 @@ pub async fn run(context: &Context, args: &DoctorArgs) -> Vec<Fault> {
         let mut checks = Checks(Vec::new());
         match connect::connect(context, address).await {
             Err(fault) => {
-                checks.add(Verdict::Bad, "connection", fault.to_string(), fault.hint.as_deref());
+                checks.add(
+                    Verdict::Bad,
+                    "connection",
+                    fault.to_string(),
+                    fault.hint.as_deref(),
+                );
                 faults.push(fault.on_node(address.to_string()));
-                reports.push(Report { node: address.to_string(), checks: checks.0, facts: None });
+                reports.push(Report {
+                    node: address.to_string(),
+                    checks: checks.0,
+                    facts: None,
+                });
             }
             Ok(connection) => {
                 checks.add(Verdict::Good, "connection", how(&connection), None);
@@ -68,11 +82,19 @@ pub async fn run(context: &Context, args: &DoctorArgs) -> Vec<Fault> {
                     Err(fault) => {
                         checks.add(Verdict::Bad, "engine", fault.to_string(), fault.hint.as_deref());
                         faults.push(fault.on_node(address.to_string()));
-                        reports.push(Report { node: address.to_string(), checks: checks.0, facts: None });
+                        reports.push(Report {
+                            node: address.to_string(),
+                            checks: checks.0,
+                            facts: None,
+                        });
                     }
                     Ok(facts) => {
                         node_checks(&mut checks, &facts);
-                        reports.push(Report { node: address.to_string(), checks: checks.0, facts: Some(facts.clone()) });
+                        reports.push(Report {
+                            node: address.to_string(),
+                            checks: checks.0,
+                            facts: Some(facts.clone()),
+                        });
                         reached.push((connection, facts));
                     }
                 }
@@ -86,14 +108,22 @@ pub async fn run(context: &Context, args: &DoctorArgs) -> Vec<Fault> {
             }
         }
     }
-    let bad = reports.iter().flat_map(|r| &r.checks).filter(|c| c.verdict == Verdict::Bad).count();
+    let bad = reports
+        .iter()
+        .flat_map(|r| &r.checks)
+        .filter(|c| c.verdict == Verdict::Bad)
+        .count();
     if let Err(fault) = print(context, &reports) {
         faults.push(fault);
     }
     if bad > 0 && faults.is_empty() {
         faults.push(
-            Fault::new("doctor.findings", FaultKind::Environment, format!("{bad} thing(s) stand in the way"))
-                .with_hint("each line marked ✗ says what to change"),
+            Fault::new(
+                "doctor.findings",
+                FaultKind::Environment,
+                format!("{bad} thing(s) stand in the way"),
+            )
+            .with_hint("each line marked ✗ says what to change"),
         );
     }
     faults
@@ -102,44 +132,108 @@ pub async fn run(context: &Context, args: &DoctorArgs) -> Vec<Fault> {
 fn how(connection: &Connection) -> String {
     let hello = &connection.hello;
     let way = &connection.way;
-    format!("{way}; agent {} (protocol {}–{})", hello.version, hello.protocol_min, hello.protocol_max)
+    format!(
+        "{way}; agent {} (protocol {}–{})",
+        hello.version, hello.protocol_min, hello.protocol_max
+    )
 }
 
 fn node_checks(checks: &mut Checks, facts: &NodeFacts) {
     let engine = &facts.engine;
-    checks.add(Verdict::Good, "host", format!("{} ({} {}, kernel {})", facts.host_name, engine.os, engine.architecture, engine.kernel), None);
-    checks.add(Verdict::Good, "engine", format!("{} {} (API {})", engine.kind, engine.version, engine.api_version), None);
-    let store = format!("{:?} image store, storage driver {}", engine.image_store, engine.storage_driver).to_lowercase();
+    checks.add(
+        Verdict::Good,
+        "host",
+        format!(
+            "{} ({} {}, kernel {})",
+            facts.host_name, engine.os, engine.architecture, engine.kernel
+        ),
+        None,
+    );
+    checks.add(
+        Verdict::Good,
+        "engine",
+        format!("{} {} (API {})", engine.kind, engine.version, engine.api_version),
+        None,
+    );
+    let store = format!(
+        "{:?} image store, storage driver {}",
+        engine.image_store, engine.storage_driver
+    )
+    .to_lowercase();
     match engine.image_store {
         ImageStore::Classic => checks.add(Verdict::Good, "images", store, None),
-        _ => checks.add(Verdict::Note, "images", format!("{store}: whole images travel, present layers included"), None),
+        _ => checks.add(
+            Verdict::Note,
+            "images",
+            format!("{store}: whole images travel, present layers included"),
+            None,
+        ),
     }
     if facts.user_id == 0 {
         checks.add(Verdict::Good, "privileges", "the agent runs as root", None);
     } else {
-        checks.add(Verdict::Note, "privileges", format!("the agent runs as user {}", facts.user_id),
-            Some("log in as root to let it read layers straight from the engine's storage"));
+        checks.add(
+            Verdict::Note,
+            "privileges",
+            format!("the agent runs as user {}", facts.user_id),
+            Some("log in as root to let it read layers straight from the engine's storage"),
+        );
     }
     if facts.direct_layers {
-        checks.add(Verdict::Good, "layers", "read straight from the engine's storage", None);
+        checks.add(
+            Verdict::Good,
+            "layers",
+            "read straight from the engine's storage",
+            None,
+        );
     } else {
-        checks.add(Verdict::Note, "layers", "read through the engine, which is slower", None);
+        checks.add(
+            Verdict::Note,
+            "layers",
+            "read through the engine, which is slower",
+            None,
+        );
     }
     match facts.free_bytes {
-        None => checks.add(Verdict::Note, "space", format!("not known: {} cannot be looked at", engine.root_directory), None),
+        None => checks.add(
+            Verdict::Note,
+            "space",
+            format!("not known: {} cannot be looked at", engine.root_directory),
+            None,
+        ),
         Some(free) if free < LOW_SPACE => {
-            checks.add(Verdict::Bad, "space", format!("{} free for {}", bytes(free), engine.root_directory), Some("free some space"));
+            checks.add(
+                Verdict::Bad,
+                "space",
+                format!("{} free for {}", bytes(free), engine.root_directory),
+                Some("free some space"),
+            );
         }
-        Some(free) => checks.add(Verdict::Good, "space", format!("{} free for {}", bytes(free), engine.root_directory), None),
+        Some(free) => checks.add(
+            Verdict::Good,
+            "space",
+            format!("{} free for {}", bytes(free), engine.root_directory),
+            None,
+        ),
     }
     if let Some(inodes) = facts.free_inodes
         && inodes < 10_000
     {
-        checks.add(Verdict::Bad, "inodes", format!("{inodes} free for {}", engine.root_directory), Some("free some inodes"));
+        checks.add(
+            Verdict::Bad,
+            "inodes",
+            format!("{inodes} free for {}", engine.root_directory),
+            Some("free some inodes"),
+        );
     }
     let skew = tranship_agent::node::now_ms().abs_diff(facts.clock_ms);
     if skew > 10_000 {
-        checks.add(Verdict::Note, "clock", format!("{} s away from this machine's", skew / 1000), Some("synchronise it (NTP)"));
+        checks.add(
+            Verdict::Note,
+            "clock",
+            format!("{} s away from this machine's", skew / 1000),
+            Some("synchronise it (NTP)"),
+        );
     } else {
         checks.add(Verdict::Good, "clock", "agrees with this machine's", None);
     }
@@ -151,7 +245,12 @@ fn node_checks(checks: &mut Checks, facts: &NodeFacts) {
 async fn pair(from: &(Connection, NodeFacts), to: &(Connection, NodeFacts)) -> Report {
     let mut checks = Checks(Vec::new());
     match direct(&from.0, &to.0).await {
-        Ok(address) => checks.add(Verdict::Good, "data path", format!("directly to {address} (TLS 1.3)"), None),
+        Ok(address) => checks.add(
+            Verdict::Good,
+            "data path",
+            format!("directly to {address} (TLS 1.3)"),
+            None,
+        ),
         Err(fault) => checks.add(
             Verdict::Note,
             "data path",
@@ -161,7 +260,12 @@ async fn pair(from: &(Connection, NodeFacts), to: &(Connection, NodeFacts)) -> R
     }
     let (a, b) = (&from.1.engine, &to.1.engine);
     if a.architecture == b.architecture && a.os == b.os {
-        checks.add(Verdict::Good, "platform", format!("both {}/{}", a.os, a.architecture), None);
+        checks.add(
+            Verdict::Good,
+            "platform",
+            format!("both {}/{}", a.os, a.architecture),
+            None,
+        );
     } else {
         checks.add(
             Verdict::Bad,
@@ -173,21 +277,52 @@ async fn pair(from: &(Connection, NodeFacts), to: &(Connection, NodeFacts)) -> R
     if a.image_store == b.image_store {
         checks.add(Verdict::Good, "image ids", "stay the same", None);
     } else {
-        checks.add(Verdict::Bad, "image ids", format!("{:?} and {:?} stores give different ids", a.image_store, b.image_store),
-            Some("use the same image store at both ends"));
+        checks.add(
+            Verdict::Bad,
+            "image ids",
+            format!(
+                "{:?} and {:?} stores give different ids",
+                a.image_store, b.image_store
+            ),
+            Some("use the same image store at both ends"),
+        );
     }
     if a.cgroup_version != b.cgroup_version {
-        checks.add(Verdict::Note, "cgroups", format!("version {} and {}: some limits differ in meaning", a.cgroup_version, b.cgroup_version), None);
+        checks.add(
+            Verdict::Note,
+            "cgroups",
+            format!(
+                "version {} and {}: some limits differ in meaning",
+                a.cgroup_version, b.cgroup_version
+            ),
+            None,
+        );
     }
-    Report { node: format!("{} → {}", from.0.label, to.0.label), checks: checks.0, facts: None }
+    Report {
+        node: format!("{} → {}", from.0.label, to.0.label),
+        checks: checks.0,
+        facts: None,
+    }
 }
 
 /// Whether `from` can dial `to`; nothing is left open.
 async fn direct(from: &Connection, to: &Connection) -> Result<String, Fault> {
     let id = MigrationId::new(format!("doctor{}", tranship_agent::node::now_ms()))
         .map_err(|e| Fault::new("doctor.id", FaultKind::Bug, e.to_string()))?;
-    let expected = to.client.expect(&Expect { id }).await?;
-    Ok(from.client.reach(&Reach { offer: expected.offer }).await?.address)
+    let expected = to
+        .client
+        .expect(&Expect {
+            id,
+            source: from.hello.fingerprint,
+        })
+        .await?;
+    Ok(from
+        .client
+        .reach(&Reach {
+            offer: expected.offer,
+        })
+        .await?
+        .address)
 }
 
 fn print(context: &Context, reports: &[Report]) -> Result<(), Fault> {
@@ -203,9 +338,15 @@ fn print(context: &Context, reports: &[Report]) -> Result<(), Fault> {
                 Verdict::Bad => (Style::Bad, "✗"),
             };
             let seen = crate::failure::one_line(&check.seen);
-            context.ui.line(&format!("  {} {:<11} {seen}", context.ui.paint(style, mark), check.what))?;
+            context.ui.line(&format!(
+                "  {} {:<11} {seen}",
+                context.ui.paint(style, mark),
+                check.what
+            ))?;
             if let Some(remedy) = &check.remedy {
-                context.ui.line(&format!("                → {}", crate::failure::one_line(remedy)))?;
+                context
+                    .ui
+                    .line(&format!("                → {}", crate::failure::one_line(remedy)))?;
             }
         }
     }

@@ -38,10 +38,16 @@ fn history(context: &Context) -> Result<(), Fault> {
         return context.ui.json(&entries);
     }
     if entries.is_empty() {
-        context.ui.say("no migration was started from here yet; --node NODE asks a node for those that it knows");
+        context
+            .ui
+            .say("no migration was started from here yet; --node NODE asks a node for those that it knows");
         return Ok(());
     }
-    let mut rows = vec![["ID", "CONTAINER", "FROM", "TO", "BEGUN", "OUTCOME"].map(String::from).to_vec()];
+    let mut rows = vec![
+        ["ID", "CONTAINER", "FROM", "TO", "BEGUN", "OUTCOME"]
+            .map(String::from)
+            .to_vec(),
+    ];
     let now = tranship_agent::node::now_ms();
     rows.extend(entries.into_iter().map(|e| {
         vec![
@@ -50,7 +56,8 @@ fn history(context: &Context) -> Result<(), Fault> {
             e.source.to_string(),
             e.destination.to_string(),
             ago(now, e.begun_at_ms),
-            e.outcome.unwrap_or_else(|| "not known (`tranship status ID` asks)".into()),
+            e.outcome
+                .unwrap_or_else(|| "not known (`tranship status ID` asks)".into()),
         ]
     }));
     print_table(context, &rows)
@@ -58,13 +65,33 @@ fn history(context: &Context) -> Result<(), Fault> {
 
 fn print_views(context: &Context, all: &[(String, MigrationView)]) -> Result<(), Fault> {
     if context.ui.json {
-        let rows: Vec<_> = all.iter().map(|(node, view)| serde_json::json!({"node": node, "migration": view})).collect();
+        let rows: Vec<_> = all
+            .iter()
+            .map(|(node, view)| serde_json::json!({"node": node, "migration": view}))
+            .collect();
         return context.ui.json(&rows);
     }
-    let mut rows = vec![["ID", "CONTAINER", "NODE IS", "FROM", "TO", "BEGUN", "STATUS", "TOOK"].map(String::from).to_vec()];
+    let mut rows = vec![
+        [
+            "ID",
+            "CONTAINER",
+            "NODE IS",
+            "FROM",
+            "TO",
+            "BEGUN",
+            "STATUS",
+            "TOOK",
+        ]
+        .map(String::from)
+        .to_vec(),
+    ];
     let now = tranship_agent::node::now_ms();
     rows.extend(all.iter().map(|(_, v)| {
-        let role = if v.role == Role::Source { "source" } else { "destination" };
+        let role = if v.role == Role::Source {
+            "source"
+        } else {
+            "destination"
+        };
         vec![
             v.id.to_string(),
             v.container.clone(),
@@ -73,7 +100,11 @@ fn print_views(context: &Context, all: &[(String, MigrationView)]) -> Result<(),
             v.destination.clone(),
             ago(now, v.begun_at_ms),
             v.status.clone(),
-            if v.total_ms > 0 { duration_ms(v.total_ms) } else { String::new() },
+            if v.total_ms > 0 {
+                duration_ms(v.total_ms)
+            } else {
+                String::new()
+            },
         ]
     }));
     print_table(context, &rows)

@@ -8,8 +8,8 @@ use tranship_core::event::Event;
 use tranship_core::{Fault, FaultKind, MigrationId};
 use tranship_migrate::plan::Plan;
 
-use super::plan::{Prepared, prepare, refuse_conflicts};
 use super::Context;
+use super::plan::{Prepared, prepare, refuse_conflicts};
 use crate::cli::MigrateArgs;
 use crate::connect::{self, Connection};
 use crate::history::Entry;
@@ -92,15 +92,27 @@ async fn one(
         outcome: None,
     };
     if let Err(error) = context.history().add(&entry) {
-        context.ui.warn(&format!("`tranship list` will not know this migration: {error}"));
+        context
+            .ui
+            .warn(&format!("`tranship list` will not know this migration: {error}"));
     }
     let route = route(context, prepared, &id, args.moves.relay).await?;
     let depart = Depart { plan, route };
-    prepared.source.client.depart(&depart).await.map_err(|f| f.on_node(prepared.source.label.clone()))?;
-    context.ui.say(&format!("migration {id} of {} began", entry.container));
+    prepared
+        .source
+        .client
+        .depart(&depart)
+        .await
+        .map_err(|f| f.on_node(prepared.source.label.clone()))?;
+    context
+        .ui
+        .say(&format!("migration {id} of {} began", entry.container));
     let view = watch(context, &mut prepared.source, &id).await;
     entry.outcome = Some(match &view {
-        Ok(view) => view.fault.as_ref().map_or_else(|| view.status.clone(), |f| format!("{} [{}]", view.status, f.code)),
+        Ok(view) => view.fault.as_ref().map_or_else(
+            || view.status.clone(),
+            |f| format!("{} [{}]", view.status, f.code),
+        ),
         Err(fault) => format!("not known [{}]", fault.code),
     });
     if context.history().add(&entry).is_err() {
@@ -110,27 +122,51 @@ async fn one(
 }
 
 /// Opens the direct way from agent to agent, or carries the stream through this process.
-async fn route(context: &Context, prepared: &Prepared, id: &MigrationId, relay: bool) -> Result<Route, Fault> {
+async fn route(
+    context: &Context,
+    prepared: &Prepared,
+    id: &MigrationId,
+    relay: bool,
+) -> Result<Route, Fault> {
     let (source, destination) = (&prepared.source, &prepared.destination);
     let expected = destination
         .client
-        .expect(&Expect { id: id.clone() })
+        .expect(&Expect {
+            id: id.clone(),
+            source: source.hello.fingerprint,
+        })
         .await
         .map_err(|f| f.on_node(destination.label.clone()))?;
     if !relay {
-        match source.client.reach(&Reach { offer: expected.offer.clone() }).await {
+        match source
+            .client
+            .reach(&Reach {
+                offer: expected.offer.clone(),
+            })
+            .await
+        {
             Ok(reached) => {
-                context.ui.say(&format!("data path: directly to {} (TLS 1.3)", reached.address));
+                context
+                    .ui
+                    .say(&format!("data path: directly to {} (TLS 1.3)", reached.address));
                 return Ok(Route::Direct(Box::new(expected.offer)));
             }
             Err(fault) => context.ui.say(&format!("no direct data path: {fault}")),
         }
     }
     context.ui.say("data path: through this machine");
-    let from = source.client.relay_stream(id).await.map_err(|f| f.on_node(source.label.clone()))?;
-    let to = destination.client.peer_stream(id).await.map_err(|f| f.on_node(destination.label.clone()))?;
+    let from = source
+        .client
+        .relay_stream(id)
+        .await
+        .map_err(|f| f.on_node(source.label.clone()))?;
+    let to = destination
+        .client
+        .peer_stream(id)
+        .await
+        .map_err(|f| f.on_node(destination.label.clone()))?;
     tokio::spawn(async move {
-        if let Err(error) = tranship_wire::relay::relay(from, to).await {
+        if let Err(error) = tranship_wire::relay::relay(from, to, &std::sync::Arc::default()).await {
             tracing::debug!("the relay ended: {error}");
         }
     });
@@ -150,7 +186,9 @@ async fn watch(context: &Context, source: &mut Connection, id: &MigrationId) -> 
                 Err(_) => {}
             },
             Err(fault) if losses >= RECONNECTS => return Err(lost(id, &fault)),
-            Err(fault) => context.ui.warn(&format!("lost sight of the source, connecting again: {fault}")),
+            Err(fault) => context
+                .ui
+                .warn(&format!("lost sight of the source, connecting again: {fault}")),
         }
         losses += 1;
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -163,9 +201,15 @@ async fn watch(context: &Context, source: &mut Connection, id: &MigrationId) -> 
 }
 
 fn lost(id: &MigrationId, fault: &Fault) -> Fault {
-    Fault::new("caller.lost", FaultKind::InDoubt, "lost sight of the source while the migration was under way")
-        .because(fault.to_string())
-        .with_hint(format!("the agents finish or roll back by themselves; `tranship status {id}` tells once they can be reached"))
+    Fault::new(
+        "caller.lost",
+        FaultKind::InDoubt,
+        "lost sight of the source while the migration was under way",
+    )
+    .because(fault.to_string())
+    .with_hint(format!(
+        "the agents finish or roll back by themselves; `tranship status {id}` tells once they can be reached"
+    ))
 }
 
 async fn follow(
@@ -177,6 +221,10 @@ async fn follow(
 ) -> Result<(), Fault> {
     let mut events = source.client.events(id).await?;
     let mut signals = Interrupts::new()?;
+    if *interrupted {
+        // An interrupt at a terminal ends ssh too, perhaps before it carried the request.
+        source.client.abort(id).await?;
+    }
     loop {
         tokio::select! {
             event = events.next() => match event {
@@ -204,7 +252,11 @@ async fn follow(
 
 /// The source's view once the record is final; the last event may come a moment before it.
 async fn finished_view(source: &Connection, id: &MigrationId) -> Result<MigrationView, Fault> {
-    let mut last = Fault::new("migrate.not-found", FaultKind::Bug, "the source does not know the migration");
+    let mut last = Fault::new(
+        "migrate.not-found",
+        FaultKind::Bug,
+        "the source does not know the migration",
+    );
     for _ in 0..40 {
         match source.client.migration(id).await {
             Ok(views) => {

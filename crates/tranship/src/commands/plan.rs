@@ -37,8 +37,13 @@ pub async fn run(context: &Context, args: &PlanArgs) -> Result<(), Fault> {
 
 /// A fault that names all conflicts, if there are any.
 pub fn refuse_conflicts(plans: &[Plan]) -> Result<(), Fault> {
-    let conflicts: Vec<_> = plans.iter().flat_map(|p| p.conflicts().map(move |c| (p, c))).collect();
-    let Some((plan, first)) = conflicts.first() else { return Ok(()) };
+    let conflicts: Vec<_> = plans
+        .iter()
+        .flat_map(|p| p.conflicts().map(move |c| (p, c)))
+        .collect();
+    let Some((plan, first)) = conflicts.first() else {
+        return Ok(());
+    };
     let mut fault = Fault::new(first.code.clone(), FaultKind::Environment, first.message.clone())
         .on_container(plan.spec().name.clone())
         .on_node(plan.destination.clone());
@@ -48,7 +53,9 @@ pub fn refuse_conflicts(plans: &[Plan]) -> Result<(), Fault> {
     fault.hint = first.remedy.clone();
     let more = conflicts.len() - 1;
     if more > 0 {
-        fault = fault.because(format!("{more} more conflict(s) in the plan; nothing was changed"));
+        fault = fault.because(format!(
+            "{more} more conflict(s) in the plan; nothing was changed"
+        ));
     }
     Err(fault)
 }
@@ -56,19 +63,33 @@ pub fn refuse_conflicts(plans: &[Plan]) -> Result<(), Fault> {
 /// Connects to both ends and plans, changing nothing.
 pub async fn prepare(context: &Context, moves: &MoveArgs) -> Result<Prepared, Fault> {
     check_arguments(moves)?;
-    context.ui.say(&format!("connecting to {} and {}", moves.from, moves.to));
-    let (source, destination) =
-        tokio::join!(connect::connect(context, &moves.from), connect::connect(context, &moves.to));
+    context
+        .ui
+        .say(&format!("connecting to {} and {}", moves.from, moves.to));
+    let (source, destination) = tokio::join!(
+        connect::connect(context, &moves.from),
+        connect::connect(context, &moves.to)
+    );
     let (source, destination) = (source?, destination?);
     same_node(&source, &destination)?;
     let mut reports: Vec<(MigrationId, ContainerReport)> = Vec::new();
     for name in &moves.containers {
-        let report = source.client.container(name).await.map_err(|f| f.on_node(source.label.clone()).on_container(name.to_string()))?;
+        let report = source
+            .client
+            .container(name)
+            .await
+            .map_err(|f| f.on_node(source.label.clone()).on_container(name.to_string()))?;
         reports.push((new_id()?, report));
     }
     let source_node = facts(&source.client, &source.label).await?;
-    let request = SurveyRequest { containers: reports.iter().map(|(_, r)| r.spec.clone()).collect() };
-    let survey = destination.client.survey(&request).await.map_err(|f| f.on_node(destination.label.clone()))?;
+    let request = SurveyRequest {
+        containers: reports.iter().map(|(_, r)| r.spec.clone()).collect(),
+    };
+    let survey = destination
+        .client
+        .survey(&request)
+        .await
+        .map_err(|f| f.on_node(destination.label.clone()))?;
     let options = moves.options();
     let plans = plan(&PlanInput {
         source: &source.label,
@@ -78,7 +99,11 @@ pub async fn prepare(context: &Context, moves: &MoveArgs) -> Result<Prepared, Fa
         survey: &survey,
         options: &options,
     });
-    Ok(Prepared { source, destination, plans })
+    Ok(Prepared {
+        source,
+        destination,
+        plans,
+    })
 }
 
 /// The facts about a node.
@@ -88,12 +113,20 @@ pub async fn facts(client: &AgentClient, label: &str) -> Result<NodeFacts, Fault
 
 fn check_arguments(moves: &MoveArgs) -> Result<(), Fault> {
     if moves.rename.is_some() && moves.containers.len() > 1 {
-        return Err(Fault::new("usage.rename", FaultKind::Usage, "--rename gives one container another name, not several")
-            .with_hint("move them one by one"));
+        return Err(Fault::new(
+            "usage.rename",
+            FaultKind::Usage,
+            "--rename gives one container another name, not several",
+        )
+        .with_hint("move them one by one"));
     }
     if moves.from == moves.to {
-        return Err(Fault::new("usage.same-node", FaultKind::Usage, "source and destination are the same node")
-            .with_hint("--from and --to name two different nodes"));
+        return Err(Fault::new(
+            "usage.same-node",
+            FaultKind::Usage,
+            "source and destination are the same node",
+        )
+        .with_hint("--from and --to name two different nodes"));
     }
     Ok(())
 }
@@ -101,8 +134,12 @@ fn check_arguments(moves: &MoveArgs) -> Result<(), Fault> {
 /// Two addresses may lead to one agent.
 fn same_node(source: &Connection, destination: &Connection) -> Result<(), Fault> {
     if source.hello.instance == destination.hello.instance {
-        return Err(Fault::new("plan.same-node", FaultKind::Environment, "both addresses lead to the same node")
-            .with_hint("--from and --to name two different nodes"));
+        return Err(Fault::new(
+            "plan.same-node",
+            FaultKind::Environment,
+            "both addresses lead to the same node",
+        )
+        .with_hint("--from and --to name two different nodes"));
     }
     Ok(())
 }
@@ -112,7 +149,11 @@ fn new_id() -> Result<MigrationId, Fault> {
     const LETTERS: &[u8; 32] = b"abcdefghjkmnpqrstuvwxyz023456789";
     let mut random = [0u8; 10];
     let bug = |e: String| Fault::new("random.failed", FaultKind::Bug, e);
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).map_err(|e| bug(e.to_string()))?;
-    let text: String = random.iter().map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()])).collect();
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| bug(e.to_string()))?;
+    let text: String = random
+        .iter()
+        .map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()]))
+        .collect();
     MigrationId::new(text).map_err(|e| bug(e.to_string()))
 }

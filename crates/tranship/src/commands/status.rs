@@ -20,14 +20,22 @@ pub async fn run(context: &Context, args: &StatusArgs) -> Vec<Fault> {
         (None, Some(entry)) => (entry.id, args.node.clone()),
         (Some(id), _) => {
             return vec![
-                Fault::new("migrate.not-found", FaultKind::Environment, format!("migration {id} was not started from here"))
-                    .with_hint("--node NODE asks a node that took part in it"),
+                Fault::new(
+                    "migrate.not-found",
+                    FaultKind::Environment,
+                    format!("migration {id} was not started from here"),
+                )
+                .with_hint("--node NODE asks a node that took part in it"),
             ];
         }
         (None, None) => {
             return vec![
-                Fault::new("migrate.not-found", FaultKind::Environment, "no migration was started from here yet")
-                    .with_hint("`tranship list --node NODE` asks a node for those that it knows"),
+                Fault::new(
+                    "migrate.not-found",
+                    FaultKind::Environment,
+                    "no migration was started from here yet",
+                )
+                .with_hint("`tranship list --node NODE` asks a node for those that it knows"),
             ];
         }
     };
@@ -44,10 +52,15 @@ pub async fn run(context: &Context, args: &StatusArgs) -> Vec<Fault> {
         }
     }
     let printed = if context.ui.json {
-        let rows: Vec<_> = found.iter().map(|(node, view)| serde_json::json!({"node": node, "migration": view})).collect();
+        let rows: Vec<_> = found
+            .iter()
+            .map(|(node, view)| serde_json::json!({"node": node, "migration": view}))
+            .collect();
         context.ui.json(&rows)
     } else {
-        let mut lines = found.iter().flat_map(|(node, view)| report::detail(&context.ui, node, view));
+        let mut lines = found
+            .iter()
+            .flat_map(|(node, view)| report::detail(&context.ui, node, view));
         lines.try_for_each(|line| context.ui.line(&line))
     };
     faults.extend(printed.err());

@@ -10,17 +10,26 @@ use crate::ui::{Style, Ui};
 /// The lines that show a plan.
 pub fn lines(ui: &Ui, plan: &Plan) -> Vec<String> {
     let spec = plan.spec();
-    let mut lines = vec![ui.paint(Style::Bold, &format!("{}: {} → {}", spec.name, plan.source, plan.destination))];
+    let mut lines = vec![ui.paint(
+        Style::Bold,
+        &format!("{}: {} → {}", spec.name, plan.source, plan.destination),
+    )];
     let mut rows: Vec<Vec<String>> = Vec::new();
     let mut row = |what: &str, value: String| rows.push(vec![format!("  {what}"), value]);
     row("mode", mode(plan));
     let image = spec.image_reference.clone();
     let held = plan.transfer.skip_layers;
     let layers = spec.image.layers.len();
-    row("image", format!("{image} ({layers} layers, {held} already there)"));
+    row(
+        "image",
+        format!("{image} ({layers} layers, {held} already there)"),
+    );
     let about = if plan.prediction.exact { "" } else { "about " };
     let of = bytes(plan.prediction.image_bytes);
-    row("to send", format!("{about}{} of {of}", bytes(plan.prediction.bytes)));
+    row(
+        "to send",
+        format!("{about}{} of {of}", bytes(plan.prediction.bytes)),
+    );
     row("expected", expected(plan));
     if plan.create.name != spec.name {
         row("name there", plan.create.name.clone());
@@ -40,10 +49,20 @@ pub fn lines(ui: &Ui, plan: &Plan) -> Vec<String> {
         row("ports", ports.join(", "));
     }
     if !spec.networks.is_empty() {
-        row("networks", spec.networks.iter().map(|n| n.name.clone()).collect::<Vec<_>>().join(", "));
+        row(
+            "networks",
+            spec.networks
+                .iter()
+                .map(|n| n.name.clone())
+                .collect::<Vec<_>>()
+                .join(", "),
+        );
     }
     if !plan.restart_policy.is_never() {
-        row("restart", format!("{} (parked while it moves)", plan.restart_policy.name));
+        row(
+            "restart",
+            format!("{} (parked while it moves)", plan.restart_policy.name),
+        );
     }
     row("source after", source_after(plan).to_owned());
     lines.extend(table(&rows));
@@ -56,7 +75,11 @@ pub fn lines(ui: &Ui, plan: &Plan) -> Vec<String> {
             Severity::Warning => (Style::Warn, "warning"),
             Severity::Note => (Style::Dim, "note"),
         };
-        lines.push(format!("  {} {}", ui.paint(style, &format!("{word}[{}]:", finding.code)), one_line(&finding.message)));
+        lines.push(format!(
+            "  {} {}",
+            ui.paint(style, &format!("{word}[{}]:", finding.code)),
+            one_line(&finding.message)
+        ));
         if let Some(remedy) = &finding.remedy {
             lines.push(format!("    {}", one_line(remedy)));
         }
@@ -75,7 +98,10 @@ fn expected(plan: &Plan) -> String {
     let total = duration_ms(plan.prediction.total_ms);
     match plan.mode {
         Mode::Stateless => format!("about {total}, no downtime"),
-        Mode::Cold => format!("about {total}, about {} of downtime", duration_ms(plan.prediction.downtime_ms)),
+        Mode::Cold => format!(
+            "about {total}, about {} of downtime",
+            duration_ms(plan.prediction.downtime_ms)
+        ),
     }
 }
 

@@ -11,16 +11,27 @@ const BAR: usize = 24;
 /// The summary of a migration that is over.
 pub fn summary(ui: &Ui, view: &MigrationView) -> Vec<String> {
     let mut lines = Vec::new();
-    let head = format!("{}: {} → {}  {}", view.container, view.source, view.destination, view.status);
-    let style = if view.fault.is_none() { Style::Good } else { Style::Bad };
+    let head = format!(
+        "{}: {} → {}  {}",
+        view.container, view.source, view.destination, view.status
+    );
+    let style = if view.fault.is_none() {
+        Style::Good
+    } else {
+        Style::Bad
+    };
     lines.push(ui.paint(style, &head));
     let downtime = match (view.downtime_ms, view.mode.as_str()) {
         (Some(ms), _) => duration_ms(ms),
         (None, _) => "none".to_owned(),
     };
     let share = if view.image_bytes > 0 {
-        format!("{} of {} ({:.1} %)", bytes(view.bytes_sent), bytes(view.image_bytes),
-            view.bytes_sent as f64 * 100.0 / view.image_bytes as f64)
+        format!(
+            "{} of {} ({:.1} %)",
+            bytes(view.bytes_sent),
+            bytes(view.image_bytes),
+            view.bytes_sent as f64 * 100.0 / view.image_bytes as f64
+        )
     } else {
         bytes(view.bytes_sent)
     };
@@ -30,24 +41,55 @@ pub fn summary(ui: &Ui, view: &MigrationView) -> Vec<String> {
     ));
     lines.extend(timeline(view));
     if let Some(id) = &view.destination_container {
-        let proof = if view.proved_healthy { "its health check passed" } else { "it stays up (no health check defined)" };
-        lines.push(format!("  runs there as {} ({proof})", id.get(..12).unwrap_or(id)));
+        let proof = if view.proved_healthy {
+            "its health check passed"
+        } else {
+            "it stays up (no health check defined)"
+        };
+        lines.push(format!(
+            "  runs there as {} ({proof})",
+            id.get(..12).unwrap_or(id)
+        ));
     }
     lines
 }
 
 /// Where the time went, one line a phase.
 pub fn timeline(view: &MigrationView) -> Vec<String> {
-    let total = view.phases.iter().map(|p| p.begun_ms + p.took_ms).max().unwrap_or(0).max(1);
+    let total = view
+        .phases
+        .iter()
+        .map(|p| p.begun_ms + p.took_ms)
+        .max()
+        .unwrap_or(0)
+        .max(1);
     let rows: Vec<Vec<String>> = view
         .phases
         .iter()
         .map(|p| {
-            let from = usize::try_from(p.begun_ms * BAR as u64 / total).unwrap_or(0).min(BAR - 1);
-            let length = usize::try_from(p.took_ms * BAR as u64 / total).unwrap_or(0).clamp(1, BAR - from);
-            let bar = format!("{}{}{}", "·".repeat(from), "█".repeat(length), "·".repeat(BAR - from - length));
-            let moved = if p.bytes > 0 { bytes(p.bytes) } else { String::new() };
-            vec![format!("  {}", p.phase.label()), bar, duration_ms(p.took_ms), moved]
+            let from = usize::try_from(p.begun_ms * BAR as u64 / total)
+                .unwrap_or(0)
+                .min(BAR - 1);
+            let length = usize::try_from(p.took_ms * BAR as u64 / total)
+                .unwrap_or(0)
+                .clamp(1, BAR - from);
+            let bar = format!(
+                "{}{}{}",
+                "·".repeat(from),
+                "█".repeat(length),
+                "·".repeat(BAR - from - length)
+            );
+            let moved = if p.bytes > 0 {
+                bytes(p.bytes)
+            } else {
+                String::new()
+            };
+            vec![
+                format!("  {}", p.phase.label()),
+                bar,
+                duration_ms(p.took_ms),
+                moved,
+            ]
         })
         .collect();
     table(&rows)
@@ -59,7 +101,10 @@ pub fn detail(ui: &Ui, node: &str, view: &MigrationView) -> Vec<String> {
         Role::Source => "source",
         Role::Destination => "destination",
     };
-    let mut rows = vec![vec![format!("  {role}"), node.to_owned()], vec!["  status".into(), view.status.clone()]];
+    let mut rows = vec![
+        vec![format!("  {role}"), node.to_owned()],
+        vec!["  status".into(), view.status.clone()],
+    ];
     if let Some(state) = view.arrival {
         rows.push(vec!["  holds".into(), arrival_words(state).to_owned()]);
     }
@@ -68,10 +113,16 @@ pub fn detail(ui: &Ui, node: &str, view: &MigrationView) -> Vec<String> {
         if view.total_ms > 0 {
             rows.push(vec!["  took".into(), duration_ms(view.total_ms)]);
         }
-        rows.push(vec!["  sent".into(), format!("{} of {}", bytes(view.bytes_sent), bytes(view.image_bytes))]);
+        rows.push(vec![
+            "  sent".into(),
+            format!("{} of {}", bytes(view.bytes_sent), bytes(view.image_bytes)),
+        ]);
     }
     if let Some(fault) = &view.fault {
-        rows.push(vec!["  failure".into(), format!("[{}] {}", fault.code, one_line(&fault.to_string()))]);
+        rows.push(vec![
+            "  failure".into(),
+            format!("[{}] {}", fault.code, one_line(&fault.to_string())),
+        ]);
         if let Some(hint) = &fault.hint {
             rows.push(vec!["  hint".into(), one_line(hint)]);
         }

@@ -1,0 +1,167 @@
+//! The agent API from the asking side, one method per request.
+
+use futures_util::{Stream, StreamExt as _};
+use tranship_core::event::Event;
+use tranship_core::ids::ContainerName;
+use tranship_core::node::{ContainerReport, NodeFacts, Survey, SurveyRequest};
+use tranship_core::{Fault, MigrationId};
+use tranship_wire::WireError;
+use tranship_wire::h2::{Client, Duplex};
+
+use crate::api::{Depart, Expect, Expected, Hello, MigrationView, Reach, Reached};
+
+/// A connection to an agent. Clones share it.
+#[derive(Debug, Clone)]
+pub struct AgentClient {
+    client: Client,
+}
+
+impl AgentClient {
+    /// Speaks over a connection that is open already.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Fault> {
+        self.client.get_json(path).await.map_err(WireError::into_fault)
+    }
+
+    async fn post<Q, T>(&self, path: &str, value: &Q) -> Result<T, Fault>
+    where
+        Q: serde::Serialize,
+        T: serde::de::DeserializeOwned,
+    {
+        self.client
+            .post_json(path, value)
+            .await
+            .map_err(WireError::into_fault)
+    }
+
+    /// The agent's first words.
+    ///
+    /// # Errors
+    /// What the wire or the other end says; so for every method.
+    pub async fn hello(&self) -> Result<Hello, Fault> {
+        self.get("/v1/hello").await
+    }
+
+    /// Facts about the node.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn node(&self) -> Result<NodeFacts, Fault> {
+        self.get("/v1/node").await
+    }
+
+    /// One container, for a plan.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn container(&self, name: &ContainerName) -> Result<ContainerReport, Fault> {
+        self.get(&format!("/v1/containers/{name}")).await
+    }
+
+    /// What if these containers came to you?
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn survey(&self, request: &SurveyRequest) -> Result<Survey, Fault> {
+        self.post("/v1/survey", request).await
+    }
+
+    /// Opens the way in for one migration.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn expect(&self, expect: &Expect) -> Result<Expected, Fault> {
+        self.post("/v1/arrivals", expect).await
+    }
+
+    /// Tries the direct way out.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn reach(&self, reach: &Reach) -> Result<Reached, Fault> {
+        self.post("/v1/reach", reach).await
+    }
+
+    /// At the source: the stream on which it will speak to the destination.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn relay_stream(&self, id: &MigrationId) -> Result<Duplex, Fault> {
+        self.client
+            .duplex(&format!("/v1/relay/{id}"))
+            .await
+            .map_err(WireError::into_fault)
+    }
+
+    /// At the destination: the stream on which the source will speak to it.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn peer_stream(&self, id: &MigrationId) -> Result<Duplex, Fault> {
+        self.client
+            .duplex(&format!("/v1/arrivals/{id}/stream"))
+            .await
+            .map_err(WireError::into_fault)
+    }
+
+    /// Begins a migration.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn depart(&self, depart: &Depart) -> Result<(), Fault> {
+        self.post("/v1/departures", depart).await
+    }
+
+    /// All migrations that the node knows, newest first.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn migrations(&self) -> Result<Vec<MigrationView>, Fault> {
+        self.get("/v1/migrations").await
+    }
+
+    /// What the node knows of one migration.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn migration(&self, id: &MigrationId) -> Result<Vec<MigrationView>, Fault> {
+        self.get(&format!("/v1/migrations/{id}")).await
+    }
+
+    /// The events of a migration, from its beginning to its end.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn events(
+        &self,
+        id: &MigrationId,
+    ) -> Result<impl Stream<Item = Result<Event, Fault>> + Unpin + use<>, Fault> {
+        let events = self
+            .client
+            .events::<Event>(&format!("/v1/migrations/{id}/events"))
+            .await;
+        Ok(events
+            .map_err(WireError::into_fault)?
+            .map(|e| e.map_err(WireError::into_fault)))
+    }
+
+    /// Asks a migration to end in order.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn abort(&self, id: &MigrationId) -> Result<(), Fault> {
+        self.post(&format!("/v1/migrations/{id}/abort"), &()).await
+    }
+
+    /// Ends the agent if it has nothing to do; says whether it will.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn retire(&self) -> Result<bool, Fault> {
+        self.post("/v1/retire", &()).await
+    }
+}

@@ -1,0 +1,87 @@
+//! The agent as a process: it listens on the node's own socket, and ends when it has had nothing to do for a while.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tranship_core::{Engine, Fault};
+use tranship_wire::WireError;
+use tranship_wire::h2::{self, ServerOptions};
+use tranship_wire::local::LocalListener;
+
+use crate::registry::Registry;
+use crate::server::OwnerHandler;
+use crate::state::{Agent, Identity};
+use crate::store::FileRecords;
+
+/// What a daemon is made with.
+pub struct Config {
+    /// Its socket; the directory is made, closed to others.
+    pub socket: PathBuf,
+    /// Where its records go.
+    pub state_directory: PathBuf,
+    /// Who it is.
+    pub identity: Identity,
+    /// The engine of this node.
+    pub engine: Arc<dyn Engine>,
+    /// How long it stays without anything to do.
+    pub idle: Duration,
+}
+
+/// Serves until there is nothing to do, or until `shutdown`.
+///
+/// # Errors
+/// When the socket or the state directory cannot be used, or another agent holds the socket.
+pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Fault> {
+    let listener = LocalListener::bind(&config.socket)
+        .await
+        .map_err(|e| WireError::from(e).into_fault())?;
+    let records = FileRecords::open(&config.state_directory).map_err(|e| {
+        Fault::new(
+            "agent.state",
+            tranship_core::FaultKind::Environment,
+            format!("the state directory cannot be used: {e}"),
+        )
+        .with_hint("the agent needs to write there")
+    })?;
+    let registry = Registry::new(Arc::clone(&config.engine), records);
+    let agent = Agent::new(config.identity, Arc::clone(&registry));
+    // What a crash left open is settled beside the first questions, not before them: an engine that does not answer
+    // must not keep the agent from saying so.
+    tokio::spawn(async move { registry.recover().await });
+    let mut idle_since = tokio::time::Instant::now();
+    let mut tick = tokio::time::interval(Duration::from_secs(1).min(config.idle));
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => {
+                    let guard = agent.connected();
+                    let handler = Arc::new(OwnerHandler { agent: Arc::clone(&agent), shutdown: shutdown.clone() });
+                    tokio::spawn(async move {
+                        let options = ServerOptions::default();
+                        if let Err(error) = h2::serve_connection(stream, handler, peer, &options, CancellationToken::new()).await {
+                            tracing::debug!("a caller left: {error}");
+                        }
+                        drop(guard);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!("a connection was refused: {error}");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            },
+            _ = tick.tick() => {
+                if !agent.idle(0) {
+                    idle_since = tokio::time::Instant::now();
+                } else if idle_since.elapsed() >= config.idle {
+                    break;
+                }
+            }
+        }
+    }
+    // Answers under way get out.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! Ways in for sources: one listener per expected migration, and what happens when nobody is connected any more.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tranship_core::fault::FaultKind;
+use tranship_core::{Fault, MigrationId};
+use tranship_wire::h2::{self, ServerOptions};
+use tranship_wire::tls::{PeerKey, PeerListener, PeerOffer};
+use tranship_wire::{PeerIdentity, WireError};
+
+use crate::api::Expect;
+use crate::node;
+use crate::registry::Registry;
+use crate::server::PeerHandler;
+use crate::state::Agent;
+
+/// How long a migration may be expected before its source connects.
+const FIRST_CONTACT: Duration = Duration::from_secs(60);
+/// How long a source may be away before an arrival that may end with its link is undone.
+const AWAY: Duration = Duration::from_secs(10);
+/// How long the way in stays open after the end, for a source that did not hear the last answer.
+const AFTER_THE_END: Duration = Duration::from_secs(20);
+/// How often an undoing that failed is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The expected migrations.
+pub struct Incoming {
+    registry: Arc<Registry>,
+    key: PeerKey,
+    doors: Mutex<HashMap<MigrationId, Arc<Door>>>,
+}
+
+/// One way in.
+struct Door {
+    connections: watch::Sender<usize>,
+    closed: CancellationToken,
+}
+
+/// A connection of a source; it is counted until this is dropped.
+pub struct Visit(Arc<Door>);
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.0.connections.send_modify(|n| *n -= 1);
+    }
+}
+
+impl Door {
+    fn visit(self: &Arc<Self>) -> Visit {
+        self.connections.send_modify(|n| *n += 1);
+        Visit(Arc::clone(self))
+    }
+}
+
+impl Incoming {
+    /// No ways in yet.
+    #[must_use]
+    pub fn new(registry: Arc<Registry>, key: PeerKey) -> Arc<Self> {
+        Arc::new(Self {
+            registry,
+            key,
+            doors: Mutex::default(),
+        })
+    }
+
+    fn doors(&self) -> std::sync::MutexGuard<'_, HashMap<MigrationId, Arc<Door>>> {
+        self.doors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Number of ways in that are open.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.doors().len()
+    }
+
+    /// Opens a way in for one migration.
+    ///
+    /// # Errors
+    /// `arrival.known` when there is one already; what the network says.
+    pub async fn expect(self: &Arc<Self>, agent: &Arc<Agent>, expect: Expect) -> Result<PeerOffer, Fault> {
+        let id = expect.id;
+        let listener = PeerListener::bind_everywhere(&self.key, expect.source).await;
+        let listener = listener.map_err(|e| WireError::from(e).into_fault())?;
+        let offer = listener.offer(node::reachable_addresses());
+        let door = Arc::new(Door {
+            connections: watch::Sender::new(0),
+            closed: CancellationToken::new(),
+        });
+        if self.doors().insert(id.clone(), Arc::clone(&door)).is_some() {
+            return Err(Fault::new(
+                "arrival.known",
+                FaultKind::Environment,
+                format!("migration {id} is expected already"),
+            ));
+        }
+        let incoming = Arc::clone(self);
+        let agent = Arc::clone(agent);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = accept(&listener, &agent, &id, &door) => {}
+                () = incoming.watch(&id, &door) => {}
+            }
+            door.closed.cancel();
+            incoming.doors().remove(&id);
+        });
+        Ok(offer)
+    }
+
+    /// Lets in a source whose stream the caller carries.
+    ///
+    /// # Errors
+    /// `arrival.unexpected` when nobody announced this migration.
+    pub fn let_in(&self, id: &MigrationId) -> Result<Visit, Fault> {
+        match self.doors().get(id) {
+            Some(door) => Ok(door.visit()),
+            None => Err(Fault::new(
+                "arrival.unexpected",
+                FaultKind::Environment,
+                format!("migration {id} is not expected here"),
+            )),
+        }
+    }
+
+    /// Ends when the way in is no longer needed. What was begun and may end with its link is undone first.
+    async fn watch(&self, id: &MigrationId, door: &Door) {
+        let mut connections = door.connections.subscribe();
+        if tokio::time::timeout(FIRST_CONTACT, connections.wait_for(|n| *n > 0))
+            .await
+            .is_err()
+        {
+            return;
+        }
+        loop {
+            if connections.wait_for(|n| *n == 0).await.is_err() {
+                return;
+            }
+            let Some(arrival) = self.registry.arrival(id) else {
+                // Somebody looked in (doctor does) and began nothing.
+                if tokio::time::timeout(FIRST_CONTACT, connections.wait_for(|n| *n > 0))
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+                continue;
+            };
+            let over = arrival.is_over();
+            let patience = if over { AFTER_THE_END } else { AWAY };
+            if tokio::time::timeout(patience, connections.wait_for(|n| *n > 0))
+                .await
+                .is_ok()
+            {
+                continue;
+            }
+            if over {
+                return;
+            }
+            if arrival.ends_with_its_link() {
+                tracing::warn!("the source of migration {id} is gone; undoing what arrived");
+                match arrival.discard().await {
+                    Ok(_) => return,
+                    Err(fault) => tracing::error!("migration {id} could not be undone: {fault}"),
+                }
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+async fn accept(listener: &PeerListener, agent: &Arc<Agent>, id: &MigrationId, door: &Arc<Door>) {
+    loop {
+        match listener.accept().await {
+            Ok(stream) => {
+                let peer = stream.identity();
+                let (agent, id, visit) = (Arc::clone(agent), id.clone(), door.visit());
+                tokio::spawn(async move { serve_peer(agent, id, stream, peer, visit).await });
+            }
+            Err(error) => {
+                tracing::error!("the way in for migration {id} no longer works: {error}");
+                // Streams that callers carry may still come.
+                return std::future::pending().await;
+            }
+        }
+    }
+}
+
+/// Answers one connection of a source until it ends or the way in closes.
+pub async fn serve_peer<IO>(agent: Arc<Agent>, id: MigrationId, stream: IO, peer: PeerIdentity, visit: Visit)
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let handler = Arc::new(PeerHandler {
+        agent,
+        id: id.clone(),
+    });
+    let closed = visit.0.closed.clone();
+    if let Err(error) = h2::serve_connection(stream, handler, peer, &ServerOptions::default(), closed).await {
+        tracing::debug!("the source of migration {id} left: {error}");
+    }
+    drop(visit);
+}

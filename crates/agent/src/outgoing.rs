@@ -1,0 +1,185 @@
+//! Ways out to destinations: the other side's [`Destination`] port, carried over a connection that is made again when it
+//! was lost.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use http::{HeaderMap, Method};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tranship_core::engine::ByteStream;
+use tranship_core::fault::FaultKind;
+use tranship_core::{EngineError, Fault, MigrationId};
+use tranship_migrate::destination::{Adopted, ArrivalState, Discarded, Opened};
+use tranship_migrate::{Destination, Plan};
+use tranship_wire::WireError;
+use tranship_wire::h2::{Client, ClientOptions, Duplex};
+use tranship_wire::tls::{self, DialTimes, Dialled, PeerKey, PeerOffer, TlsError};
+
+use crate::api::{Depart, Reached, Route};
+
+/// Streams that callers carry, waiting for the migration that they are for.
+pub struct Outgoing {
+    key: PeerKey,
+    relays: Mutex<HashMap<MigrationId, Duplex>>,
+}
+
+impl Outgoing {
+    /// No ways out yet.
+    #[must_use]
+    pub fn new(key: PeerKey) -> Arc<Self> {
+        Arc::new(Self {
+            key,
+            relays: Mutex::default(),
+        })
+    }
+
+    fn relays(&self) -> std::sync::MutexGuard<'_, HashMap<MigrationId, Duplex>> {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a stream that a caller carries.
+    pub fn offer_relay(&self, id: MigrationId, stream: Duplex) {
+        self.relays().insert(id, stream);
+    }
+
+    /// Tries the direct way and closes it again.
+    ///
+    /// # Errors
+    /// Why no address answered.
+    pub async fn reach(&self, offer: &PeerOffer) -> Result<Reached, Fault> {
+        let dialled = self
+            .dial(offer)
+            .await
+            .map_err(|e| WireError::from(e).into_fault())?;
+        Ok(Reached {
+            address: dialled.stream.address().to_string(),
+        })
+    }
+
+    async fn dial(&self, offer: &PeerOffer) -> Result<Dialled, TlsError> {
+        tls::dial(offer, &self.key, &DialTimes::default()).await
+    }
+
+    /// The other side of a migration.
+    #[must_use]
+    pub fn destination(self: &Arc<Self>, depart: &Depart) -> Arc<dyn Destination> {
+        Arc::new(RemoteDestination {
+            id: depart.plan.id.clone(),
+            name: depart.plan.destination.clone(),
+            route: depart.route.clone(),
+            outgoing: Arc::clone(self),
+            client: tokio::sync::Mutex::new(None),
+        })
+    }
+}
+
+struct RemoteDestination {
+    id: MigrationId,
+    name: String,
+    route: Route,
+    outgoing: Arc<Outgoing>,
+    client: tokio::sync::Mutex<Option<Client>>,
+}
+
+/// Nothing is known about a call whose link was lost, whatever part of the link it was.
+fn lost(error: WireError) -> Fault {
+    if let WireError::Source { source, what } = error {
+        return match source.downcast::<EngineError>() {
+            Ok(engine) => Fault::from(*engine),
+            Err(other) => Fault::new("image.source", FaultKind::Environment, format!("{what}: {other}")),
+        };
+    }
+    let remote = matches!(error, WireError::Remote(_));
+    let mut fault = error.into_fault();
+    if !remote && !fault.code.starts_with("wire.") {
+        fault.causes.insert(0, format!("[{}]", fault.code));
+        fault.code = "wire.lost".into();
+    }
+    fault
+}
+
+impl RemoteDestination {
+    async fn client(&self) -> Result<Client, Fault> {
+        let mut slot = self.client.lock().await;
+        if let Some(client) = slot.as_ref().filter(|c| !c.is_closed()) {
+            return Ok(client.clone());
+        }
+        let options = ClientOptions::new(self.name.clone());
+        let client = match &self.route {
+            Route::Direct(offer) => {
+                let dialled = self.outgoing.dial(offer).await.map_err(|e| lost(e.into()))?;
+                Client::connect(dialled.stream, &options).await
+            }
+            Route::Relay => {
+                let stream = self.outgoing.relays().remove(&self.id);
+                let Some(stream) = stream else {
+                    return Err(Fault::new(
+                        "wire.lost",
+                        FaultKind::Environment,
+                        "the caller that carried the data is gone",
+                    )
+                    .with_hint("keep the caller running, or let the source reach the destination by TCP"));
+                };
+                Client::connect(stream, &options).await
+            }
+        }
+        .map_err(lost)?;
+        *slot = Some(client.clone());
+        Ok(client)
+    }
+
+    async fn step<Q: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        step: &str,
+        value: &Q,
+    ) -> Result<T, Fault> {
+        let client = self.client().await?;
+        let answer = client.post_json(&format!("/v1/peer/{step}"), value).await;
+        answer.map_err(|e| lost(e).on_node(self.name.clone()))
+    }
+}
+
+#[async_trait]
+impl Destination for RemoteDestination {
+    async fn open(&self, plan: &Plan) -> Result<Opened, Fault> {
+        self.step("open", plan).await
+    }
+
+    async fn image(&self, archive: ByteStream) -> Result<(), Fault> {
+        let client = self.client().await?;
+        let answer = client
+            .send_stream(Method::POST, "/v1/peer/image", HeaderMap::new(), archive)
+            .await;
+        answer.map_err(|e| lost(e).on_node(self.name.clone()))
+    }
+
+    async fn prepare(&self) -> Result<(), Fault> {
+        self.step("prepare", &()).await
+    }
+
+    async fn create(&self) -> Result<(), Fault> {
+        self.step("create", &()).await
+    }
+
+    async fn start(&self) -> Result<(), Fault> {
+        self.step("start", &()).await
+    }
+
+    async fn ready(&self) -> Result<Adopted, Fault> {
+        self.step("ready", &()).await
+    }
+
+    async fn adopt(&self) -> Result<Adopted, Fault> {
+        self.step("adopt", &()).await
+    }
+
+    async fn discard(&self) -> Result<Discarded, Fault> {
+        self.step("discard", &()).await
+    }
+
+    async fn state(&self) -> Result<Option<ArrivalState>, Fault> {
+        self.step("state", &()).await
+    }
+}

@@ -1,0 +1,256 @@
+//! The agent API from the answering side: which request leads where, and who may ask it.
+//!
+//! Two handlers, so that no request of a peer can reach what only the owner may ask: [`OwnerHandler`] for whoever holds
+//! the node's own socket, [`PeerHandler`] for a source's agent that was let in for one migration.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming as RequestBody;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use tranship_core::engine::ByteStream;
+use tranship_core::fault::FaultKind;
+use tranship_core::ids::ContainerName;
+use tranship_core::{EngineError, Fault, MigrationId};
+use tranship_migrate::{Arrival, Plan};
+use tranship_wire::h2::{self, Body, Handler};
+use tranship_wire::{PeerIdentity, WireError};
+
+use crate::api::{Depart, Expect, Expected, Reach};
+use crate::events::Cursor;
+use crate::registry::not_found;
+use crate::state::Agent;
+
+/// Answers whoever holds the node's own socket.
+pub struct OwnerHandler {
+    /// The agent.
+    pub agent: Arc<Agent>,
+    /// Ends the agent.
+    pub shutdown: CancellationToken,
+}
+
+/// Answers a source's agent, within one migration.
+pub struct PeerHandler {
+    /// The agent.
+    pub agent: Arc<Agent>,
+    /// The migration that the peer was let in for.
+    pub id: MigrationId,
+}
+
+fn answer<T: Serialize>(result: Result<T, Fault>) -> Response<Body> {
+    match result {
+        Ok(value) => h2::json_response(&value),
+        Err(fault) => {
+            let missing = fault.code.ends_with(".not-found");
+            if missing {
+                h2::fault_response_with(StatusCode::NOT_FOUND, &fault)
+            } else {
+                h2::fault_response(&fault)
+            }
+        }
+    }
+}
+
+/// Does `work` in a task of its own: what changes the node is finished, and noted, even if the caller goes away.
+async fn regardless<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Fault>> + Send + 'static,
+) -> Result<T, Fault> {
+    tokio::spawn(work).await.map_err(|e| {
+        Fault::new(
+            "agent.task",
+            FaultKind::Bug,
+            format!("a step of the agent ended badly: {e}"),
+        )
+    })?
+}
+
+fn parse<T: std::str::FromStr>(text: &str) -> Result<T, Fault>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse()
+        .map_err(|e: T::Err| Fault::new("request.invalid", FaultKind::Usage, e.to_string()))
+}
+
+async fn body<T: serde::de::DeserializeOwned>(request: Request<RequestBody>) -> Result<T, Fault> {
+    h2::read_json(request).await.map_err(WireError::into_fault)
+}
+
+#[async_trait]
+impl Handler for OwnerHandler {
+    async fn handle(&self, request: Request<RequestBody>, _peer: &PeerIdentity) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+        let method = request.method().clone();
+        match (&method, parts.as_slice()) {
+            (&Method::GET, ["v1", "hello"]) => h2::json_response(&self.agent.hello()),
+            (&Method::GET, ["v1", "node"]) => answer(self.agent.node().await),
+            (&Method::GET, ["v1", "containers", name]) => answer(match parse::<ContainerName>(name) {
+                Ok(name) => self.agent.container(&name).await,
+                Err(fault) => Err(fault),
+            }),
+            (&Method::POST, ["v1", "survey"]) => answer(match body(request).await {
+                Ok(asked) => self.agent.survey(&asked).await,
+                Err(fault) => Err(fault),
+            }),
+            (&Method::POST, ["v1", "arrivals"]) => answer(match body::<Expect>(request).await {
+                Ok(expect) => self
+                    .agent
+                    .incoming
+                    .expect(&self.agent, expect)
+                    .await
+                    .map(|offer| Expected { offer }),
+                Err(fault) => Err(fault),
+            }),
+            (&Method::POST, ["v1", "arrivals", id, "stream"]) => match parse::<MigrationId>(id) {
+                Ok(id) => match self.agent.incoming.let_in(&id) {
+                    Ok(guard) => {
+                        let (response, stream) = h2::duplex_response(request);
+                        let agent = Arc::clone(&self.agent);
+                        tokio::spawn(async move {
+                            crate::incoming::serve_peer(agent, id, stream, PeerIdentity::Stdio, guard).await;
+                        });
+                        response
+                    }
+                    Err(fault) => answer::<()>(Err(fault)),
+                },
+                Err(fault) => answer::<()>(Err(fault)),
+            },
+            (&Method::POST, ["v1", "reach"]) => answer(match body::<Reach>(request).await {
+                Ok(reach) => self.agent.outgoing.reach(&reach.offer).await,
+                Err(fault) => Err(fault),
+            }),
+            (&Method::POST, ["v1", "relay", id]) => match parse::<MigrationId>(id) {
+                Ok(id) => {
+                    let (response, stream) = h2::duplex_response(request);
+                    self.agent.outgoing.offer_relay(id, stream);
+                    response
+                }
+                Err(fault) => answer::<()>(Err(fault)),
+            },
+            (&Method::POST, ["v1", "departures"]) => answer(match body::<Depart>(request).await {
+                Ok(depart) => {
+                    let destination = self.agent.outgoing.destination(&depart);
+                    self.agent.registry.depart(depart.plan, destination)
+                }
+                Err(fault) => Err(fault),
+            }),
+            (&Method::GET, ["v1", "migrations"]) => h2::json_response(&self.agent.registry.views()),
+            (&Method::GET, ["v1", "migrations", id]) => answer(parse(id).and_then(|id| {
+                let views = self.agent.registry.view(&id);
+                if views.is_empty() {
+                    Err(not_found(&id))
+                } else {
+                    Ok(views)
+                }
+            })),
+            (&Method::GET, ["v1", "migrations", id, "events"]) => match parse::<MigrationId>(id) {
+                Ok(id) => self.events(&id),
+                Err(fault) => answer::<()>(Err(fault)),
+            },
+            (&Method::POST, ["v1", "migrations", id, "abort"]) => {
+                answer(parse(id).and_then(|id| self.agent.registry.abort(&id)))
+            }
+            (&Method::POST, ["v1", "retire"]) => {
+                // The asker's own connection does not count.
+                let idle = self.agent.idle(1);
+                if idle {
+                    self.shutdown.cancel();
+                }
+                h2::json_response(&idle)
+            }
+            _ => h2::not_found(&request),
+        }
+    }
+}
+
+impl OwnerHandler {
+    fn events(&self, id: &MigrationId) -> Response<Body> {
+        let Some(task) = self.agent.registry.departure(id) else {
+            // Over, or never begun here: the view says which.
+            let known = !self.agent.registry.view(id).is_empty();
+            if known {
+                return h2::events_response(
+                    futures_util::stream::empty::<Result<tranship_core::Event, Fault>>(),
+                );
+            }
+            return answer::<()>(Err(not_found(id)));
+        };
+        let batches =
+            futures_util::stream::unfold((task, Cursor::default()), |(task, mut cursor)| async move {
+                let batch = task.events.next(&mut cursor).await?;
+                Some((
+                    futures_util::stream::iter(batch.into_iter().map(Ok::<_, Fault>)),
+                    (task, cursor),
+                ))
+            });
+        h2::events_response(batches.flatten())
+    }
+}
+
+#[async_trait]
+impl Handler for PeerHandler {
+    async fn handle(&self, request: Request<RequestBody>, _peer: &PeerIdentity) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        let Some(step) = path.strip_prefix("/v1/peer/") else {
+            return h2::not_found(&request);
+        };
+        if request.method() != Method::POST {
+            return h2::not_found(&request);
+        }
+        if step == "open" {
+            return answer(self.open(request).await);
+        }
+        let Some(arrival) = self.agent.registry.arrival(&self.id) else {
+            return answer::<()>(match step {
+                // What is not known here was never begun, or was undone: nothing of it runs.
+                "state" => return h2::json_response(&None::<()>),
+                "discard" => return h2::json_response(&tranship_migrate::destination::Discarded::default()),
+                _ => Err(not_found(&self.id)),
+            });
+        };
+        match step {
+            "image" => answer(image(&arrival, request).await),
+            "prepare" => answer(regardless(async move { arrival.prepare().await }).await),
+            "create" => answer(regardless(async move { arrival.create().await }).await),
+            "start" => answer(regardless(async move { arrival.start().await }).await),
+            "ready" => answer(arrival.ready().await),
+            "adopt" => answer(regardless(async move { arrival.adopt().await }).await),
+            "discard" => answer(regardless(async move { arrival.discard().await }).await),
+            "state" => h2::json_response(&Some(arrival.record().state)),
+            _ => h2::not_found(&request),
+        }
+    }
+}
+
+impl PeerHandler {
+    async fn open(
+        &self,
+        request: Request<RequestBody>,
+    ) -> Result<tranship_migrate::destination::Opened, Fault> {
+        let plan: Plan = body(request).await?;
+        if plan.id != self.id {
+            return Err(Fault::new(
+                "request.invalid",
+                FaultKind::Usage,
+                format!("this way in is for migration {}, not {}", self.id, plan.id),
+            ));
+        }
+        let arrival = self.agent.registry.open_arrival(plan);
+        regardless(async move { arrival.open().await }).await
+    }
+}
+
+/// Not in a task of its own: when the sender goes away, so does what it was sending.
+async fn image(arrival: &Arc<Arrival>, request: Request<RequestBody>) -> Result<(), Fault> {
+    let stream: ByteStream = Box::pin(h2::read_stream(request).map(|part| {
+        part.map_err(|error| EngineError::Uncertain {
+            action: "receive the image".into(),
+            message: error.into_fault().to_string(),
+        })
+    }));
+    arrival.image(Some(stream)).await
+}

@@ -1,0 +1,129 @@
+//! What an agent does when it is asked, apart from how the question reached it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tranship_core::ids::ContainerName;
+use tranship_core::node::{ContainerReport, NodeFacts, Survey, SurveyRequest};
+use tranship_core::{Engine, Fault};
+use tranship_wire::tls::PeerKey;
+
+use crate::api::{Hello, PROTOCOL_MAX, PROTOCOL_MIN};
+use crate::incoming::Incoming;
+use crate::node;
+use crate::outgoing::Outgoing;
+use crate::registry::Registry;
+
+/// What an agent is made with.
+#[derive(Clone)]
+pub struct Identity {
+    /// Hash of its binary.
+    pub build: String,
+    /// Random text of this run.
+    pub instance: String,
+    /// Its throw-away key, by which other agents know it.
+    pub key: PeerKey,
+}
+
+/// One node's agent.
+pub struct Agent {
+    identity: Identity,
+    /// Its migrations.
+    pub registry: Arc<Registry>,
+    /// Ways in for sources.
+    pub incoming: Arc<Incoming>,
+    /// Ways out to destinations.
+    pub outgoing: Arc<Outgoing>,
+    /// Connections of callers.
+    connections: AtomicUsize,
+}
+
+impl Agent {
+    /// An agent over an engine and its records.
+    #[must_use]
+    pub fn new(identity: Identity, registry: Arc<Registry>) -> Arc<Self> {
+        Arc::new(Self {
+            incoming: Incoming::new(Arc::clone(&registry), identity.key.clone()),
+            outgoing: Outgoing::new(identity.key.clone()),
+            identity,
+            registry,
+            connections: AtomicUsize::new(0),
+        })
+    }
+
+    fn engine(&self) -> &dyn Engine {
+        self.registry.engine().as_ref()
+    }
+
+    /// Who it is and what it can do.
+    #[must_use]
+    pub fn hello(&self) -> Hello {
+        Hello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol_min: PROTOCOL_MIN,
+            protocol_max: PROTOCOL_MAX,
+            build: self.identity.build.clone(),
+            capabilities: [
+                "migrate.stateless",
+                "migrate.cold",
+                "image.thin",
+                "path.direct",
+                "path.relay",
+            ]
+            .map(String::from)
+            .to_vec(),
+            pid: std::process::id(),
+            instance: self.identity.instance.clone(),
+            busy: self.registry.busy() + self.incoming.open(),
+            fingerprint: self.identity.key.fingerprint(),
+        }
+    }
+
+    /// Facts about the node.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub async fn node(&self) -> Result<NodeFacts, Fault> {
+        node::facts(self.engine()).await
+    }
+
+    /// One container, for a plan.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub async fn container(&self, name: &ContainerName) -> Result<ContainerReport, Fault> {
+        node::report(self.engine(), name).await
+    }
+
+    /// What would be if these containers came here.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub async fn survey(&self, request: &SurveyRequest) -> Result<Survey, Fault> {
+        node::survey(self.engine(), request).await
+    }
+
+    /// Counts a caller's connection until the guard is dropped.
+    #[must_use]
+    pub fn connected(self: &Arc<Self>) -> ConnectionGuard {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        ConnectionGuard(Arc::clone(self))
+    }
+
+    /// Whether nothing is under way and nobody is connected, beside `own` connections.
+    #[must_use]
+    pub fn idle(&self, own: usize) -> bool {
+        self.connections.load(Ordering::Relaxed) <= own
+            && self.registry.busy() == 0
+            && self.incoming.open() == 0
+    }
+}
+
+/// A caller's connection.
+pub struct ConnectionGuard(Arc<Agent>);
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}

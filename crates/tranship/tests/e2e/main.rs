@@ -1,0 +1,15 @@
+//! The whole program between real hosts. One file per kind of question.
+//!
+//! Every test has two hosts of its own, made by the testbed and taken down at its end.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests find the program under test and their skip list by the environment"
+)]
+
+mod conflicts;
+mod connections;
+mod failures;
+mod fidelity;
+mod moves;
+mod output;
+mod world;

@@ -1,0 +1,208 @@
+//! Two hosts, the program under test, and what tests ask of them.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tranship_testkit::testbed::{Node, Options, Testbed};
+
+/// What a run of the program left.
+#[derive(Debug)]
+pub struct Outcome {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Ends the test with everything that was printed unless the exit code is `code`.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(
+            self.code, code,
+            "\n--- stdout\n{}\n--- stderr\n{}",
+            self.stdout, self.stderr
+        );
+        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
+        self
+    }
+
+    /// Ends the test unless the error output has the code and the text.
+    #[track_caller]
+    pub fn saying(self, texts: &[&str]) -> Self {
+        for text in texts {
+            assert!(self.stderr.contains(text), "{text:?} is not in\n{}", self.stderr);
+        }
+        self
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|e| panic!("{e}:\n{}\n{}", self.stdout, self.stderr))
+    }
+}
+
+/// Two hosts and a place for the program's own files.
+pub struct World {
+    pub bed: Testbed,
+    pub a: Node,
+    pub b: Node,
+    pub state: tempfile::TempDir,
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self::with(Options::default())
+    }
+
+    pub fn with(options: Options) -> Self {
+        let bed = Testbed::up(options).unwrap();
+        let [a, b] = bed.array();
+        Self {
+            bed,
+            a,
+            b,
+            state: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// The program with a clean environment.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tranship"));
+        command
+            .args(args)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.state.path())
+            .env("TRANSHIP_STATE_DIR", self.state.path().join("state"))
+            .env("TRANSHIP_RUNTIME_DIR", self.state.path().join("run"))
+            .env("TRANSHIP_SSH_CONFIG", self.bed.ssh_config())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs the program to its end.
+    pub fn run(&self, args: &[&str]) -> Outcome {
+        finish(self.command(args).spawn().unwrap())
+    }
+
+    /// `tranship migrate web --from a --to b` with these options.
+    pub fn migrate(&self, options: &[&str]) -> Outcome {
+        let mut args = vec!["migrate", "web", "--from", "ssh://root@a", "--to", "ssh://root@b"];
+        args.extend(options);
+        self.run(&args)
+    }
+
+    /// `tranship plan web --from a --to b --json` with these options: its findings as `(code, severity)`.
+    pub fn findings(&self, container: &str, options: &[&str]) -> Vec<(String, String)> {
+        let mut args = vec![
+            "plan",
+            container,
+            "--from",
+            "ssh://root@a",
+            "--to",
+            "ssh://root@b",
+            "--json",
+        ];
+        args.extend(options);
+        let outcome = self.run(&args);
+        outcome.json()[0]["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|f| {
+                (
+                    f["code"].as_str().unwrap().to_owned(),
+                    f["severity"].as_str().unwrap().to_owned(),
+                )
+            })
+            .collect()
+    }
+
+    /// A small web service on port 8080 of `a`, by the name `web`.
+    pub fn serve(&self, options: &[&str]) {
+        let image = self.a.load_image("busybox").unwrap();
+        let mut args = vec![
+            "docker",
+            "run",
+            "-d",
+            "--name",
+            "web",
+            "--restart",
+            "always",
+            "--stop-signal",
+            "KILL",
+            "-p",
+            "8080:8080",
+        ];
+        args.extend(options);
+        args.push(&image);
+        self.a.exec_ok(&args).unwrap();
+        wait_until(|| get(self.a.address(), 8080));
+    }
+
+    /// Arms a fail point on a node, for the agent that runs there or will.
+    pub fn arm(&self, node: &Node, text: &str) {
+        node.sh(&format!("mkdir -p /run/tranship && chmod 700 /run/tranship && printf %s '{text}' > /run/tranship/fail-point"))
+            .unwrap();
+    }
+
+    /// What both engines hold.
+    pub fn inventories(&self) -> (Vec<String>, Vec<String>) {
+        (self.a.inventory().unwrap(), self.b.inventory().unwrap())
+    }
+}
+
+/// Waits for the program's end, and at most four minutes.
+pub fn finish(child: Child) -> Outcome {
+    let output = child.wait_with_output().unwrap();
+    Outcome {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// One field of a container's inspect document.
+pub fn inspect(node: &Node, container: &str, format: &str) -> String {
+    node.exec_ok(["docker", "inspect", "--format", format, container])
+        .unwrap()
+        .trim()
+        .to_owned()
+}
+
+pub fn is_running(node: &Node, container: &str) -> bool {
+    let output = node
+        .exec(["docker", "inspect", "--format", "{{.State.Running}}", container])
+        .unwrap();
+    output.stdout.trim() == "true"
+}
+
+/// One request; whether it was answered with status 200.
+pub fn get(address: Ipv4Addr, port: u16) -> bool {
+    let answer = || -> std::io::Result<Vec<u8>> {
+        let mut stream =
+            TcpStream::connect_timeout(&SocketAddr::from((address, port)), Duration::from_millis(500))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"GET / HTTP/1.0\r\nHost: web\r\n\r\n")?;
+        let mut body = Vec::new();
+        stream.read_to_end(&mut body)?;
+        Ok(body)
+    };
+    answer().is_ok_and(|body| body.get(9..12) == Some(b"200"))
+}
+
+/// Waits until something is so, and at most a minute.
+#[track_caller]
+pub fn wait_until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not come true within a minute");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
