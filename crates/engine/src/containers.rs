@@ -13,7 +13,7 @@ use crate::docker::DockerEngine;
 use crate::fault::Ask;
 use crate::json::{at, entries, flag, items, text};
 use crate::raw::escape;
-use crate::recreate::{create_body, expected, further_endpoints, leaves_primary, losses};
+use crate::recreate::{Joins, create_body, expected, further_endpoints, leaves_primary, losses};
 
 impl DockerEngine {
     pub(crate) async fn inspect_container(&self, name: &ContainerName) -> Result<ContainerSpec, EngineError> {
@@ -94,7 +94,7 @@ impl DockerEngine {
             message: error.to_string(),
         })?;
         let (image, image_config) = self.image_for(request).await?;
-        let body = create_body(request, &image_config, &image)?;
+        let body = create_body(request, &image_config, &image, self.joins())?;
         let wanted = expected(request, &image_config, &image)?;
         self.refuse_taken_volumes(request).await?;
         // Known to be free, so that what bears the name after an answer that broke off is ours.
@@ -140,6 +140,15 @@ impl DockerEngine {
         }
     }
 
+    fn joins(&self) -> Joins {
+        let version = self.docker.client_version();
+        if (version.major_version, version.minor_version) >= (1, 44) {
+            Joins::All
+        } else {
+            Joins::Primary
+        }
+    }
+
     /// Connects the new container to its further networks and compares it with what it should be.
     async fn complete(
         &self,
@@ -148,19 +157,21 @@ impl DockerEngine {
         wanted: &Value,
         ask: &Ask,
     ) -> Result<(), EngineError> {
-        for (network, endpoint) in further_endpoints(request) {
+        for (network, endpoint) in further_endpoints(request, self.joins()) {
             let ask = Ask::new("connect the container to", "network", &network);
             let path = format!("/networks/{}/connect", escape(&network));
             let body = json!({ "Container": id.as_str(), "EndpointConfig": endpoint });
             self.raw.post(&path, &body, &ask).await?;
         }
-        if let Some(network) = leaves_primary(&request.spec) {
+        let mut document = self.document(id.as_str()).await?;
+        let joined = |network: &&str| !at(&document, &["NetworkSettings", "Networks", network]).is_null();
+        if let Some(network) = leaves_primary(&request.spec).filter(joined) {
             let ask = Ask::new("take the container off", "network", network);
             let path = format!("/networks/{}/disconnect", escape(network));
             let body = json!({ "Container": id.as_str(), "Force": true });
             self.raw.post(&path, &body, &ask).await?;
+            document = self.document(id.as_str()).await?;
         }
-        let document = self.document(id.as_str()).await?;
         let image = describe::image_id(&text(&document, &["Image"]), ask)?;
         if image != request.spec.image.id {
             return Err(EngineError::Conflict {
@@ -173,6 +184,11 @@ impl DockerEngine {
         }
         let lost = losses(wanted, &document);
         if lost.is_empty() {
+            return Ok(());
+        }
+        if self.podman {
+            // Its documents say many things in other words than Docker's, so that a difference proves nothing.
+            tracing::warn!(container = %id, differences = ?lost, "podman shows the container otherwise than asked");
             return Ok(());
         }
         Err(EngineError::Unsupported {
@@ -231,10 +247,10 @@ impl DockerEngine {
         };
         let ours = text(&document, &["State", "Status"]) == "created"
             && text(&document, &["Image"]).ends_with(request.spec.image.id.hex());
-        if let (true, Ok(id)) = (ours, ContainerId::new(text(&document, &["Id"]))) {
-            if let Err(error) = self.remove_container(&id).await {
-                tracing::error!(container = %name, %error, "a half-made container could not be removed");
-            }
+        if let (true, Ok(id)) = (ours, ContainerId::new(text(&document, &["Id"])))
+            && let Err(error) = self.remove_container(&id).await
+        {
+            tracing::error!(container = %name, %error, "a half-made container could not be removed");
         }
     }
 

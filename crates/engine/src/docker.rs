@@ -36,7 +36,7 @@ const STOP_MARGIN: Duration = Duration::from_secs(60);
 pub struct DockerEngine {
     pub(crate) docker: Docker,
     pub(crate) raw: Raw,
-    podman: bool,
+    pub(crate) podman: bool,
     direct: Option<bool>,
     root_prefix: PathBuf,
 }
@@ -427,7 +427,14 @@ impl Engine for DockerEngine {
         let mut text = Vec::new();
         // A line may be as long as it likes; what is shown to people may not.
         while let Some(part) = log.next().await {
-            text.extend_from_slice(&self.told(part, &ask)?.into_bytes());
+            match self.told(part, &ask) {
+                Ok(part) => text.extend_from_slice(&part.into_bytes()),
+                // `none`, `syslog` and others keep nothing to read.
+                Err(EngineError::Failed { message, .. }) if message.contains("does not support reading") => {
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
             if text.len() > 1 << 20 {
                 break;
             }

@@ -166,6 +166,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_closed_socket_is_not_a_missing_one() {
+        let told = |kind: io::ErrorKind| {
+            let error = io::Error::from(kind);
+            unreachable_or_denied(Some(&error), "unix:///run/docker.sock", &error)
+        };
+        assert!(matches!(
+            told(io::ErrorKind::PermissionDenied),
+            EngineError::Denied { .. }
+        ));
+        for kind in [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused] {
+            assert!(matches!(told(kind), EngineError::Unreachable { .. }));
+        }
+    }
+
+    #[test]
     fn the_engines_own_words_decide() {
         let ask = Ask::new("start", "container", "web");
         assert!(matches!(

@@ -33,6 +33,16 @@ const NETWORK_STATE: [&str; 7] = [
     "ConfigOnlyContainers",
 ];
 
+/// Which networks the body of `create container` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joins {
+    /// All of them (API 1.44 and later). There it has to be this way: Docker 26 forgets a hardware address that a
+    /// container gets by `connect` before its first start.
+    All,
+    /// The primary one; earlier engines refuse more. The others are connected before the start.
+    Primary,
+}
+
 /// The body of `create container`.
 ///
 /// `image` is how the image is called there: the source's reference, or its id where the reference means nothing.
@@ -42,7 +52,12 @@ const NETWORK_STATE: [&str; 7] = [
 /// # Errors
 /// [`EngineError::Unsupported`] when the container shares another one's namespaces, is linked to others, or has
 /// volumes or bind mounts and the request does not allow empty ones.
-pub fn create_body(request: &CreateRequest, image_config: &Value, image: &str) -> Result<Value, EngineError> {
+pub fn create_body(
+    request: &CreateRequest,
+    image_config: &Value,
+    image: &str,
+    joins: Joins,
+) -> Result<Value, EngineError> {
     let spec = &request.spec;
     if let Some(tie) = spec.ties.shared_namespaces.first().or(spec.ties.links.first()) {
         return Err(EngineError::Unsupported {
@@ -60,10 +75,15 @@ pub fn create_body(request: &CreateRequest, image_config: &Value, image: &str) -
 
     let primary = primary_network(&spec.network_mode);
     let mut endpoints = Map::new();
-    if spec.attachments.iter().any(|a| a.network == primary) && !is_fixed(primary) {
-        let endpoint = endpoint(spec, primary, request.drop_fixed_addresses);
-        if !endpoint.is_empty() {
-            endpoints.insert(primary.to_owned(), Value::Object(endpoint));
+    for network in spec.attachments.iter().map(|a| a.network.as_str()) {
+        let named = network == primary || joins == Joins::All;
+        if named && !is_fixed(network) {
+            let endpoint = endpoint(spec, network, request.drop_fixed_addresses);
+            // Joined anyway, and Podman calls it otherwise.
+            if endpoint.is_empty() && NetworkSpec::is_predefined(network) {
+                continue;
+            }
+            endpoints.insert(network.to_owned(), Value::Object(endpoint));
         }
     }
     config.insert("NetworkingConfig".into(), json!({ "EndpointsConfig": endpoints }));
@@ -75,9 +95,11 @@ fn is_fixed(network: &str) -> bool {
     matches!(network, "host" | "none") || network.starts_with("container:")
 }
 
-/// The container's further networks with their endpoints' settings, to be connected before it is started. Doing it
-/// this way instead of with the body works for every version of the API; before 1.44 the body takes only one.
-pub(crate) fn further_endpoints(request: &CreateRequest) -> Vec<(String, Value)> {
+/// The networks that the body does not name, with their endpoints' settings.
+pub(crate) fn further_endpoints(request: &CreateRequest, joins: Joins) -> Vec<(String, Value)> {
+    if joins == Joins::All {
+        return Vec::new();
+    }
     let spec = &request.spec;
     let primary = primary_network(&spec.network_mode);
     spec.attachments
@@ -202,11 +224,10 @@ fn endpoint(spec: &ContainerSpec, network: &str, drop_fixed_addresses: bool) -> 
             endpoint.insert("Aliases".into(), json!(attachment.aliases));
         }
     }
-    if drop_fixed_addresses {
-        if let Some(ipam) = endpoint.get_mut("IPAMConfig").and_then(Value::as_object_mut) {
-            ipam.remove("IPv4Address");
-            ipam.remove("IPv6Address");
-        }
+    if drop_fixed_addresses && let Some(ipam) = endpoint.get_mut("IPAMConfig").and_then(Value::as_object_mut)
+    {
+        ipam.remove("IPv4Address");
+        ipam.remove("IPv6Address");
     }
     endpoint.retain(|_, value| !is_empty(value));
     endpoint
@@ -218,7 +239,7 @@ fn endpoint(spec: &ContainerSpec, network: &str, drop_fixed_addresses: bool) -> 
 /// # Errors
 /// As [`create_body`].
 pub fn expected(request: &CreateRequest, image_config: &Value, image: &str) -> Result<Value, EngineError> {
-    let mut body = object(&create_body(request, image_config, image)?, &[]);
+    let mut body = object(&create_body(request, image_config, image, Joins::All)?, &[]);
     let host = body.remove("HostConfig").unwrap_or_default();
     body.remove("NetworkingConfig");
     // Sent as an explicit nothing, seen as nothing.
@@ -253,19 +274,17 @@ pub fn network_body(spec: &NetworkSpec, new_subnets: bool, keep_ipv6: bool) -> V
     body.insert("Name".into(), spec.name.as_str().into());
     // Engines before API 1.44 make a second network of the same name without it.
     body.insert("CheckDuplicate".into(), true.into());
-    if new_subnets {
-        if let Some(ipam) = body.get_mut("IPAM").and_then(Value::as_object_mut) {
-            let pools = ipam.remove("Config").unwrap_or_default();
-            let kept: Vec<Value> = pools
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter(|pool| keep_ipv6 && text(pool, &["Subnet"]).contains(':'))
-                .cloned()
-                .collect();
-            if !kept.is_empty() {
-                ipam.insert("Config".into(), Value::Array(kept));
-            }
+    if new_subnets && let Some(ipam) = body.get_mut("IPAM").and_then(Value::as_object_mut) {
+        let pools = ipam.remove("Config").unwrap_or_default();
+        let kept: Vec<Value> = pools
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|pool| keep_ipv6 && text(pool, &["Subnet"]).contains(':'))
+            .cloned()
+            .collect();
+        if !kept.is_empty() {
+            ipam.insert("Config".into(), Value::Array(kept));
         }
     }
     if text(&spec.document, &["ConfigFrom", "Network"]).is_empty() {

@@ -188,6 +188,11 @@ fn normalised(document: &Value) -> Value {
         host.remove("MemorySwappiness");
     }
     host.insert("NetworkMode".into(), mode.into());
+    if let Some(policy) = host.get_mut("RestartPolicy").and_then(Value::as_object_mut)
+        && policy.get("Name").is_some_and(is_empty)
+    {
+        policy.insert("Name".into(), "no".into());
+    }
     for key in ["CapAdd", "CapDrop"] {
         sort_set(&mut host, key, |capability| {
             let capability = capability.to_ascii_uppercase();

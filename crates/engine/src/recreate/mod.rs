@@ -11,9 +11,11 @@
 
 mod body;
 mod compare;
+#[cfg(test)]
+mod tests;
 mod volumes;
 
-pub use body::{create_body, expected, network_body};
+pub use body::{Joins, create_body, expected, network_body};
 pub(crate) use body::{further_endpoints, leaves_primary, restart_policy};
 pub(crate) use compare::losses;
 pub use compare::{IGNORED, differences};
