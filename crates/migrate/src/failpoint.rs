@@ -1,5 +1,6 @@
 //! Named places where a test can make a migration fail, wait or die. Without the feature `fail-points` they are nothing.
 
+#[cfg(not(feature = "fail-points"))]
 use tranship_core::Fault;
 
 /// Every fail point, so that a test run can tell which were reached.

@@ -59,12 +59,10 @@ pub fn read() -> Result<Environment, Fault> {
     let docker_config = path("DOCKER_CONFIG").or_else(|| home.as_ref().map(|h| h.join(".docker")));
     Ok(Environment {
         executable,
-        home,
         state_directory,
         runtime_directory,
         docker_config,
         docker_host: text("DOCKER_HOST"),
-        docker_context: text("DOCKER_CONTEXT"),
         user_runtime_directory,
     })
 }

@@ -36,8 +36,6 @@ impl Context {
 pub struct Environment {
     /// This program's file.
     pub executable: PathBuf,
-    /// The user's home, if there is one.
-    pub home: Option<PathBuf>,
     /// Where records that must survive a reboot go.
     pub state_directory: PathBuf,
     /// Where sockets and locks go.
@@ -46,8 +44,6 @@ pub struct Environment {
     pub docker_config: Option<PathBuf>,
     /// `DOCKER_HOST`, where it names a unix socket.
     pub docker_host: Option<String>,
-    /// `DOCKER_CONTEXT`.
-    pub docker_context: Option<String>,
     /// Where rootless engines have their sockets.
     pub user_runtime_directory: Option<PathBuf>,
 }
