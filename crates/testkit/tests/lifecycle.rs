@@ -34,6 +34,10 @@ fn down_leaves_nothing() -> TestResult {
         "data:/data",
         &image,
     ])?;
+    // A frozen process is hard to kill.
+    b.load_image("busybox")?;
+    b.exec_ok(["docker", "run", "--detach", "--name", "paused", &image])?;
+    b.exec_ok(["docker", "pause", "paused"])?;
     let mut command = b.spawn(["sleep", "1000"])?;
 
     let namespaces = Namespaces::of(&bed.all());

@@ -391,6 +391,9 @@ impl Bed {
             .collect();
         inits.iter().for_each(ProcessId::kill);
         wait_until(Duration::from_secs(5), || {
+            nodes
+                .iter()
+                .for_each(|node| self.cgroups.thaw(&self.record.name, Some(node)));
             inits
                 .iter()
                 .all(|init| !Path::new("/proc").join(init.pid.to_string()).exists())

@@ -159,12 +159,21 @@ impl Cgroups {
         let done = wait_until(EMPTY_WITHIN, || {
             let left = self.processes(bed, member);
             left.iter().for_each(ProcessId::kill);
+            self.thaw(bed, member);
             left.is_empty()
         });
         if done {
             Ok(())
         } else {
             Err(self.not_gone(bed, "a process"))
+        }
+    }
+
+    /// Lets paused containers go on: with version 1, a frozen process doesn't even die.
+    pub fn thaw(&self, bed: &str, member: Option<&str>) {
+        for mut path in self.bed_paths(bed) {
+            path.extend(member);
+            thaw_groups(&path);
         }
     }
 
@@ -282,6 +291,18 @@ fn collect_processes(path: &Path, pids: &mut Vec<u32>) {
     }
     for child in subdirectories(path) {
         collect_processes(&child, pids);
+    }
+}
+
+/// Thaws a group and those below it, where it is one of the freezer's.
+fn thaw_groups(path: &Path) {
+    let state = path.join("freezer.state");
+    if fs::read_to_string(&state).is_ok_and(|text| text.trim() != "THAWED") {
+        // The group may vanish meanwhile; the next look tells.
+        let _ = fs::write(&state, "THAWED");
+    }
+    for child in subdirectories(path) {
+        thaw_groups(&child);
     }
 }
 

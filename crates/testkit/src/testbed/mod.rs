@@ -78,8 +78,11 @@ impl Testbed {
     pub fn up(options: Options) -> Result<Self> {
         host::prepare()?;
         let tree = Tree::ensure(&options.dirs, options.mirror.as_deref())?;
-        for name in collect_garbage(&options.dirs)? {
-            tracing::info!("removed testbed {name}: its owner is gone");
+        match collect_garbage(&options.dirs) {
+            Ok(names) if names.is_empty() => {}
+            Ok(names) => tracing::info!("removed what dead processes left: {}", names.join(", ")),
+            // Somebody else's bed is no reason for this one not to come up.
+            Err(error) => tracing::warn!(%error, "a dead testbed could not be removed"),
         }
         let begin = Instant::now();
         let record = Record::reserve(&options, tree.root())?;
@@ -232,13 +235,16 @@ pub fn down(dirs: &Dirs, name: &str) -> Result<()> {
 ///
 /// # Errors
 ///
-/// As [`Testbed::down`].
+/// As [`Testbed::down`], for the first bed that can't be removed; the others are removed all the same.
 pub fn collect_garbage(dirs: &Dirs) -> Result<Vec<String>> {
     let mut removed = Vec::new();
+    let mut failure = None;
     for record in state::claim_abandoned(dirs)? {
         let name = record.name.clone();
-        Bed::new(dirs.clone(), record, false)?.tear_down()?;
-        removed.push(name);
+        match Bed::new(dirs.clone(), record, false).and_then(|bed| bed.tear_down()) {
+            Ok(()) => removed.push(name),
+            Err(error) => failure = failure.or(Some(error)),
+        }
     }
-    Ok(removed)
+    failure.map_or(Ok(removed), Err)
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::Cgroups;
 use super::error::{AtPath, Error, Result};
 use super::network;
 use super::options::{Engine, Options, SmallDisk};
@@ -150,8 +151,13 @@ pub(crate) fn claim_abandoned(dirs: &Dirs) -> Result<Vec<Record>> {
                 claimed.push(record);
             }
             Ok(_) => {}
-            // Its maker died before there was anything but the directory.
-            Err(Error::NoBed(_) | Error::State { .. }) => discard(dirs, &name)?,
+            // Its maker died before there was anything but the directory, or wrote a record we can't read.
+            Err(Error::NoBed(_) | Error::State { .. }) => {
+                let cgroups = Cgroups::detect()?;
+                cgroups.kill(&name, None)?;
+                cgroups.remove(&name, None)?;
+                discard(dirs, &name)?;
+            }
             Err(error) => return Err(error),
         }
     }
