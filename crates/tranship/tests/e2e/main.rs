@@ -6,10 +6,12 @@
     reason = "tests find the program under test and their skip list by the environment"
 )]
 
+#[macro_use]
+mod world;
+
 mod conflicts;
 mod connections;
 mod failures;
 mod fidelity;
 mod moves;
 mod output;
-mod world;

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tranship_testkit::testbed::{Node, Options, Testbed};
+use tranship_testkit::testbed::{Node, Options, Testbed, missing_capability};
 
 /// What a run of the program left.
 #[derive(Debug)]
@@ -53,20 +53,33 @@ pub struct World {
     pub state: tempfile::TempDir,
 }
 
-impl World {
-    pub fn new() -> Self {
-        Self::with(Options::default())
-    }
+/// Two hosts, or the end of the test where this machine cannot carry them.
+macro_rules! world {
+    () => {
+        world!(tranship_testkit::testbed::Options::default())
+    };
+    ($options:expr) => {
+        match $crate::world::World::with($options) {
+            Some(world) => world,
+            None => return,
+        }
+    };
+}
 
-    pub fn with(options: Options) -> Self {
+impl World {
+    pub fn with(options: Options) -> Option<Self> {
+        if let Some(reason) = missing_capability() {
+            tranship_testkit::skipped(&reason);
+            return None;
+        }
         let bed = Testbed::up(options).unwrap();
         let [a, b] = bed.array();
-        Self {
+        Some(Self {
             bed,
             a,
             b,
             state: tempfile::tempdir().unwrap(),
-        }
+        })
     }
 
     /// The program with a clean environment.
