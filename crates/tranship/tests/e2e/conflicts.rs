@@ -1,6 +1,6 @@
 //! What the plan finds before a byte moves.
 
-use crate::world::{get};
+use crate::world::get;
 
 fn codes(findings: &[(String, String)], severity: &str) -> Vec<String> {
     findings

@@ -3,7 +3,6 @@
 use serde_json::Value;
 use tranship_testkit::testbed::Node;
 
-
 fn document(node: &Node, container: &str) -> Value {
     let text = node.exec_ok(["docker", "inspect", container]).unwrap();
     serde_json::from_str::<Value>(&text).unwrap()[0].clone()

@@ -2,6 +2,11 @@
 //!
 //! Every test has two hosts of its own, made by the testbed and taken down at its end.
 #![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests may panic as tests do"
+)]
+#![allow(
     clippy::disallowed_methods,
     reason = "tests find the program under test and their skip list by the environment"
 )]

@@ -1,6 +1,6 @@
 //! What people and programs read.
 
-use crate::world::{inspect};
+use crate::world::inspect;
 
 #[test]
 fn commands_speak_to_people_and_to_programs() {
