@@ -12,7 +12,7 @@ use tranship_core::container::{
 };
 use tranship_core::network::AddressPool;
 use tranship_core::node::{ArrivalFacts, ContainerReport, ImageStore, NodeFacts, PortInUse, Survey};
-use tranship_core::{ContainerId, ContainerSpec, MigrationId, NetworkSpec};
+use tranship_core::{ContainerId, MigrationId, NetworkSpec};
 use tranship_migrate::options::{ModeRequest, MoveOptions, OnSource};
 use tranship_migrate::plan::{Plan, PlanInput, Severity, plan};
 use tranship_testkit::memory;
