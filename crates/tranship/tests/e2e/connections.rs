@@ -201,11 +201,7 @@ fn a_node_can_be_the_caller() {
     let world = world!();
     world.serve(&[]);
     let root = world.a.root().unwrap();
-    std::fs::copy(
-        env!("CARGO_BIN_EXE_tranship"),
-        root.join("usr/local/bin/tranship"),
-    )
-    .unwrap();
+    std::fs::copy(crate::world::program(), root.join("usr/local/bin/tranship")).unwrap();
     let output = world
         .a
         .exec(["tranship", "migrate", "web", "--to", "ssh://root@b"])

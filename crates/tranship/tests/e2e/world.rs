@@ -2,7 +2,9 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -84,7 +86,7 @@ impl World {
 
     /// The program with a clean environment.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tranship"));
+        let mut command = Command::new(program());
         command
             .args(args)
             .env_clear()
@@ -171,7 +173,18 @@ impl World {
     }
 }
 
-/// Waits for the program's end, and at most four minutes.
+/// The program under test: a copy, so that a build that goes on beside the tests does not change it under their feet.
+pub fn program() -> &'static Path {
+    static COPY: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let copy = directory.path().join("tranship");
+        std::fs::copy(env!("CARGO_BIN_EXE_tranship"), &copy).unwrap();
+        (directory, copy)
+    });
+    &COPY.1
+}
+
+/// Waits for the program's end.
 pub fn finish(child: Child) -> Outcome {
     let output = child.wait_with_output().unwrap();
     Outcome {
