@@ -28,7 +28,7 @@ pub struct GlobalArgs {
     /// Print results only
     #[arg(short, long, global = true, help_heading = "Output")]
     pub quiet: bool,
-    /// Say more on standard error; twice for everything
+    /// Say more on standard error; up to three times
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Output")]
     pub verbose: u8,
     /// Configuration file for ssh in place of your own
@@ -95,7 +95,7 @@ pub struct MoveArgs {
     /// Remove a container of the same name at the destination; it comes back if the migration fails
     #[arg(long, help_heading = "Conflicts")]
     pub replace: bool,
-    /// Publish a port of the host elsewhere
+    /// Publish a port of the host elsewhere; once for each port
     #[arg(long, value_name = "OLD=NEW", value_parser = parse_publish, help_heading = "Conflicts")]
     pub publish: Vec<(u16, u16)>,
     /// Let the image's tag move although another image at the destination bears it
@@ -171,7 +171,7 @@ pub struct PlanArgs {
 /// `tranship list`
 #[derive(Debug, Clone, Args)]
 pub struct ListArgs {
-    /// Ask this node for all migrations that it knows
+    /// Ask this node for all migrations that it knows; may be given several times
     #[arg(long, value_name = "NODE")]
     pub node: Vec<NodeAddress>,
 }
@@ -182,7 +182,7 @@ pub struct StatusArgs {
     /// The migration; the one that you started last if not given
     #[arg(value_name = "ID")]
     pub id: Option<MigrationId>,
-    /// Ask these nodes in place of those that the migration was started with
+    /// Ask this node in place of those that the migration was started with; may be given several times
     #[arg(long, value_name = "NODE")]
     pub node: Vec<NodeAddress>,
 }
