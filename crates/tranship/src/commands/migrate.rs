@@ -240,10 +240,10 @@ async fn follow(
             },
             () = signals.next() => {
                 let again = if *interrupted { " (asked already)" } else { "" };
-                context.ui.say(&format!("interrupted{again}: rolling back; the source goes on serving"));
+                context.ui.say(&format!("interrupted{again}: asking the source to roll back"));
                 *interrupted = true;
                 if let Err(fault) = source.client.abort(id).await {
-                    context.ui.say(&format!("the migration could not be told to end: {fault}"));
+                    context.ui.say(&format!("it could not be asked, which is tried again: {fault}"));
                 }
             }
         }
