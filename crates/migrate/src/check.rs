@@ -154,7 +154,8 @@ fn ties(found: &mut Findings, plan: &Plan, survey: &Survey) {
             ),
         );
     }
-    if !ties.log_driver.is_empty()
+    // "none" is not a plug-in, and no engine lists it.
+    if !matches!(ties.log_driver.as_str(), "" | "none")
         && !engine.log_drivers.is_empty()
         && !engine.log_drivers.contains(&ties.log_driver)
     {

@@ -1,5 +1,10 @@
 //! The steps of a migration over engines in memory: what happens when all goes well, and that whatever single or double
 //! failure comes at whatever call, the outcome is one of the few that are allowed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests may panic as tests do"
+)]
 
 use std::sync::{Arc, Mutex};
 

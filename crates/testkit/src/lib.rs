@@ -12,10 +12,27 @@ pub mod testbed;
 macro_rules! require_testbed {
     () => {
         if let Some(reason) = $crate::testbed::missing_capability() {
-            use std::io::Write as _;
-            // Not a print macro: those are swallowed when a test passes.
-            writeln!(std::io::stderr(), "SKIPPED: {reason}")?;
+            $crate::skipped(&reason);
             return Ok(());
         }
     };
+}
+
+/// Notes that a test could not run: `SKIPPED: reason` on standard error, and a line in the file that the environment
+/// names by `TRANSHIP_TEST_SKIPS`, where `cargo xtask test` counts them.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the test runner and the tests meet in the environment"
+)]
+pub fn skipped(reason: &str) {
+    use std::io::Write as _;
+    // Not a print macro: those are swallowed when a test passes. That nobody reads is no reason to fail.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {reason}");
+    let Some(list) = std::env::var_os("TRANSHIP_TEST_SKIPS") else {
+        return;
+    };
+    let list = std::fs::OpenOptions::new().append(true).create(true).open(list);
+    if let Ok(mut list) = list {
+        let _ = writeln!(list, "{reason}");
+    }
 }

@@ -73,8 +73,12 @@ pub struct MoveArgs {
     /// Name or id of each container
     #[arg(required = true, value_name = "CONTAINER")]
     pub containers: Vec<ContainerName>,
-    /// The node where they run: ssh://[user@]host[:port], unix:///socket, a docker context, or this machine
-    #[arg(long, value_name = "NODE", default_value = "local")]
+    #[arg(
+        long,
+        value_name = "NODE",
+        default_value = "local",
+        help = "The node where they run: ssh://[user@]host[:port], unix:///socket, a docker context, or this machine"
+    )]
     pub from: NodeAddress,
     /// The node where they shall run
     #[arg(long, value_name = "NODE")]

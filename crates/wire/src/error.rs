@@ -49,7 +49,7 @@ pub enum WireError {
     },
     /// The other end answered with a fault of its own.
     #[error("{0}")]
-    Remote(Fault),
+    Remote(Box<Fault>),
     /// The other end answered with a failure that is not a fault.
     #[error("{peer} answered {what} with status {status}: {text}")]
     Status {
@@ -125,7 +125,7 @@ impl WireError {
     #[must_use]
     pub fn into_fault(self) -> Fault {
         match self {
-            Self::Remote(fault) => fault,
+            Self::Remote(fault) => *fault,
             other => Fault::of(&other),
         }
     }
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn a_remote_fault_is_passed_on_as_it_was() {
         let fault = Fault::new("engine.no-space", FaultKind::RolledBack, "no space").with_hint("make some");
-        assert_eq!(WireError::Remote(fault.clone()).into_fault(), fault);
+        assert_eq!(WireError::Remote(Box::new(fault.clone())).into_fault(), fault);
     }
 
     #[test]

@@ -27,7 +27,7 @@ static SHARED: Mutex<Weak<Hosts>> = Mutex::new(Weak::new());
 /// The two hosts, or `None` with the reason said where there can be none.
 pub fn hosts() -> Option<Arc<Hosts>> {
     if let Some(missing) = missing_capability() {
-        eprintln!("skipped: {missing}");
+        tranship_testkit::skipped(&missing);
         return None;
     }
     let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -1,6 +1,6 @@
 //! What the plan finds before a byte moves.
 
-use crate::world::{World, get};
+use crate::world::get;
 
 fn codes(findings: &[(String, String)], severity: &str) -> Vec<String> {
     findings
@@ -12,7 +12,7 @@ fn codes(findings: &[(String, String)], severity: &str) -> Vec<String> {
 
 #[test]
 fn every_conflict_is_named_and_nothing_is_changed() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     let image = world.a.load_image("busybox").unwrap();
     world.b.load_image("busybox").unwrap();
@@ -126,7 +126,7 @@ fn every_conflict_is_named_and_nothing_is_changed() {
 
 #[test]
 fn a_tag_that_means_another_image_there_is_not_moved_unasked() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     let image = world.a.load_image("busybox").unwrap();
     let other = world.b.load_image("web:1").unwrap();

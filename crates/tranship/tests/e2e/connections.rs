@@ -1,10 +1,10 @@
 //! Ways to nodes, and what is said when they are closed.
 
-use crate::world::{World, get, is_running};
+use crate::world::{get, is_running};
 
 #[test]
 fn bad_addresses_and_names_are_refused_before_anything_is_connected() {
-    let world = World::new();
+    let world = world!();
     for (args, code) in [
         (
             &["migrate", "web", "--to", "ssh://-oProxyCommand=touch /tmp/x"][..],
@@ -52,7 +52,7 @@ fn bad_addresses_and_names_are_refused_before_anything_is_connected() {
 
 #[test]
 fn every_closed_door_says_which_and_why() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     let before = world.inventories();
     let to = |node: &str| world.run(&["migrate", "web", "--from", "ssh://root@a", "--to", node]);
@@ -101,7 +101,7 @@ fn every_closed_door_says_which_and_why() {
 
 #[test]
 fn a_user_without_root_moves_containers_through_the_engine() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     world
         .run(&[
@@ -143,7 +143,7 @@ fn a_user_without_root_moves_containers_through_the_engine() {
 
 #[test]
 fn the_caller_carries_the_data_where_there_is_no_direct_way() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     world
         .migrate(&["--relay", "--mode", "cold"])
@@ -172,7 +172,7 @@ fn the_caller_carries_the_data_where_there_is_no_direct_way() {
 
 #[test]
 fn tranship_is_uploaded_once() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     let before = world.a.link_bytes().unwrap().received;
     world
@@ -198,14 +198,10 @@ fn tranship_is_uploaded_once() {
 
 #[test]
 fn a_node_can_be_the_caller() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     let root = world.a.root().unwrap();
-    std::fs::copy(
-        env!("CARGO_BIN_EXE_tranship"),
-        root.join("usr/local/bin/tranship"),
-    )
-    .unwrap();
+    std::fs::copy(crate::world::program(), root.join("usr/local/bin/tranship")).unwrap();
     let output = world
         .a
         .exec(["tranship", "migrate", "web", "--to", "ssh://root@b"])

@@ -58,7 +58,7 @@ fn fail_at(world: &World, node: &Node, point: &str, mode: &str, before: &(Vec<St
 
 #[test]
 fn a_failure_at_any_step_of_the_source_puts_everything_back() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     world.a.exec_ok(["docker", "network", "create", "back"]).unwrap();
     world
@@ -78,7 +78,7 @@ fn a_failure_at_any_step_of_the_source_puts_everything_back() {
 
 #[test]
 fn a_failure_at_any_step_of_the_destination_leaves_nothing_there() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     world.a.exec_ok(["docker", "network", "create", "back"]).unwrap();
     world
@@ -113,7 +113,7 @@ fn tranship_migrate_points() -> Vec<&'static str> {
 
 #[test]
 fn a_replaced_container_comes_back_when_the_move_fails() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     let image = world.b.load_image("web:1").unwrap();
     world
@@ -147,7 +147,7 @@ fn a_replaced_container_comes_back_when_the_move_fails() {
 
 #[test]
 fn an_unhealthy_container_goes_back_with_its_last_words() {
-    let world = World::new();
+    let world = world!();
     // Healthy only on the host whose name it was made on.
     let check = [
         "--health-cmd",
@@ -176,7 +176,7 @@ fn an_unhealthy_container_goes_back_with_its_last_words() {
 
 #[test]
 fn a_container_that_ends_at_once_there_goes_back() {
-    let world = World::new();
+    let world = world!();
     let image = world.a.load_image("busybox").unwrap();
     // It runs only where its host has the device.
     world.a.sh("touch /srv/here").unwrap();
@@ -211,7 +211,7 @@ fn a_container_that_ends_at_once_there_goes_back() {
 
 #[test]
 fn a_port_that_is_taken_meanwhile_ends_it_in_order() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     world.b.load_image("busybox").unwrap();
     let before = world.inventories();
@@ -249,7 +249,7 @@ fn a_port_that_is_taken_meanwhile_ends_it_in_order() {
 #[test]
 fn a_disk_that_is_full_is_seen_before_or_ends_it_in_order() {
     let small = Options::default().small_disk("b", "/var/lib/docker", 160 << 20);
-    let world = World::with(small);
+    let world = world!(small);
     let image = world.a.load_image("web:1").unwrap();
     world
         .a
@@ -276,7 +276,7 @@ fn a_disk_that_is_full_is_seen_before_or_ends_it_in_order() {
     drop(world);
 
     // Enough when the plan is made, too little when the image comes.
-    let world = World::with(Options::default().small_disk("b", "/var/lib/docker", 900 << 20));
+    let world = world!(Options::default().small_disk("b", "/var/lib/docker", 900 << 20));
     world.a.load_image("web:1").unwrap();
     world
         .a
@@ -331,7 +331,7 @@ fn a_disk_that_is_full_is_seen_before_or_ends_it_in_order() {
 
 #[test]
 fn an_engine_that_dies_at_the_destination_ends_it_in_order() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     let before = world.inventories();
     world.arm(&world.b, "destination.create=wait:3000");
@@ -372,7 +372,7 @@ fn an_engine_that_dies_at_the_destination_ends_it_in_order() {
 
 #[test]
 fn a_link_that_is_cut_while_the_image_travels_ends_it_in_order() {
-    let world = World::new();
+    let world = world!();
     let image = world.a.load_image("web:1").unwrap();
     world
         .a
@@ -429,7 +429,7 @@ fn a_link_that_is_cut_while_the_image_travels_ends_it_in_order() {
 
 #[test]
 fn a_caller_that_is_killed_leaves_a_migration_that_finishes() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     world.arm(&world.b, "destination.create=wait:2000");
     let mut child = world
@@ -473,7 +473,7 @@ fn a_caller_that_is_killed_leaves_a_migration_that_finishes() {
 
 #[test]
 fn an_ssh_connection_that_dies_is_made_again() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     world.arm(&world.b, "destination.create=wait:3000");
     let child = world
@@ -504,7 +504,7 @@ fn an_ssh_connection_that_dies_is_made_again() {
 
 #[test]
 fn an_interrupt_rolls_back() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     let before = world.inventories();
     world.arm(&world.b, "destination.create=wait:2000");
@@ -552,7 +552,7 @@ fn an_agent_that_is_killed_puts_back_what_it_left_when_it_starts_again() {
         ("destination.created", false),
         ("destination.network-made", false),
     ] {
-        let world = World::new();
+        let world = world!();
         world.serve(&[]);
         world.a.exec_ok(["docker", "network", "create", "back"]).unwrap();
         world
@@ -575,7 +575,7 @@ fn an_agent_that_is_killed_puts_back_what_it_left_when_it_starts_again() {
 
 #[test]
 fn a_second_migration_of_the_same_container_is_refused_by_name() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     world.arm(&world.b, "destination.create=wait:4000");
     let first = world

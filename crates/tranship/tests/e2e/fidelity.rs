@@ -3,8 +3,6 @@
 use serde_json::Value;
 use tranship_testkit::testbed::Node;
 
-use crate::world::World;
-
 fn document(node: &Node, container: &str) -> Value {
     let text = node.exec_ok(["docker", "inspect", container]).unwrap();
     serde_json::from_str::<Value>(&text).unwrap()[0].clone()
@@ -26,7 +24,7 @@ const DIFFERENT: &[&str] = &[
 
 #[test]
 fn a_container_with_more_than_forty_options_is_the_same_there() {
-    let world = World::new();
+    let world = world!();
     let image = world.a.load_image("busybox").unwrap();
     world
         .a
@@ -250,7 +248,7 @@ fn a_container_with_more_than_forty_options_is_the_same_there() {
 
 #[test]
 fn mixes_of_options_that_have_bitten_others_come_through() {
-    let world = World::new();
+    let world = world!();
     let image = world.a.load_image("busybox").unwrap();
     let web = world.a.load_image("web:1").unwrap();
     world.a.exec_ok(["docker", "network", "create", "net"]).unwrap();

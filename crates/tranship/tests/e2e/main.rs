@@ -2,9 +2,17 @@
 //!
 //! Every test has two hosts of its own, made by the testbed and taken down at its end.
 #![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests may panic as tests do"
+)]
+#![allow(
     clippy::disallowed_methods,
     reason = "tests find the program under test and their skip list by the environment"
 )]
+
+#[macro_use]
+mod world;
 
 mod conflicts;
 mod connections;
@@ -12,4 +20,3 @@ mod failures;
 mod fidelity;
 mod moves;
 mod output;
-mod world;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::world::{World, get, inspect, is_running};
+use crate::world::{get, inspect, is_running};
 
 #[test]
 fn a_stateless_service_moves_without_a_failed_request() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     let (a, b) = (world.a.address(), world.b.address());
     let id = inspect(&world.a, "web", "{{.Image}}");
@@ -63,7 +63,7 @@ fn a_stateless_service_moves_without_a_failed_request() {
 
 #[test]
 fn cold_mode_never_runs_two_and_goes_there_and_back() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     let outcome = world.migrate(&["--mode", "cold", "--json"]).expect(0);
     assert!(outcome.json()[0]["downtime_ms"].is_u64(), "the downtime is shown");
@@ -103,7 +103,7 @@ fn cold_mode_never_runs_two_and_goes_there_and_back() {
 
 #[test]
 fn only_the_missing_layer_travels() {
-    let world = World::new();
+    let world = world!();
     let image = world.a.load_image("web:2").unwrap();
     world.b.load_image("web:1").unwrap();
     world
@@ -181,7 +181,7 @@ fn only_the_missing_layer_travels() {
 
 #[test]
 fn several_containers_share_a_network_and_an_image() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     world
         .a
@@ -277,7 +277,7 @@ fn several_containers_share_a_network_and_an_image() {
 
 #[test]
 fn a_container_made_with_rm_moves_without_a_gap_or_not_at_all() {
-    let world = World::new();
+    let world = world!();
     let image = world.a.load_image("busybox").unwrap();
     world
         .a
@@ -305,7 +305,7 @@ fn a_container_made_with_rm_moves_without_a_gap_or_not_at_all() {
 
 #[test]
 fn keep_rename_and_publish_make_a_second_instance_elsewhere() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     world
         .migrate(&[

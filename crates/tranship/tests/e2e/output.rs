@@ -1,10 +1,10 @@
 //! What people and programs read.
 
-use crate::world::{World, inspect};
+use crate::world::inspect;
 
 #[test]
 fn commands_speak_to_people_and_to_programs() {
-    let world = World::new();
+    let world = world!();
     world.serve(&[]);
     // Before anything was moved.
     world.run(&["status"]).expect(1).saying(&["migrate.not-found"]);
@@ -128,7 +128,7 @@ fn commands_speak_to_people_and_to_programs() {
 
 #[test]
 fn a_reader_that_goes_away_is_told_by_the_exit_code() {
-    let world = World::new();
+    let world = world!();
     let mut child = world.command(&["completions", "zsh"]).spawn().unwrap();
     drop(child.stdout.take());
     let code = child.wait().unwrap().code();

@@ -2,11 +2,13 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tranship_testkit::testbed::{Node, Options, Testbed};
+use tranship_testkit::testbed::{Node, Options, Testbed, missing_capability};
 
 /// What a run of the program left.
 #[derive(Debug)]
@@ -53,25 +55,38 @@ pub struct World {
     pub state: tempfile::TempDir,
 }
 
-impl World {
-    pub fn new() -> Self {
-        Self::with(Options::default())
-    }
+/// Two hosts, or the end of the test where this machine cannot carry them.
+macro_rules! world {
+    () => {
+        world!(tranship_testkit::testbed::Options::default())
+    };
+    ($options:expr) => {
+        match $crate::world::World::with($options) {
+            Some(world) => world,
+            None => return,
+        }
+    };
+}
 
-    pub fn with(options: Options) -> Self {
+impl World {
+    pub fn with(options: Options) -> Option<Self> {
+        if let Some(reason) = missing_capability() {
+            tranship_testkit::skipped(&reason);
+            return None;
+        }
         let bed = Testbed::up(options).unwrap();
         let [a, b] = bed.array();
-        Self {
+        Some(Self {
             bed,
             a,
             b,
             state: tempfile::tempdir().unwrap(),
-        }
+        })
     }
 
     /// The program with a clean environment.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tranship"));
+        let mut command = Command::new(program());
         command
             .args(args)
             .env_clear()
@@ -158,7 +173,18 @@ impl World {
     }
 }
 
-/// Waits for the program's end, and at most four minutes.
+/// The program under test: a copy, so that a build that goes on beside the tests does not change it under their feet.
+pub fn program() -> &'static Path {
+    static COPY: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let copy = directory.path().join("tranship");
+        std::fs::copy(env!("CARGO_BIN_EXE_tranship"), &copy).unwrap();
+        (directory, copy)
+    });
+    &COPY.1
+}
+
+/// Waits for the program's end.
 pub fn finish(child: Child) -> Outcome {
     let output = child.wait_with_output().unwrap();
     Outcome {

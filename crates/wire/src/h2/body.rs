@@ -48,7 +48,15 @@ where
     S: Stream<Item = Result<Bytes, E>> + Send + 'static,
     E: Into<BoxError> + 'static,
 {
-    StreamBody::new(stream.map_ok(Frame::data).map_err(Into::into)).boxed_unsync()
+    let stream = stream
+        .map_ok(Frame::data)
+        .map_err(Into::into)
+        .inspect_err(|error: &BoxError| {
+            // The receiver learns only that it was broken off.
+            let error: &(dyn std::error::Error + 'static) = error.as_ref();
+            tracing::debug!(error, "a stream fails under way");
+        });
+    StreamBody::new(stream).boxed_unsync()
 }
 
 /// Which stream of which connection an error belongs to.

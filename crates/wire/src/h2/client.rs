@@ -320,7 +320,7 @@ impl Client {
         }
         let bytes = collect(response.into_body(), place, self.limits).await?;
         Err(match serde_json::from_slice::<Fault>(&bytes) {
-            Ok(fault) => WireError::Remote(fault),
+            Ok(fault) => WireError::Remote(Box::new(fault)),
             Err(_) => WireError::Status {
                 peer: self.peer.clone(),
                 what: place.what.clone(),

@@ -53,7 +53,7 @@ impl<T: DeserializeOwned> Stream for Events<T> {
             if let Some(raw) = self.parser.ready.pop_front() {
                 break match raw.name.as_str() {
                     FAULT => match parse::<Fault>(raw.data.as_bytes(), &self.place) {
-                        Ok(fault) => Some(Err(WireError::Remote(fault))),
+                        Ok(fault) => Some(Err(WireError::Remote(Box::new(fault)))),
                         Err(error) => Some(Err(error)),
                     },
                     _ => Some(parse(raw.data.as_bytes(), &self.place)),
