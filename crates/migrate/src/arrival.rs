@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use tokio::sync::{Mutex, watch};
-use tranship_core::container::{MountKind, RestartPolicy};
+use tranship_core::container::{ContainerState, MountKind, RestartPolicy};
 use tranship_core::engine::ByteStream;
 use tranship_core::fault::FaultKind;
 use tranship_core::{ContainerId, Engine, EngineError, Fault};
@@ -357,7 +357,18 @@ impl Arrival {
         let reference = tranship_core::ids::ContainerName::new(other.id.as_str())
             .map_err(|e| Fault::new("name.invalid", FaultKind::Bug, e.to_string()))?;
         let spec = self.engine.inspect(&reference).await?;
-        let was_running = spec.status.state == tranship_core::container::ContainerState::Running;
+        if spec.status.state == ContainerState::Paused {
+            return Err(Fault::new(
+                "name.paused",
+                FaultKind::Environment,
+                format!("the container {name:?} at the destination is paused and could not be put back so"),
+            )
+            .with_hint("`docker unpause` it there, or remove it yourself, then run the command again"));
+        }
+        let was_running = matches!(
+            spec.status.state,
+            ContainerState::Running | ContainerState::Restarting
+        );
         record.undo.push(Undo::SetAside {
             id: other.id.clone(),
             name: name.clone(),

@@ -317,6 +317,11 @@ fn name(found: &mut Findings, plan: &Plan, survey: &Survey) {
         .find(|c| c.names.iter().any(|n| n == name));
     match taken {
         None => {}
+        Some(other) if plan.options.replace && other.state == "paused" => found.conflict(
+            "name.paused",
+            format!("the container {name:?} at the destination is paused, and could not be put back so"),
+            "`docker unpause` it there, or remove it yourself",
+        ),
         Some(_) if plan.options.replace => {
             found.warning(
                 "name.replaced",

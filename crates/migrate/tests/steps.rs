@@ -548,3 +548,20 @@ async fn a_source_that_cannot_start_gets_its_restart_policy_back() {
         (ContainerState::Exited, "always")
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_container_does_not_make_way() {
+    let options = MoveOptions {
+        replace: true,
+        ..options(ModeRequest::Stateless)
+    };
+    let scene = scene(&options, |_| {});
+    let other = scene.destination.all().remove(0).spec.id;
+    scene
+        .destination
+        .alter(&other, |c| c.state = ContainerState::Paused);
+    let before = scene.destination.inventory();
+    let record = run_quietly(&scene).await;
+    assert_eq!(record.fault.unwrap().code, "name.paused");
+    assert_eq!(scene.destination.inventory(), before);
+}
