@@ -49,7 +49,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Fa
     let agent = Agent::new(config.identity, Arc::clone(&registry));
     // What a crash left open is settled beside the first questions, not before them: an engine that does not answer
     // must not keep the agent from saying so.
-    tokio::spawn(async move { registry.recover().await });
+    tokio::spawn(registry.recover());
     let mut idle_since = tokio::time::Instant::now();
     let mut tick = tokio::time::interval(Duration::from_secs(1).min(config.idle));
     loop {

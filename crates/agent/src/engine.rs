@@ -72,6 +72,7 @@ passed_on! {
     start(container: &ContainerId) -> ();
     stop(container: &ContainerId, timeout: Option<Duration>) -> ();
     remove_container(container: &ContainerId) -> ();
+    remove_container_only(container: &ContainerId) -> ();
     rename(container: &ContainerId, name: &str) -> ();
     set_restart_policy(container: &ContainerId, policy: &RestartPolicy) -> ();
     log_tail(container: &ContainerId, lines: usize) -> Vec<String>;

@@ -1,6 +1,7 @@
 //! Ways in for sources: one listener per expected migration, and what happens when nobody is connected any more.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -91,12 +92,18 @@ impl Incoming {
             connections: watch::Sender::new(0),
             closed: CancellationToken::new(),
         });
-        if self.doors().insert(id.clone(), Arc::clone(&door)).is_some() {
-            return Err(Fault::new(
-                "arrival.known",
-                FaultKind::Environment,
-                format!("migration {id} is expected already"),
-            ));
+        match self.doors().entry(id.clone()) {
+            // The way in that is open stays the one that is watched.
+            Entry::Occupied(_) => {
+                return Err(Fault::new(
+                    "arrival.known",
+                    FaultKind::Environment,
+                    format!("migration {id} is expected already"),
+                ));
+            }
+            Entry::Vacant(place) => {
+                place.insert(Arc::clone(&door));
+            }
         }
         let incoming = Arc::clone(self);
         let agent = Arc::clone(agent);

@@ -128,10 +128,12 @@ pub async fn survey(engine: &dyn Engine, request: &SurveyRequest) -> Result<Surv
     }
     for used in listening_ports() {
         // Ports that the engine's own proxy holds are named by their container already.
-        if !ports
-            .iter()
-            .any(|p| p.port == used.port && p.protocol == used.protocol && p.container.is_some())
-        {
+        if !ports.iter().any(|p| {
+            p.port == used.port
+                && p.protocol == used.protocol
+                && p.container.is_some()
+                && (p.address == used.address || p.address.is_unspecified())
+        }) {
             ports.push(used);
         }
     }

@@ -44,6 +44,10 @@ impl Outgoing {
         self.relays().insert(id, stream);
     }
 
+    fn take_relay(&self, id: &MigrationId) -> Option<Duplex> {
+        self.relays().remove(id)
+    }
+
     /// Tries the direct way and closes it again.
     ///
     /// # Errors
@@ -108,19 +112,25 @@ impl RemoteDestination {
         }
         let options = ClientOptions::new(self.name.clone());
         let client = match &self.route {
-            Route::Direct(offer) => {
-                let dialled = self.outgoing.dial(offer).await.map_err(|e| lost(e.into()))?;
-                Client::connect(dialled.stream, &options).await
-            }
+            Route::Direct(offer) => match self.outgoing.dial(offer).await {
+                Ok(dialled) => Client::connect(dialled.stream, &options).await,
+                Err(error) => match self.outgoing.take_relay(&self.id) {
+                    // A caller came to help.
+                    Some(stream) => Client::connect(stream, &options).await,
+                    None => return Err(lost(error.into())),
+                },
+            },
             Route::Relay => {
-                let stream = self.outgoing.relays().remove(&self.id);
-                let Some(stream) = stream else {
+                let Some(stream) = self.outgoing.take_relay(&self.id) else {
                     return Err(Fault::new(
                         "wire.lost",
                         FaultKind::Environment,
                         "the caller that carried the data is gone",
                     )
-                    .with_hint("keep the caller running, or let the source reach the destination by TCP"));
+                    .with_hint(
+                        "keep the caller running, or let the source reach the destination by TCP; \
+                         `tranship status ID` carries it again while the migration is in doubt",
+                    ));
                 };
                 Client::connect(stream, &options).await
             }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -17,6 +18,9 @@ use crate::api::{MigrationView, Role};
 use crate::events::EventLog;
 use crate::node::now_ms;
 use crate::store::FileRecords;
+
+/// How often an undoing that failed is tried again.
+const UNDO_AGAIN: Duration = Duration::from_secs(5);
 
 /// A departure under way or over.
 #[derive(Debug)]
@@ -112,12 +116,42 @@ impl Registry {
 
     /// Settles what an agent that died left open: a source that was frozen but not committed resumes, an arrival that
     /// nothing was started for is undone. What was committed stays as it is, visibly in doubt.
-    pub async fn recover(self: &Arc<Self>) {
+    ///
+    /// What is open is listed at once, before the future is first polled: migrations that begin while it runs are not its
+    /// business.
+    pub fn recover(self: &Arc<Self>) -> impl Future<Output = ()> + Send + 'static {
         let departures: Vec<DepartureRecord> = locked(&self.departure_records)
             .values()
             .filter(|r| !r.state.is_over())
             .cloned()
             .collect();
+        let arrivals: Vec<Arc<Arrival>> = {
+            let open: Vec<ArrivalRecord> = locked(&self.arrival_records)
+                .values()
+                .filter(|r| !is_over(r))
+                .cloned()
+                .collect();
+            let mut known = locked(&self.arrivals);
+            open.into_iter()
+                .map(|record| {
+                    let id = record.plan.id.clone();
+                    let records: Arc<dyn Records> = Arc::new(Published(Arc::clone(self)));
+                    let arrival = Arc::new(Arrival::from_record(Arc::clone(&self.engine), records, record));
+                    known.insert(id, Arc::clone(&arrival));
+                    arrival
+                })
+                .collect()
+        };
+        let registry = Arc::clone(self);
+        async move {
+            for arrival in arrivals {
+                tokio::spawn(undo_what_was_left(arrival));
+            }
+            registry.settle(departures).await;
+        }
+    }
+
+    async fn settle(self: &Arc<Self>, departures: Vec<DepartureRecord>) {
         for mut record in departures {
             let fault = Fault::new(
                 "agent.restarted",
@@ -143,22 +177,6 @@ impl Registry {
             };
             record.fault = Some(fault.on_container(record.plan.spec().name.clone()));
             self.publish_departure(&record).await;
-        }
-        let arrivals: Vec<ArrivalRecord> = locked(&self.arrival_records)
-            .values()
-            .filter(|r| !is_over(r))
-            .cloned()
-            .collect();
-        for record in arrivals {
-            let id = record.plan.id.clone();
-            let records: Arc<dyn Records> = Arc::new(Published(Arc::clone(self)));
-            let arrival = Arc::new(Arrival::from_record(Arc::clone(&self.engine), records, record));
-            locked(&self.arrivals).insert(id, Arc::clone(&arrival));
-            if arrival.ends_with_its_link()
-                && let Err(fault) = arrival.discard().await
-            {
-                tracing::error!("an arrival that a crash left open could not be undone: {fault}");
-            }
         }
     }
 
@@ -297,6 +315,17 @@ impl Registry {
         let departure = locked(&self.departure_records).get(id).map(departure_view);
         let arrival = locked(&self.arrival_records).get(id).map(arrival_view);
         departure.into_iter().chain(arrival).collect()
+    }
+}
+
+/// Undoes an arrival that a crash left open, however long the engine is away.
+async fn undo_what_was_left(arrival: Arc<Arrival>) {
+    while arrival.ends_with_its_link() {
+        match arrival.discard().await {
+            Ok(_) => return,
+            Err(fault) => tracing::error!("an arrival that a crash left open could not be undone: {fault}"),
+        }
+        tokio::time::sleep(UNDO_AGAIN).await;
     }
 }
 

@@ -213,7 +213,7 @@ impl Handler for PeerHandler {
             });
         };
         match step {
-            "image" => answer(image(&arrival, request).await),
+            "image" => answer(regardless(async move { image(&arrival, request).await }).await),
             "prepare" => answer(regardless(async move { arrival.prepare().await }).await),
             "create" => answer(regardless(async move { arrival.create().await }).await),
             "start" => answer(regardless(async move { arrival.start().await }).await),
@@ -244,7 +244,8 @@ impl PeerHandler {
     }
 }
 
-/// Not in a task of its own: when the sender goes away, so does what it was sending.
+/// When the sender goes away, the stream ends with an error, and so does the engine's call: it is waited for, because an
+/// engine that has the whole archive goes on taking it in.
 async fn image(arrival: &Arc<Arrival>, request: Request<RequestBody>) -> Result<(), Fault> {
     let stream: ByteStream = Box::pin(h2::read_stream(request).map(|part| {
         part.map_err(|error| EngineError::Uncertain {

@@ -254,6 +254,9 @@ pub trait Engine: Send + Sync {
     /// Removes a container, by force, with its anonymous volumes. Gone already is done well.
     async fn remove_container(&self, container: &ContainerId) -> Result<(), EngineError>;
 
+    /// Removes a container, by force, and leaves its volumes: what they hold may be wanted. Gone already is done well.
+    async fn remove_container_only(&self, container: &ContainerId) -> Result<(), EngineError>;
+
     /// Gives a container another name.
     async fn rename(&self, container: &ContainerId, name: &str) -> Result<(), EngineError>;
 

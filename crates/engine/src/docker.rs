@@ -165,6 +165,25 @@ impl DockerEngine {
         self.docker.clone().with_timeout(deadline)
     }
 
+    async fn remove(&self, container: &ContainerId, volumes: bool) -> Result<(), EngineError> {
+        let ask = Ask::new("remove", "container", container.as_str());
+        let options = query::RemoveContainerOptionsBuilder::default()
+            .force(true)
+            .v(volumes)
+            .build();
+        let removed = self
+            .docker
+            .remove_container(container.as_str(), Some(options))
+            .await;
+        match self.told(removed, &ask) {
+            // It is on its way out already (`--rm`, or a second call).
+            Err(EngineError::Conflict { message, .. }) if message.contains("is already in progress") => {
+                Ok(())
+            }
+            other => or_gone(other),
+        }
+    }
+
     pub(crate) async fn document(&self, container: &str) -> Result<serde_json::Value, EngineError> {
         let ask = Ask::new("inspect", "container", container);
         let path = format!("/containers/{}/json", escape(container));
@@ -381,22 +400,11 @@ impl Engine for DockerEngine {
     }
 
     async fn remove_container(&self, container: &ContainerId) -> Result<(), EngineError> {
-        let ask = Ask::new("remove", "container", container.as_str());
-        let options = query::RemoveContainerOptionsBuilder::default()
-            .force(true)
-            .v(true)
-            .build();
-        let removed = self
-            .docker
-            .remove_container(container.as_str(), Some(options))
-            .await;
-        match self.told(removed, &ask) {
-            // It is on its way out already (`--rm`, or a second call).
-            Err(EngineError::Conflict { message, .. }) if message.contains("is already in progress") => {
-                Ok(())
-            }
-            other => or_gone(other),
-        }
+        self.remove(container, true).await
+    }
+
+    async fn remove_container_only(&self, container: &ContainerId) -> Result<(), EngineError> {
+        self.remove(container, false).await
     }
 
     async fn rename(&self, container: &ContainerId, name: &str) -> Result<(), EngineError> {

@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
 use tokio::sync::{Mutex, watch};
-use tranship_core::container::{MountKind, RestartPolicy};
+use tranship_core::container::{ContainerState, MountKind, RestartPolicy};
 use tranship_core::engine::ByteStream;
 use tranship_core::fault::FaultKind;
 use tranship_core::{ContainerId, Engine, EngineError, Fault};
@@ -121,6 +122,25 @@ impl Arrival {
         }
     }
 
+    /// The archive, ending with an error once this arrival is to be discarded.
+    fn until_cancelled(&self, archive: ByteStream) -> ByteStream {
+        let mut cancelled = self.cancelled.subscribe();
+        let flag = self.cancelled.subscribe();
+        let told = async move {
+            // The sender lives as long as this arrival.
+            let _ = cancelled.wait_for(|c| *c).await;
+        };
+        let end = stream::once(async move {
+            flag.borrow().then(|| {
+                Err(EngineError::Uncertain {
+                    action: "take in the image".into(),
+                    message: "the destination was told to discard this migration".into(),
+                })
+            })
+        });
+        Box::pin(archive.take_until(told).chain(end.filter_map(std::future::ready)))
+    }
+
     /// Saves the record for the first time and says what of the image is here.
     ///
     /// # Errors
@@ -184,8 +204,9 @@ impl Arrival {
                 )
                 .with_hint("run the command again"));
             };
-            self.unless_cancelled(async { self.engine.import_image(archive).await.map_err(Fault::from) })
-                .await?;
+            // Not given up half-way: an engine that has the whole archive goes on taking it in after its caller left, and
+            // the discard would come too early to see the image. When it is to end, the archive breaks off instead.
+            self.engine.import_image(self.until_cancelled(archive)).await?;
         }
         failpoint::reach("destination.image-loaded").await?;
         match self.engine.image(image.id.as_str()).await? {
@@ -336,7 +357,18 @@ impl Arrival {
         let reference = tranship_core::ids::ContainerName::new(other.id.as_str())
             .map_err(|e| Fault::new("name.invalid", FaultKind::Bug, e.to_string()))?;
         let spec = self.engine.inspect(&reference).await?;
-        let was_running = spec.status.state == tranship_core::container::ContainerState::Running;
+        if spec.status.state == ContainerState::Paused {
+            return Err(Fault::new(
+                "name.paused",
+                FaultKind::Environment,
+                format!("the container {name:?} at the destination is paused and could not be put back so"),
+            )
+            .with_hint("`docker unpause` it there, or remove it yourself, then run the command again"));
+        }
+        let was_running = matches!(
+            spec.status.state,
+            ContainerState::Running | ContainerState::Restarting
+        );
         record.undo.push(Undo::SetAside {
             id: other.id.clone(),
             name: name.clone(),
@@ -428,7 +460,7 @@ impl Arrival {
         self.save(&record).await?;
         for note in std::mem::take(&mut record.undo) {
             if let Undo::SetAside { id, name, .. } = note
-                && let Err(error) = self.engine.remove_container(&id).await
+                && let Err(error) = self.engine.remove_container_only(&id).await
             {
                 record
                     .left_behind
@@ -552,11 +584,30 @@ impl Arrival {
                     .and_then(|p| tranship_core::ids::Digest::new(p.clone()).ok())
                 {
                     Some(previous) => self.engine.tag_image(&previous, tag).await,
+                    None if self.only_name(tag, record).await? => Err(EngineError::Unsupported {
+                        message: "it stays: the image was here before without a tag, and would go with it"
+                            .into(),
+                    }),
                     None => self.engine.remove_image(tag).await,
                 }
             }
             Undo::Image { id } => self.engine.remove_image(id).await,
         }
+    }
+}
+
+impl Arrival {
+    /// Whether an image that was here before the migration has no other tag: engines remove an image with its last one.
+    async fn only_name(&self, tag: &str, record: &ArrivalRecord) -> Result<bool, EngineError> {
+        let image = &record.plan.transfer.image.id;
+        let brought = Undo::Image {
+            id: image.to_string(),
+        };
+        if record.undo.contains(&brought) {
+            return Ok(false);
+        }
+        let here = self.engine.image(image.as_str()).await?;
+        Ok(here.is_some_and(|here| here.tags.iter().all(|other| other == tag)))
     }
 }
 

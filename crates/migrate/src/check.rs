@@ -52,6 +52,7 @@ pub(crate) fn findings(
     ties(&mut found, plan, survey);
     mounts(&mut found, plan, arrival, survey);
     layer(&mut found, plan, report);
+    same_engine(&mut found, plan, survey);
     name(&mut found, plan, survey);
     ports(&mut found, plan, survey);
     networks(&mut found, plan, survey);
@@ -293,6 +294,21 @@ fn layer(found: &mut Findings, plan: &Plan, report: &ContainerReport) {
     }
 }
 
+/// Two addresses, and two agents, may lead to one engine. A container that is its own obstacle would be stopped, and with
+/// `--replace` removed.
+fn same_engine(found: &mut Findings, plan: &Plan, survey: &Survey) {
+    if survey.containers.iter().any(|c| c.id == plan.spec().id) {
+        found.conflict(
+            "plan.same-node",
+            format!(
+                "the destination's engine holds {} itself: both addresses lead to the same engine",
+                plan.spec().name
+            ),
+            "--from and --to name two different nodes",
+        );
+    }
+}
+
 fn name(found: &mut Findings, plan: &Plan, survey: &Survey) {
     let name = &plan.create.name;
     let taken = survey
@@ -301,6 +317,11 @@ fn name(found: &mut Findings, plan: &Plan, survey: &Survey) {
         .find(|c| c.names.iter().any(|n| n == name));
     match taken {
         None => {}
+        Some(other) if plan.options.replace && other.state == "paused" => found.conflict(
+            "name.paused",
+            format!("the container {name:?} at the destination is paused, and could not be put back so"),
+            "`docker unpause` it there, or remove it yourself",
+        ),
         Some(_) if plan.options.replace => {
             found.warning(
                 "name.replaced",
@@ -321,7 +342,10 @@ fn name(found: &mut Findings, plan: &Plan, survey: &Survey) {
 
 /// The host's ports as they will be at the destination.
 fn wanted_ports(plan: &Plan) -> impl Iterator<Item = (PublishedPort, u16)> + '_ {
-    plan.spec().ports.iter().filter_map(|port| {
+    // The engine notes ports of such containers and publishes none.
+    let published = !matches!(plan.spec().network_mode.as_str(), "host" | "none");
+    let ports = plan.spec().ports.iter().filter(move |_| published);
+    ports.filter_map(|port| {
         let old = port.host_port?;
         Some((
             port.clone(),

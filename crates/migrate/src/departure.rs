@@ -28,6 +28,8 @@ use crate::record::{DepartureRecord, DepartureState, PhaseRecord, Records};
 
 /// How long a lost link is waited for where going back would be worse than waiting.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long an engine that does not answer is waited for before a stopped source is given up.
+const ENGINE_AWAY: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(500);
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
@@ -457,8 +459,8 @@ impl Departure {
         .on_node(self.plan().destination.clone())
         .because(cause.to_string())
         .with_hint(
-            "the source stays stopped and its agent goes on asking; when the link is back it settles by itself \
-             (`tranship status ID` shows it)",
+            "the source stays stopped and its agent goes on asking; when the link is back it settles by itself. \
+             `tranship status ID` from a machine that reaches both carries the link meanwhile",
         );
         self.record.state = DepartureState::InDoubt;
         self.record.fault = Some(fault.clone());
@@ -476,7 +478,7 @@ impl Departure {
         if self.plan().options.on_source != OnSource::Remove || self.plan().spec().auto_remove {
             return;
         }
-        if let Err(error) = self.engine.remove_container(&self.plan().spec().id).await {
+        if let Err(error) = self.engine.remove_container_only(&self.plan().spec().id).await {
             let text = format!("the source is stopped but could not be removed: {error}");
             self.reporter.report(Event::Warning { text });
         }
@@ -586,17 +588,24 @@ impl Departure {
 /// `source.not-resumed`, which needs a person.
 pub async fn resume(engine: &dyn Engine, plan: &Plan) -> Result<(), Fault> {
     let spec = plan.spec();
-    let mut last = None;
-    for attempt in 0..5u32 {
-        if attempt > 0 {
-            tokio::time::sleep(Duration::from_millis(300 * u64::from(attempt))).await;
-        }
-        match try_resume(engine, plan).await {
+    let begun = Instant::now();
+    let mut attempt = 0u32;
+    let reason = loop {
+        let error = match try_resume(engine, plan).await {
             Ok(()) => return Ok(()),
-            Err(error) => last = Some(error),
+            Err(error) => error,
+        };
+        attempt += 1;
+        // An engine that is being restarted takes longer than one that refuses.
+        let away = matches!(
+            error,
+            EngineError::Unreachable { .. } | EngineError::Uncertain { .. }
+        );
+        if attempt >= 5 && !(away && begun.elapsed() < ENGINE_AWAY) {
+            break error.to_string();
         }
-    }
-    let reason = last.map_or_else(String::new, |e| e.to_string());
+        tokio::time::sleep(Duration::from_millis(300 * u64::from(attempt.min(5)))).await;
+    };
     Err(Fault::new(
         "source.not-resumed",
         FaultKind::InDoubt,
@@ -613,11 +622,12 @@ pub async fn resume(engine: &dyn Engine, plan: &Plan) -> Result<(), Fault> {
 
 async fn try_resume(engine: &dyn Engine, plan: &Plan) -> Result<(), EngineError> {
     let id = &plan.spec().id;
-    engine.start(id).await?;
+    let started = engine.start(id).await;
+    // Also where it does not start: whoever starts it by hand then gets back what they had.
     if !plan.restart_policy.is_never() {
         engine.set_restart_policy(id, &plan.restart_policy).await?;
     }
-    Ok(())
+    started
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -534,3 +534,36 @@ fn every_conflict_says_what_to_do_or_why_nothing_helps() {
         );
     }
 }
+
+#[test]
+fn a_container_does_not_move_to_the_engine_that_it_is_on() {
+    let own = |s: &mut Sides| {
+        s.survey.containers.push(ContainerSummary {
+            id: s.report.spec.id.clone(),
+            names: vec!["web".into()],
+            state: "running".into(),
+            ports: Vec::new(),
+        });
+    };
+    conflicts(
+        |s| {
+            own(s);
+            s.options.replace = true;
+        },
+        &["plan.same-node"],
+    );
+}
+
+#[test]
+fn ports_that_the_engine_does_not_publish_meet_nothing() {
+    for mode in ["host", "none"] {
+        conflicts(
+            |s| {
+                s.report.spec.network_mode = mode.into();
+                s.report.spec.ports.push(port(None, 8080, "tcp"));
+                s.survey.ports.push(used("0.0.0.0", 8080, "tcp", None));
+            },
+            &[],
+        );
+    }
+}

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
-use tranship_core::container::{ContainerState, Health, LayerChanges};
+use tranship_core::container::{ContainerState, Health, LayerChanges, MountKind, MountSpec};
 use tranship_core::engine::ByteStream;
 use tranship_core::event::{Event, Reporter, Silent};
 use tranship_core::fault::FaultKind;
@@ -48,7 +48,11 @@ impl Destination for Direct {
         self.0.open().await
     }
     async fn image(&self, archive: ByteStream) -> Result<(), Fault> {
-        self.0.image(Some(archive)).await
+        // As the agent does: a source that goes away does not end the step.
+        let arrival = Arc::clone(&self.0);
+        tokio::spawn(async move { arrival.image(Some(archive)).await })
+            .await
+            .unwrap()
     }
     async fn prepare(&self) -> Result<(), Fault> {
         self.0.prepare().await
@@ -439,4 +443,125 @@ async fn an_abort_rolls_back_until_the_commit_and_not_after() {
             assert_eq!(scene.destination.inventory(), scene.before.1);
         }
     }
+}
+
+fn anonymous_volume(name: &str) -> MountSpec {
+    MountSpec {
+        kind: MountKind::Volume,
+        destination: "/data".into(),
+        name: name.into(),
+        source: String::new(),
+        driver: "local".into(),
+        writable: true,
+        anonymous: true,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_is_removed_leaves_its_volumes() {
+    let options = MoveOptions {
+        on_source: OnSource::Remove,
+        without_volumes: true,
+        ..options(ModeRequest::Cold)
+    };
+    let scene = scene(&options, |s| s.mounts.push(anonymous_volume("v1")));
+    scene.source.add_volume("v1");
+    assert_eq!(run_quietly(&scene).await.state, DepartureState::Complete);
+    assert!(scene.source.all().is_empty());
+    assert!(
+        scene.source.inventory().contains(&"volume v1".to_owned()),
+        "its data did not travel, and must not be destroyed"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_makes_way_leaves_its_volumes() {
+    let options = MoveOptions {
+        replace: true,
+        ..options(ModeRequest::Cold)
+    };
+    let scene = scene(&options, |_| {});
+    let other = scene.destination.all().remove(0).spec.id;
+    scene
+        .destination
+        .alter(&other, |c| c.spec.mounts.push(anonymous_volume("v1")));
+    scene.destination.add_volume("v1");
+    assert_eq!(run_quietly(&scene).await.state, DepartureState::Complete);
+    assert_eq!(scene.destination.all().len(), 1);
+    assert!(scene.destination.inventory().contains(&"volume v1".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_was_there_without_a_tag_stays_when_the_move_fails() {
+    let scene = scene(&options(ModeRequest::Cold), |_| {});
+    scene.destination.add_image(&memory::image("app:1", 3));
+    scene.destination.forget_tag("app:1");
+    scene.destination.set_health(Health::Unhealthy);
+    assert_eq!(run_quietly(&scene).await.state, DepartureState::RolledBack);
+    let image = format!("image {}", scene.plan.transfer.image.id);
+    assert!(scene.destination.inventory().contains(&image));
+}
+
+/// Asks for an abort some time after a phase began.
+struct AbortAfter(tranship_core::Phase, std::time::Duration, watch::Sender<bool>);
+
+impl Reporter for AbortAfter {
+    fn report(&self, event: Event) {
+        if event == (Event::PhaseStarted { phase: self.0 }) {
+            let (after, sender) = (self.1, self.2.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(after).await;
+                sender.send_replace(true);
+            });
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_the_engine_is_taking_in_at_an_abort_does_not_stay() {
+    use std::time::Duration;
+    let scene = scene(&options(ModeRequest::Cold), |_| {});
+    scene.destination.set_import_time(Duration::from_secs(5));
+    let (sender, cancelled) = watch::channel(false);
+    let abort = AbortAfter(tranship_core::Phase::Image, Duration::from_secs(1), sender);
+    let record = run(&scene, cancelled, Arc::new(abort)).await;
+    assert_eq!(record.fault.unwrap().code, "migrate.aborted");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(scene.destination.inventory(), scene.before.1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_cannot_start_gets_its_restart_policy_back() {
+    let clean = scene(&options(ModeRequest::Cold), |_| {});
+    let _ = run_quietly(&clean).await;
+    let stop = clean.source.calls().iter().position(|c| *c == "stop").unwrap();
+    let scene = scene(&options(ModeRequest::Cold), |_| {});
+    scene.destination.set_health(Health::Unhealthy);
+    // Every second call is a start: start, policy, start, policy …
+    let starts: Vec<_> = (0..5).map(|n| (stop + 1 + 2 * n, Failure::Before)).collect();
+    scene.source.fail(&starts);
+    let record = run_quietly(&scene).await;
+    assert_eq!(record.fault.unwrap().code, "source.not-resumed");
+    let here = scene.source.all().remove(0);
+    assert_eq!(
+        (here.state, here.policy.name.as_str()),
+        (ContainerState::Exited, "always")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_container_does_not_make_way() {
+    let options = MoveOptions {
+        replace: true,
+        ..options(ModeRequest::Stateless)
+    };
+    let scene = scene(&options, |_| {});
+    let other = scene.destination.all().remove(0).spec.id;
+    scene
+        .destination
+        .alter(&other, |c| c.state = ContainerState::Paused);
+    let before = scene.destination.inventory();
+    let record = run_quietly(&scene).await;
+    assert_eq!(record.fault.unwrap().code, "name.paused");
+    assert_eq!(scene.destination.inventory(), before);
 }

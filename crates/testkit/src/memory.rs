@@ -4,7 +4,7 @@
 //! the n-th one: before it did anything, or after it did everything but could not say so.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -53,12 +53,13 @@ struct State {
     fail: Vec<(usize, Failure)>,
     next_id: u64,
     health: Option<Health>,
+    import_takes: Duration,
 }
 
 /// An engine in memory.
 #[derive(Debug, Default)]
 pub struct MemoryEngine {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 impl MemoryEngine {
@@ -75,6 +76,44 @@ impl MemoryEngine {
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner),
         )
+    }
+
+    fn take_in(&self, all: &[u8]) -> Result<(), EngineError> {
+        self.call("import image", |s| {
+            let (image, skip): (ImageSpec, usize) =
+                serde_json::from_slice(all).map_err(|e| EngineError::Corrupt {
+                    what: "archive".into(),
+                    message: e.to_string(),
+                })?;
+            let held = common_layers(&image.layers, s.images.values().map(|i| i.layers.as_slice()));
+            if held < skip {
+                return Err(EngineError::Failed {
+                    action: "load".into(),
+                    status: 0,
+                    message: "a layer is missing".into(),
+                });
+            }
+            for tag in &image.tags {
+                s.tags.insert(tag.clone(), image.id.to_string());
+            }
+            s.images.insert(image.id.to_string(), image);
+            Ok(())
+        })
+    }
+
+    /// How long an image takes to be taken in once its archive is here.
+    pub fn set_import_time(&self, takes: Duration) {
+        self.with(|s| s.import_takes = takes);
+    }
+
+    /// Puts a volume there.
+    pub fn add_volume(&self, name: &str) {
+        self.with(|s| s.volumes.push(name.to_owned()));
+    }
+
+    /// Takes a tag off an image and leaves the image.
+    pub fn forget_tag(&self, tag: &str) {
+        self.with(|s| s.tags.remove(tag));
     }
 
     /// Lets the calls with these numbers (from 0) fail.
@@ -372,26 +411,19 @@ impl Engine for MemoryEngine {
         while let Some(part) = archive.next().await {
             all.extend_from_slice(&part?);
         }
-        self.call("import image", |s| {
-            let (image, skip): (ImageSpec, usize) =
-                serde_json::from_slice(&all).map_err(|e| EngineError::Corrupt {
-                    what: "archive".into(),
-                    message: e.to_string(),
-                })?;
-            let held = common_layers(&image.layers, s.images.values().map(|i| i.layers.as_slice()));
-            if held < skip {
-                return Err(EngineError::Failed {
-                    action: "load".into(),
-                    status: 0,
-                    message: "a layer is missing".into(),
-                });
-            }
-            for tag in &image.tags {
-                s.tags.insert(tag.clone(), image.id.to_string());
-            }
-            s.images.insert(image.id.to_string(), image);
-            Ok(())
-        })
+        // As a real engine: what it has received as a whole it takes in, whether or not somebody still waits for it.
+        let (state, takes) = (Arc::clone(&self.state), self.with(|s| s.import_takes));
+        let work = async move {
+            tokio::time::sleep(takes).await;
+            Self { state }.take_in(&all)
+        };
+        match tokio::spawn(work).await {
+            Ok(done) => done,
+            Err(error) => Err(EngineError::Uncertain {
+                action: "load".into(),
+                message: error.to_string(),
+            }),
+        }
     }
 
     async fn tag_image(&self, image: &Digest, tag: &str) -> Result<(), EngineError> {
@@ -503,6 +535,20 @@ impl Engine for MemoryEngine {
 
     async fn remove_container(&self, container: &ContainerId) -> Result<(), EngineError> {
         self.call("remove container", |s| {
+            let gone = s.containers.remove(container.as_str());
+            let anonymous = gone
+                .into_iter()
+                .flat_map(|c| c.spec.mounts)
+                .filter(|m| m.anonymous);
+            for mount in anonymous {
+                s.volumes.retain(|v| *v != mount.name);
+            }
+            Ok(())
+        })
+    }
+
+    async fn remove_container_only(&self, container: &ContainerId) -> Result<(), EngineError> {
+        self.call("remove container only", |s| {
             s.containers.remove(container.as_str());
             Ok(())
         })

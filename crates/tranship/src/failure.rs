@@ -48,14 +48,18 @@ pub fn exit_code(faults: &[Fault]) -> ExitCode {
 
 /// A failure as lines for a person: what, where, why, and what to do next.
 pub fn describe(fault: &Fault) -> Vec<String> {
-    let mut lines = vec![format!("error[{}]: {}", fault.code, one_line(&fault.message))];
+    let mut lines = vec![format!(
+        "error[{}]: {}",
+        one_line(&fault.code),
+        one_line(&fault.message)
+    )];
     let place: Vec<String> = [
         ("node", &fault.node),
         ("container", &fault.container),
         ("path", &fault.path),
     ]
     .iter()
-    .filter_map(|(what, value)| value.as_ref().map(|v| format!("{what} {v}")))
+    .filter_map(|(what, value)| value.as_ref().map(|v| format!("{what} {}", one_line(v))))
     .collect();
     if !place.is_empty() {
         lines.push(format!("  where: {}", place.join(", ")));
@@ -110,7 +114,9 @@ mod tests {
 
     #[test]
     fn control_characters_do_not_reach_the_terminal() {
-        let fault = Fault::new("x", FaultKind::Environment, "a\u{1b}[31mb\nc").because("d\re");
+        let fault = Fault::new("x", FaultKind::Environment, "a\u{1b}[31mb\nc")
+            .because("d\re")
+            .on_container("we\u{1b}[2Jb");
         assert!(
             describe(&fault)
                 .iter()

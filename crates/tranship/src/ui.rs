@@ -59,6 +59,14 @@ impl Ui {
     /// # Errors
     /// `output.broken-pipe` when nobody reads any more.
     pub fn line(&self, text: &str) -> Result<(), Fault> {
+        self.document(&shown(text))
+    }
+
+    /// A result that is not for a terminal to show line by line, as it is.
+    ///
+    /// # Errors
+    /// `output.broken-pipe` when nobody reads any more.
+    pub fn document(&self, text: &str) -> Result<(), Fault> {
         writeln!(std::io::stdout().lock(), "{text}").map_err(|e| output_fault(&e))
     }
 
@@ -74,13 +82,13 @@ impl Ui {
                 format!("a result is not JSON: {e}"),
             )
         })?;
-        self.line(&text)
+        self.document(&text)
     }
 
     /// A line about what is going on.
     pub fn say(&self, text: &str) {
         if !self.quiet && !self.json {
-            self.error_line(text);
+            self.error_line(&shown(text));
         }
     }
 
@@ -128,6 +136,33 @@ impl Ui {
     }
 }
 
+/// The text without control characters, but for the colours of [`paint`]: names and messages come from other machines.
+fn shown(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let colour = COLOURS.iter().find(|colour| rest.starts_with(**colour));
+        let (piece, length) = match colour {
+            Some(colour) => (*colour, colour.len()),
+            None if c.is_control() => (" ", c.len_utf8()),
+            None => (rest.get(..c.len_utf8()).unwrap_or_default(), c.len_utf8()),
+        };
+        out.push_str(piece);
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    out
+}
+
+/// All that [`paint`] makes.
+const COLOURS: [&str; 6] = [
+    "\u{1b}[0m",
+    "\u{1b}[1m",
+    "\u{1b}[2m",
+    "\u{1b}[31m",
+    "\u{1b}[32m",
+    "\u{1b}[33m",
+];
+
 fn output_fault(error: &std::io::Error) -> Fault {
     let code = if error.kind() == std::io::ErrorKind::BrokenPipe {
         BROKEN_PIPE
@@ -157,5 +192,16 @@ fn paint(on: bool, style: Style, text: &str) -> String {
         format!("\u{1b}[{code}m{text}\u{1b}[0m")
     } else {
         text.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn only_our_own_colours_reach_the_terminal() {
+        let text = "\u{1b}[31mbad\u{1b}[0m \u{1b}]0;title\u{7}\u{1b}[2Jx\u{9b}5n\ny → ü";
+        assert_eq!(shown(text), "\u{1b}[31mbad\u{1b}[0m  ]0;title  [2Jx 5n y → ü");
     }
 }

@@ -10,5 +10,5 @@ use crate::cli::{Cli, CompletionsArgs};
 pub fn run(context: &Context, args: &CompletionsArgs) -> Result<(), Fault> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "tranship", &mut script);
-    context.ui.line(String::from_utf8_lossy(&script).trim_end())
+    context.ui.document(String::from_utf8_lossy(&script).trim_end())
 }

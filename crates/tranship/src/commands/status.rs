@@ -1,11 +1,20 @@
 //! `tranship status [ID]`: one migration as both of its nodes see it.
 
-use tranship_core::{Fault, FaultKind, NodeAddress};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tranship_agent::api::{MigrationView, Role};
+use tranship_core::{Fault, FaultKind, MigrationId, NodeAddress};
+use tranship_migrate::destination::ArrivalState;
+use tranship_migrate::record::DepartureState;
 
 use super::Context;
 use crate::cli::StatusArgs;
-use crate::connect;
+use crate::connect::{self, Connection};
 use crate::render::report;
+
+/// How long the two ends of a migration in doubt may take to agree over a stream that is carried here.
+const CARRY: Duration = Duration::from_secs(30);
 
 /// Prints both sides' view. A node that cannot be reached is a failure of its own; the other one is shown all the same.
 pub async fn run(context: &Context, args: &StatusArgs) -> Vec<Fault> {
@@ -40,16 +49,16 @@ pub async fn run(context: &Context, args: &StatusArgs) -> Vec<Fault> {
         }
     };
     let mut faults = Vec::new();
-    let mut found = Vec::new();
+    let mut connections = Vec::new();
     for address in nodes {
-        let views = match connect::connect(context, &address).await {
-            Ok(connection) => connection.client.migration(&id).await,
-            Err(fault) => Err(fault),
-        };
-        match views {
-            Ok(views) => found.extend(views.into_iter().map(|v| (address.to_string(), v))),
+        match connect::connect(context, &address).await {
+            Ok(connection) => connections.push(connection),
             Err(fault) => faults.push(fault.on_node(address.to_string())),
         }
+    }
+    let mut found = ask(&connections, &id, &mut faults).await;
+    if carry(context, &connections, &found, &id).await {
+        found = ask(&connections, &id, &mut faults).await;
     }
     let printed = if context.ui.json {
         let rows: Vec<_> = found
@@ -65,4 +74,67 @@ pub async fn run(context: &Context, args: &StatusArgs) -> Vec<Fault> {
     };
     faults.extend(printed.err());
     faults
+}
+
+async fn ask(
+    connections: &[Connection],
+    id: &MigrationId,
+    faults: &mut Vec<Fault>,
+) -> Vec<(String, MigrationView)> {
+    let mut found = Vec::new();
+    for connection in connections {
+        match connection.client.migration(id).await {
+            Ok(views) => found.extend(views.into_iter().map(|v| (connection.label.clone(), v))),
+            Err(fault) => faults.push(fault.clone().on_node(connection.label.clone())),
+        }
+    }
+    found
+}
+
+/// A source in doubt goes on asking a destination that it cannot reach, and that waits for its word. Both can be reached
+/// from here: the stream between them goes through this process until they agree. Says whether that was tried.
+async fn carry(
+    context: &Context,
+    connections: &[Connection],
+    found: &[(String, MigrationView)],
+    id: &MigrationId,
+) -> bool {
+    let at = |role: Role| {
+        let (label, view) = found.iter().find(|(_, view)| view.role == role)?;
+        Some((connections.iter().find(|c| &c.label == label)?, view))
+    };
+    let (Some((source, here)), Some((destination, there))) = (at(Role::Source), at(Role::Destination)) else {
+        return false;
+    };
+    if here.departure != Some(DepartureState::InDoubt) || there.arrival != Some(ArrivalState::Started) {
+        return false;
+    }
+    let (Ok(to), Ok(from)) = (
+        destination.client.peer_stream(id).await,
+        source.client.relay_stream(id).await,
+    ) else {
+        // One of them lost its agent meanwhile; what they say is shown all the same.
+        return false;
+    };
+    context
+        .ui
+        .say("the source cannot reach the destination: carrying the data between them until they agree");
+    let counts = Arc::default();
+    let carried = tranship_wire::relay::relay(from, to, &counts);
+    let settled = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let views = source.client.migration(id).await.unwrap_or_default();
+            let doubt = |v: &MigrationView| v.departure == Some(DepartureState::InDoubt);
+            if !views.iter().any(doubt) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        _ = carried => {}
+        () = settled => {}
+        () = tokio::time::sleep(CARRY) => {}
+    }
+    true
 }
