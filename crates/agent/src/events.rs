@@ -68,6 +68,17 @@ impl EventLog {
         Some(batch)
     }
 
+    /// The most bytes that a progress report spoke of.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let Ok(inner) = self.inner.lock() else { return 0 };
+        let moved = inner.events.iter().filter_map(|e| match e {
+            Event::Progress { bytes, .. } => Some(*bytes),
+            _ => None,
+        });
+        moved.max().unwrap_or(0)
+    }
+
     fn finished(&self) -> bool {
         self.inner
             .lock()

@@ -256,8 +256,16 @@ impl Registry {
     /// Asks a departure under way to end in order.
     ///
     /// # Errors
-    /// `migrate.not-found` when it is over or not known.
+    /// `migrate.not-found` when it is over or not known; `migrate.too-late` when it has handed over.
     pub fn abort(&self, id: &MigrationId) -> Result<(), Fault> {
+        let state = locked(&self.departure_records).get(id).map(|r| r.state);
+        if matches!(state, Some(DepartureState::Committed | DepartureState::InDoubt)) {
+            return Err(Fault::new(
+                "migrate.too-late",
+                FaultKind::Environment,
+                "the source has handed over already, and the destination decides how this ends",
+            ));
+        }
         match self.departure(id) {
             Some(task) => {
                 task.cancel.send_replace(true);
@@ -312,7 +320,11 @@ impl Registry {
     /// What this node knows of one migration; both ends when it moved within the node.
     #[must_use]
     pub fn view(&self, id: &MigrationId) -> Vec<MigrationView> {
-        let departure = locked(&self.departure_records).get(id).map(departure_view);
+        let mut departure = locked(&self.departure_records).get(id).map(departure_view);
+        // The record is saved between the steps only; how far the present one is, its events know.
+        if let (Some(view), Some(task)) = (&mut departure, self.departure(id)) {
+            view.bytes_sent = view.bytes_sent.max(task.events.bytes());
+        }
         let arrival = locked(&self.arrival_records).get(id).map(arrival_view);
         departure.into_iter().chain(arrival).collect()
     }

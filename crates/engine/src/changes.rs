@@ -77,7 +77,7 @@ fn candidates(changes: &[(String, ChangeType)], document: &Value) -> Vec<(String
 /// What a path of a container is.
 enum Found {
     File(u64),
-    /// A directory, or an empty file.
+    /// A directory.
     Nothing,
 }
 
@@ -144,11 +144,11 @@ impl DockerEngine {
         // Go's `fs.FileMode`: the topmost bit marks a directory.
         let is_directory = number(&stat, &["mode"]) & (1 << 31) != 0;
         let size = u64::try_from(number(&stat, &["size"])).unwrap_or_default();
-        let is_link = !text(&stat, &["linkTarget"]).is_empty();
-        Ok(match (is_directory, size) {
-            (true, _) => Found::Nothing,
-            (false, 0) if !is_link => Found::Nothing,
-            (false, size) => Found::File(size),
+        // An empty file counts: that it exists is what marks and locks are about.
+        Ok(if is_directory {
+            Found::Nothing
+        } else {
+            Found::File(size)
         })
     }
 }

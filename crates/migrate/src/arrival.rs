@@ -195,7 +195,7 @@ impl Arrival {
             }
         }
         self.save(&record).await?;
-        if !held {
+        if !held || record.plan.options.whole_image {
             let Some(archive) = archive else {
                 return Err(Fault::new(
                     "image.missing",
@@ -418,16 +418,22 @@ impl Arrival {
     /// # Errors
     /// `health.exited`, `health.unhealthy` or `health.timeout` with the container's last lines.
     pub async fn ready(&self) -> Result<Adopted, Fault> {
-        let (id, timeout) = {
+        let (id, timeout, patient) = {
             let record = self.record.lock().await;
             Self::refuse_if_over(&record)?;
             (
                 container_of(&record)?,
                 Duration::from_millis(record.plan.health_timeout_ms),
+                record.plan.options.health_timeout_ms.is_some(),
             )
         };
         let status = self
-            .unless_cancelled(health::wait_until_ready(self.engine.as_ref(), &id, timeout))
+            .unless_cancelled(health::wait_until_ready(
+                self.engine.as_ref(),
+                &id,
+                timeout,
+                patient,
+            ))
             .await?;
         let healthy = status.health == tranship_core::container::Health::Healthy;
         Ok(Adopted {

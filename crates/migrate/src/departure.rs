@@ -252,6 +252,10 @@ impl Departure {
         let phase = self.begin(Phase::Health);
         let done = self.prove_there().await;
         let ready = self.end(&phase, done)?;
+        // Where something tests its health, it serves from then on; elsewhere nobody can tell more than that it runs.
+        if ready.healthy {
+            self.serving_at = Some(Instant::now());
+        }
         self.note_container(&ready);
         let phase = self.begin(Phase::HandOver);
         let done = self.adopt_there().await;
@@ -310,7 +314,7 @@ impl Departure {
         let opened = self.destination.open(&self.record.plan).await?;
         let whole = self.plan().options.whole_image;
         let layers = self.plan().transfer.image.layers.len();
-        if opened.image_held {
+        if opened.image_held && !whole {
             self.reporter.report(Event::Note {
                 text: "the image is there already".into(),
             });

@@ -32,7 +32,8 @@ pub(crate) fn default_timeout_ms(spec: &ContainerSpec) -> u64 {
     }
 }
 
-/// Waits until the container runs and is healthy, or just stays up where nothing tests its health.
+/// Waits until the container runs and is healthy, or just stays up where nothing tests its health. With `patient`, a
+/// container that counts as unhealthy may still become healthy within the time.
 ///
 /// # Errors
 /// `health.exited`, `health.unhealthy` or `health.timeout`, each with the container's last lines; or what the engine says.
@@ -40,6 +41,7 @@ pub(crate) async fn wait_until_ready(
     engine: &dyn Engine,
     container: &ContainerId,
     timeout: Duration,
+    patient: bool,
 ) -> Result<ContainerStatus, Fault> {
     let begun = tokio::time::Instant::now();
     let mut first_seen_running = None;
@@ -54,7 +56,7 @@ pub(crate) async fn wait_until_ready(
                     return Ok(status);
                 }
             }
-            (ContainerState::Running, Health::Unhealthy) => {
+            (ContainerState::Running, Health::Unhealthy) if !patient => {
                 return Err(explain(
                     engine,
                     container,
@@ -63,7 +65,8 @@ pub(crate) async fn wait_until_ready(
                 )
                 .await);
             }
-            (ContainerState::Running, Health::Starting) | (ContainerState::Created, _) => {}
+            (ContainerState::Running, Health::Starting | Health::Unhealthy)
+            | (ContainerState::Created, _) => {}
             (state, _) => {
                 let why = if status.error.is_empty() {
                     format!("it is {state} with exit code {}", status.exit_code)

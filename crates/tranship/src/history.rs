@@ -29,6 +29,9 @@ pub struct Entry {
     /// How it ended, as far as this caller saw it: the status, then the code of the failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<String>,
+    /// It never began.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forgotten: bool,
 }
 
 /// The file of all entries.
@@ -66,6 +69,15 @@ impl History {
             .write_all(&line)
     }
 
+    /// Takes back what was noted about a migration that never began.
+    pub fn forget(&self, entry: &Entry) {
+        // A line too many in the list is the worst that can come of it.
+        let _ = self.add(&Entry {
+            forgotten: true,
+            ..entry.clone()
+        });
+    }
+
     /// All entries, newest first. Lines that cannot be read are passed over.
     pub fn entries(&self) -> Vec<Entry> {
         let text = std::fs::read_to_string(&self.path).unwrap_or_default();
@@ -81,6 +93,7 @@ impl History {
                 break;
             }
         }
+        entries.retain(|e| !e.forgotten);
         entries.sort_by_key(|e| std::cmp::Reverse(e.begun_at_ms));
         entries
     }

@@ -90,20 +90,23 @@ async fn one(
         destination: prepared.destination.address.clone(),
         begun_at_ms: tranship_agent::node::now_ms(),
         outcome: None,
+        forgotten: false,
     };
+    let route = route(context, prepared, &id, args.moves.relay).await?;
+    let depart = Depart { plan, route };
+    // Noted before it begins: a caller that dies now must still be able to ask for it.
     if let Err(error) = context.history().add(&entry) {
         context
             .ui
             .warn(&format!("`tranship list` will not know this migration: {error}"));
     }
-    let route = route(context, prepared, &id, args.moves.relay).await?;
-    let depart = Depart { plan, route };
-    prepared
-        .source
-        .client
-        .depart(&depart)
-        .await
-        .map_err(|f| f.on_node(prepared.source.label.clone()))?;
+    if let Err(fault) = prepared.source.client.depart(&depart).await {
+        // An answer of the source says that it did not begin; without one it may have.
+        if !fault.code.starts_with("wire.") {
+            context.history().forget(&entry);
+        }
+        return Err(fault.on_node(prepared.source.label.clone()));
+    }
     context
         .ui
         .say(&format!("migration {id} of {} began", entry.container));
@@ -186,6 +189,10 @@ async fn watch(context: &Context, source: &mut Connection, id: &MigrationId) -> 
                 Err(_) => {}
             },
             Err(fault) if losses >= RECONNECTS => return Err(lost(id, &fault)),
+            // An interrupt at a terminal reaches ssh too, and its end is no surprise then.
+            Err(_) if interrupted => context
+                .ui
+                .say("connecting to the source again, to see how it ends"),
             Err(fault) => context
                 .ui
                 .warn(&format!("lost sight of the source, connecting again: {fault}")),
@@ -223,7 +230,12 @@ async fn follow(
     let mut signals = Interrupts::new()?;
     if *interrupted {
         // An interrupt at a terminal ends ssh too, perhaps before it carried the request.
-        source.client.abort(id).await?;
+        match source.client.abort(id).await {
+            Ok(()) => {}
+            // It is over, or can't go back any more: what is left is to see how it ends.
+            Err(fault) if matches!(fault.code.as_str(), "migrate.not-found" | "migrate.too-late") => {}
+            Err(fault) => return Err(fault),
+        }
     }
     loop {
         tokio::select! {
@@ -242,8 +254,13 @@ async fn follow(
                 let again = if *interrupted { " (asked already)" } else { "" };
                 context.ui.say(&format!("interrupted{again}: asking the source to roll back"));
                 *interrupted = true;
-                if let Err(fault) = source.client.abort(id).await {
-                    context.ui.say(&format!("it could not be asked, which is tried again: {fault}"));
+                match source.client.abort(id).await {
+                    Ok(()) => {}
+                    Err(fault) if fault.code == "migrate.too-late" => {
+                        context.ui.say(&format!("too late to go back: {fault}"));
+                    }
+                    // The connection may have gone with the interrupt; it is asked again over the next one.
+                    Err(fault) => tracing::debug!("not asked yet: {fault}"),
                 }
             }
         }

@@ -6,7 +6,7 @@ use tranship_core::{Fault, FaultKind, MigrationId};
 use tranship_migrate::plan::{Plan, PlanInput, plan};
 
 use super::Context;
-use crate::cli::{MoveArgs, PlanArgs};
+use crate::cli::{ModeArg, MoveArgs, OnSourceArg, PlanArgs};
 use crate::connect::{self, Connection};
 use crate::render;
 
@@ -47,15 +47,23 @@ pub fn refuse_conflicts(plans: &[Plan]) -> Result<(), Fault> {
     let mut fault = Fault::new(first.code.clone(), FaultKind::Environment, first.message.clone())
         .on_container(plan.spec().name.clone())
         .on_node(plan.destination.clone());
-    if first.code.starts_with("container.") || first.code.starts_with("layer.") {
+    const AT_SOURCE: [&str; 8] = [
+        "container.",
+        "layer.",
+        "namespace.",
+        "network.links",
+        "volume.present",
+        "bind.present",
+        "mount.",
+        "port.not-published",
+    ];
+    if AT_SOURCE.iter().any(|prefix| first.code.starts_with(prefix)) {
         fault.node = Some(plan.source.clone());
     }
     fault.hint = first.remedy.clone();
     let more = conflicts.len() - 1;
     if more > 0 {
-        fault = fault.because(format!(
-            "{more} more conflict(s) in the plan; nothing was changed"
-        ));
+        fault.message = format!("{} (and {more} more in the plan)", fault.message);
     }
     Err(fault)
 }
@@ -119,6 +127,14 @@ fn check_arguments(moves: &MoveArgs) -> Result<(), Fault> {
             "--rename gives one container another name, not several",
         )
         .with_hint("move them one by one"));
+    }
+    if moves.on_source == OnSourceArg::Keep && moves.mode == ModeArg::Cold {
+        return Err(Fault::new(
+            "usage.keep",
+            FaultKind::Usage,
+            "--on-source keep would leave two instances, which only stateless mode allows",
+        )
+        .with_hint("use --mode stateless, or --on-source stop"));
     }
     if moves.from == moves.to {
         return Err(Fault::new(

@@ -323,6 +323,6 @@ fn keep_rename_and_publish_make_a_second_instance_elsewhere() {
     assert!(is_running(&world.b, "twin"));
     world
         .migrate(&["--mode", "cold", "--on-source", "keep"])
-        .expect(1)
-        .saying(&["plan.keep"]);
+        .expect(2)
+        .saying(&["usage.keep"]);
 }
