@@ -160,10 +160,12 @@ impl Registry {
             );
             let fault = match record.state {
                 DepartureState::Preparing => fault,
-                DepartureState::Frozen => match departure::resume(self.engine.as_ref(), &record.plan).await {
-                    Ok(()) => fault,
-                    Err(stuck) => stuck,
-                },
+                DepartureState::Frozen | DepartureState::NotResumed => {
+                    match departure::resume(self.engine.as_ref(), &record.plan).await {
+                        Ok(()) => fault,
+                        Err(stuck) => stuck,
+                    }
+                }
                 _ => Fault::new(
                     "migrate.in-doubt",
                     FaultKind::InDoubt,
@@ -172,6 +174,7 @@ impl Registry {
                 .with_hint("look at both nodes with `docker ps -a`; start the container on one of them only"),
             };
             record.state = match fault.kind {
+                FaultKind::InDoubt if fault.code == departure::NOT_RESUMED => DepartureState::NotResumed,
                 FaultKind::InDoubt => DepartureState::InDoubt,
                 _ => DepartureState::RolledBack,
             };

@@ -225,7 +225,7 @@ impl Arrival {
         Ok(())
     }
 
-    /// Makes the networks that are not here, and notes the volumes that will come with the container.
+    /// Makes the networks that are not here.
     ///
     /// # Errors
     /// What the engine says.
@@ -259,6 +259,12 @@ impl Arrival {
                 failpoint::reach("destination.network-made").await?;
             }
         }
+        Ok(())
+    }
+
+    /// Notes the volumes that come with the container. As late as can be: one that somebody else makes in between is
+    /// not ours to remove.
+    async fn note_volumes(&self, record: &mut ArrivalRecord) -> Result<(), Fault> {
         let named: Vec<String> = record
             .plan
             .spec()
@@ -280,7 +286,7 @@ impl Arrival {
                 }
                 record.undo.push(note);
             }
-            self.save(&record).await?;
+            self.save(record).await?;
         }
         Ok(())
     }
@@ -318,6 +324,7 @@ impl Arrival {
             )
             .with_hint("--rename NAME gives this one another name, --replace removes that one"));
         }
+        self.note_volumes(&mut record).await?;
         record.undo.push(Undo::Container {
             name: request.name.clone(),
             id: None,

@@ -30,6 +30,8 @@ use crate::record::{DepartureRecord, DepartureState, PhaseRecord, Records};
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long an engine that does not answer is waited for before a stopped source is given up.
 const ENGINE_AWAY: Duration = Duration::from_secs(60);
+/// Code of the fault that means: the source is stopped, and could not be started again.
+pub const NOT_RESUMED: &str = "source.not-resumed";
 const RETRY: Duration = Duration::from_millis(500);
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
@@ -540,6 +542,7 @@ impl Departure {
             }
         }
         self.record.state = match fault.kind {
+            FaultKind::InDoubt if fault.code == NOT_RESUMED => DepartureState::NotResumed,
             FaultKind::InDoubt => DepartureState::InDoubt,
             _ => DepartureState::RolledBack,
         };
@@ -611,7 +614,7 @@ pub async fn resume(engine: &dyn Engine, plan: &Plan) -> Result<(), Fault> {
         tokio::time::sleep(Duration::from_millis(300 * u64::from(attempt.min(5)))).await;
     };
     Err(Fault::new(
-        "source.not-resumed",
+        NOT_RESUMED,
         FaultKind::InDoubt,
         format!(
             "the container {} was stopped and could not be started again at the source",

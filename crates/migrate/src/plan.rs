@@ -211,7 +211,7 @@ fn plan_one(input: &PlanInput<'_>, index: usize, id: &MigrationId, report: &Cont
         .health_timeout_ms
         .unwrap_or_else(|| health::default_timeout_ms(spec));
     let rates = Rates::default();
-    let transfer_ms = bytes * 1000 / rates.image_bytes_per_second;
+    let transfer_ms = bytes.saturating_mul(1000) / rates.image_bytes_per_second;
     let health_ms = spec
         .health_check
         .map_or(0, |h| h.interval_ms.min(health_timeout_ms));
@@ -219,7 +219,10 @@ fn plan_one(input: &PlanInput<'_>, index: usize, id: &MigrationId, report: &Cont
         bytes,
         image_bytes: whole,
         exact,
-        total_ms: rates.fixed_ms + transfer_ms + health_ms,
+        total_ms: rates
+            .fixed_ms
+            .saturating_add(transfer_ms)
+            .saturating_add(health_ms),
         downtime_ms: match mode {
             Mode::Stateless => 0,
             Mode::Cold => rates.switch_ms,

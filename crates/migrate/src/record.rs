@@ -38,6 +38,9 @@ pub enum DepartureState {
     RolledBack,
     /// It is not known what the destination did.
     InDoubt,
+    /// Nothing runs at the destination, and the source could not be started again. The agent tries once more when it
+    /// starts.
+    NotResumed,
 }
 
 impl DepartureState {
@@ -55,6 +58,7 @@ impl DepartureState {
             Self::Complete => "complete",
             Self::RolledBack => "failed (rolled back)",
             Self::InDoubt => "in-doubt",
+            Self::NotResumed => "in-doubt (the source is stopped)",
         }
     }
 }

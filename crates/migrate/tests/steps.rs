@@ -283,7 +283,7 @@ fn check(scene: &Scene, record: &DepartureRecord, what: &str) {
             let fault = record.fault.as_ref().unwrap();
             assert_eq!(fault.kind, FaultKind::RolledBack, "{what}");
         }
-        DepartureState::InDoubt => {
+        DepartureState::InDoubt | DepartureState::NotResumed => {
             assert_eq!(record.fault.as_ref().unwrap().kind, FaultKind::InDoubt, "{what}")
         }
         other => panic!("{what}: ended as {other:?}"),

@@ -33,7 +33,8 @@ pub async fn run(context: &Context, args: &MigrateArgs) -> Vec<Fault> {
     let mut faults = Vec::new();
     let mut views = Vec::new();
     let plans = std::mem::take(&mut prepared.plans);
-    for plan in plans {
+    let mut waiting = plans.into_iter();
+    while let Some(plan) = waiting.next() {
         let name = plan.spec().name.clone();
         match one(context, args, &mut prepared, plan).await {
             Ok(view) => {
@@ -45,6 +46,12 @@ pub async fn run(context: &Context, args: &MigrateArgs) -> Vec<Fault> {
         }
         // What comes after a failure may depend on what failed.
         if !faults.is_empty() {
+            for plan in waiting {
+                context.ui.warn(&format!(
+                    "{} was not moved, because of the failure before it",
+                    plan.spec().name
+                ));
+            }
             break;
         }
     }
