@@ -34,12 +34,14 @@ const PASSING: [&str; 8] = [
 ];
 
 /// Files that the engine writes into every container.
-const ENGINES_OWN: [&str; 5] = [
+const ENGINES_OWN: [&str; 7] = [
     "/.dockerenv",
     "/etc/hostname",
     "/etc/hosts",
     "/etc/mtab",
     "/etc/resolv.conf",
+    "/run/.containerenv",
+    "/sbin/docker-init",
 ];
 
 /// The changed paths that may be data: `(path, deleted)`. Directories that are listed only because something in them

@@ -1,5 +1,7 @@
 //! HTTP/2 over pipes and sockets: what goes through, and that nothing that was broken off passes for complete.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -110,7 +112,7 @@ impl Handler for House {
                 h2::stream_response(HeaderMap::new(), stream::iter(broken))
             }
             (&Method::GET, "/events") => {
-                h2::events_response(stream::iter((0..1000).map(|n| Ok((n, "x\ny")))))
+                h2::events_response(stream::iter((0..1000).map(|n| Ok::<_, WireError>((n, "x\ny")))))
             }
             (&Method::GET, "/events-fault") => h2::events_response(stream::iter([
                 Ok(1),

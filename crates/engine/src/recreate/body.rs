@@ -79,8 +79,9 @@ pub fn create_body(
         let named = network == primary || joins == Joins::All;
         if named && !is_fixed(network) {
             let endpoint = endpoint(spec, network, request.drop_fixed_addresses);
-            // Joined anyway, and Podman calls it otherwise.
-            if endpoint.is_empty() && NetworkSpec::is_predefined(network) {
+            // Joined anyway if no other is named, and Podman calls it otherwise. Beside others it has to be named.
+            let alone = joins == Joins::Primary || spec.attachments.len() == 1;
+            if alone && endpoint.is_empty() && NetworkSpec::is_predefined(network) {
                 continue;
             }
             endpoints.insert(network.to_owned(), Value::Object(endpoint));

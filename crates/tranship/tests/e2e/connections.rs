@@ -189,7 +189,7 @@ fn tranship_is_uploaded_once() {
     );
     assert!(!again.stderr.contains("upload"), "{}", again.stderr);
     // A damaged copy is noticed by its hash and replaced.
-    world.a.sh("pkill -f '[a]gent --serve' || true; for f in /root/.cache/tranship/bin/tranship-*; do printf x >> $f; done").unwrap();
+    world.a.sh("pkill -f '[a]gent --serve' || true; for f in /root/.cache/tranship/bin/tranship-*; do cp $f /tmp/damaged; printf x >> /tmp/damaged; mv /tmp/damaged $f; done").unwrap();
     world
         .run(&["doctor", "ssh://root@a"])
         .expect(0)

@@ -266,8 +266,18 @@ fn mixes_of_options_that_have_bitten_others_come_through() {
             &["sleep", "100000"],
         ),
         ("nonet", &image, &["--network", "none"], &["sleep", "100000"]),
-        ("noentry", &web, &["--entrypoint", ""], &["sleep", "100000"]),
-        ("nocmd", &web, &["--entrypoint", "/bin/cat", "-it"], &[]),
+        (
+            "noentry",
+            &web,
+            &["--no-healthcheck", "--entrypoint", ""],
+            &["sleep", "100000"],
+        ),
+        (
+            "nocmd",
+            &web,
+            &["--no-healthcheck", "--entrypoint", "/bin/cat", "-it"],
+            &[],
+        ),
         ("nohealth", &web, &["--no-healthcheck"], &[]),
         (
             "unlimited",

@@ -222,18 +222,22 @@ where
     response
 }
 
-/// Events as the answer. A fault is sent as the last one.
-pub fn events_response<T, S>(events: S) -> Response<Body>
+/// Events as the answer. A fault, or an error that becomes one, is sent as the last one.
+pub fn events_response<T, E, S>(events: S) -> Response<Body>
 where
     T: Serialize + 'static,
-    S: Stream<Item = Result<T, Fault>> + Send + 'static,
+    E: Into<Fault> + 'static,
+    S: Stream<Item = Result<T, E>> + Send + 'static,
 {
     let lines = events.scan(false, |ended, event| {
         if *ended {
             return future::ready(None);
         }
         *ended = event.is_err();
-        future::ready(Some(write(event.as_ref())))
+        future::ready(Some(match event {
+            Ok(event) => write(Ok(&event)),
+            Err(error) => write::<T>(Err(&error.into())),
+        }))
     });
     response(StatusCode::OK, "text/event-stream", stream_body(lines))
 }
