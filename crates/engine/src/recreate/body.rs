@@ -140,9 +140,6 @@ fn config(spec: &ContainerSpec, image_config: &Value, image: &str) -> Map<String
         let entrypoint = if reset { json!([""]) } else { Value::Null };
         config.insert("Entrypoint".into(), entrypoint);
     }
-    if config.get("Cmd").is_none_or(Value::is_null) {
-        config.insert("Cmd".into(), json!([]));
-    }
     config
 }
 

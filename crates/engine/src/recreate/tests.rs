@@ -191,7 +191,7 @@ fn the_images_entry_point_does_not_come_back() {
     let body = create_body(&request(document), &image, "svc:1", Joins::All).unwrap();
     assert_eq!(
         (&body["Entrypoint"], &body["Cmd"]),
-        (&json!(["/bin/httpd"]), &json!([]))
+        (&json!(["/bin/httpd"]), &Value::Null)
     );
 }
 
