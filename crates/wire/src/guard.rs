@@ -238,6 +238,7 @@ impl FrameClock {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
 
     fn frame(length: u32, kind: u8, flags: u8) -> Vec<u8> {
         let mut bytes = length.to_be_bytes()[1..].to_vec();
@@ -287,13 +288,16 @@ mod tests {
         let start = Instant::now();
         far.write_all(b"x").await.unwrap();
         assert_eq!(near.read_u8().await.unwrap(), b'x');
-        let error = near.read_u8().await.unwrap_err();
+        let error = timeout(silence * 9, near.read_u8()).await.unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(start.elapsed() >= silence && start.elapsed() < silence * 2);
 
         let (near, _far) = tokio::io::duplex(8);
         let mut near = Guarded::new(near, silence);
-        let error = near.write_all(&[0; 9]).await.unwrap_err();
+        let error = timeout(silence * 9, near.write_all(&[0; 9]))
+            .await
+            .unwrap()
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 

@@ -117,7 +117,10 @@ async fn a_damaged_binary_is_replaced() {
     // Still a script that runs; only the hash can tell.
     let last = bytes.len() - 2;
     bytes[last] ^= 1;
-    std::fs::write(&path, bytes).unwrap();
+    // Put in its place, for it cannot be written to while the kernel is starting it.
+    let damaged = host.path("damaged");
+    std::fs::write(&damaged, bytes).unwrap();
+    std::fs::rename(&damaged, &path).unwrap();
     let stream = connect(&host.ssh(), &options).await.unwrap();
     assert_eq!(*stream.origin(), uploaded());
     assert_eq!(std::fs::read_to_string(&path).unwrap(), own());
@@ -451,7 +454,10 @@ async fn a_full_a_read_only_and_a_noexec_directory_are_told_apart() {
 async fn a_disk_that_fills_up_under_way_is_told_and_leaves_nothing() {
     let mounts = Some("mount -t tmpfs -o size=256k none $D/cache;");
     // What is left is seen only from inside.
-    let shell = Some(r#"sh -c "$SSH_ORIGINAL_COMMAND"; ls -A "$XDG_CACHE_HOME/tranship/bin" >"$HOME/left""#);
+    let shell = Some(
+        r#"sh -c "$SSH_ORIGINAL_COMMAND"; cd "$HOME"
+        (ls -A "$XDG_CACHE_HOME/tranship/bin"; echo end) >listing; mv listing left"#,
+    );
     let Some(host) = Host::start(&Setup {
         mounts,
         shell,
@@ -464,7 +470,16 @@ async fn a_disk_that_fills_up_under_way_is_told_and_leaves_nothing() {
     let fault = fault(&host.ssh(), &host.options(&own())).await;
     assert_eq!(fault.code, "bootstrap.no-space", "{fault}");
     assert!(fault.message.contains("No space left"), "{fault}");
-    assert_eq!(std::fs::read_to_string(host.path("home/left")).unwrap(), "");
+    // The script reports its failure before the shell around it looks.
+    let looked = async {
+        loop {
+            match std::fs::read_to_string(host.path("home/left")) {
+                Ok(left) => return left,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    assert_eq!(timeout(Duration::from_secs(10), looked).await.unwrap(), "end\n");
 }
 
 #[tokio::test]

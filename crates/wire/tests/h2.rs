@@ -132,6 +132,11 @@ impl Handler for House {
                 });
                 response
             }
+            (&Method::POST, "/drop") => {
+                let (response, mut duplex) = h2::duplex_response(request);
+                tokio::spawn(async move { duplex.write_all(b"half").await });
+                response
+            }
             (&Method::POST, "/nested") => {
                 let (response, duplex) = h2::duplex_response(request);
                 let house = Self {

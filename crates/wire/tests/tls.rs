@@ -46,7 +46,8 @@ async fn assert_nobody(listener: &PeerListener) {
 async fn assert_welcome(listener: &PeerListener, own: &PeerKey, other: &PeerKey) {
     let offer = listener.offer(vec![HOME]);
     let times = times();
-    let (dialled, accepted) = tokio::join!(dial(&offer, other, &times), listener.accept());
+    let both = async { tokio::join!(dial(&offer, other, &times), listener.accept()) };
+    let (dialled, accepted) = timeout(Duration::from_secs(10), both).await.unwrap();
     let (mut near, mut far) = (dialled.unwrap().stream, accepted.unwrap());
     assert_eq!(near.peer(), own.fingerprint());
     assert_eq!(
@@ -221,7 +222,8 @@ async fn the_first_address_that_works_is_taken_and_the_others_are_explained() {
     let times = DialTimes::default();
     let dialled = dial(&offer, &other, &times);
     let started = Instant::now();
-    let (dialled, accepted) = tokio::join!(dialled, listener.accept());
+    let both = async { tokio::join!(dialled, listener.accept()) };
+    let (dialled, accepted) = timeout(Duration::from_secs(10), both).await.unwrap();
     let dialled = dialled.unwrap();
     assert!(
         started.elapsed() < Duration::from_secs(2),
