@@ -18,6 +18,7 @@ use crate::ids::{ContainerId, ContainerName, Digest};
 use crate::image::ImageSpec;
 use crate::network::NetworkSpec;
 use crate::node::EngineFacts;
+use crate::storage::{ElementAt, ElementPlace, VolumeSpec};
 
 /// Bytes of an image archive, in order. An error ends it; what was received until then must not be used.
 pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, EngineError>> + Send>>;
@@ -49,8 +50,13 @@ pub struct CreateRequest {
     pub publish: BTreeMap<u16, u16>,
     /// Restart policy to create it with; the source's own comes back after the hand-over.
     pub restart_policy: RestartPolicy,
-    /// Volumes come as new and empty ones. Without this, a container with volumes is refused.
+    /// Volumes come as new and empty ones. Without this, a container with volumes or bind mounts that `carried` does not
+    /// name is refused.
     pub empty_volumes: bool,
+    /// The mounts whose data comes along, by their path in the container: for a named volume its name at the destination,
+    /// for an anonymous one an empty text (the engine makes up a new name), for a bind mount the path of the host there.
+    #[serde(default)]
+    pub carried: BTreeMap<String, String>,
     /// Ask the engine for new addresses even where the user fixed them.
     pub drop_fixed_addresses: bool,
 }
@@ -181,6 +187,21 @@ impl Explain for EngineError {
     }
 }
 
+/// How a command in a container ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecOutcome {
+    /// Its exit code; `None` where it did not end in time.
+    pub exit_code: Option<i64>,
+    /// The last 4 KiB that it wrote, to either stream.
+    pub output: String,
+}
+
+fn unsupported(what: &str) -> EngineError {
+    EngineError::Unsupported {
+        message: format!("this engine cannot {what} yet"),
+    }
+}
+
 /// A container engine on one node.
 #[async_trait]
 pub trait Engine: Send + Sync {
@@ -238,6 +259,69 @@ pub trait Engine: Send + Sync {
 
     /// Names of all volumes.
     async fn volumes(&self) -> Result<Vec<String>, EngineError>;
+
+    /// All volumes with their attributes and the containers that mount them. `guid` is left empty.
+    async fn volume_specs(&self) -> Result<Vec<VolumeSpec>, EngineError> {
+        Err(unsupported("describe volumes"))
+    }
+
+    /// Makes a volume with the name, driver, options and labels of `spec`. One of that name that is there already is a
+    /// conflict, also where the engine itself would take it for the same.
+    async fn create_volume(&self, _spec: &VolumeSpec) -> Result<(), EngineError> {
+        Err(unsupported("make volumes"))
+    }
+
+    /// Where an element's files are and how this process reaches them: directly where it can, else through the engine. For
+    /// [`ElementPlace::Archive`] a container of the same image may be made, which is never started;
+    /// [`Engine::release`] takes it away.
+    async fn locate(&self, _element: &ElementAt) -> Result<ElementPlace, EngineError> {
+        Err(unsupported("find files"))
+    }
+
+    /// Takes away what [`Engine::locate`] made for this place. Done already is done well.
+    async fn release(&self, _place: &ElementPlace) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// The files at a path of a container as a tar archive, as `docker cp CONTAINER:PATH -` gives them.
+    async fn export_path(&self, _container: &ContainerId, _path: &str) -> Result<ByteStream, EngineError> {
+        Err(unsupported("export files"))
+    }
+
+    /// Unpacks a tar archive into a directory of a container. Numeric owners are kept.
+    async fn import_path(
+        &self,
+        _container: &ContainerId,
+        _path: &str,
+        _archive: ByteStream,
+    ) -> Result<(), EngineError> {
+        Err(unsupported("import files"))
+    }
+
+    /// Freezes a container's processes. Paused already is done well.
+    async fn pause(&self, _container: &ContainerId) -> Result<(), EngineError> {
+        Err(unsupported("pause containers"))
+    }
+
+    /// Lets a paused container go on. Running already is done well.
+    async fn unpause(&self, _container: &ContainerId) -> Result<(), EngineError> {
+        Err(unsupported("unpause containers"))
+    }
+
+    /// Kills a container's main process and waits until it is gone, a paused one included. Stopped already is done well.
+    async fn kill(&self, _container: &ContainerId) -> Result<(), EngineError> {
+        Err(unsupported("kill containers"))
+    }
+
+    /// Runs `command` with `sh -c` in a running container as its own user, and waits for its end; at most `timeout`.
+    async fn exec(
+        &self,
+        _container: &ContainerId,
+        _command: &str,
+        _timeout: Duration,
+    ) -> Result<ExecOutcome, EngineError> {
+        Err(unsupported("run commands in containers"))
+    }
 
     /// Removes a volume by name. Done already is done well.
     async fn remove_volume(&self, name: &str) -> Result<(), EngineError>;

@@ -12,6 +12,7 @@ pub mod ids;
 pub mod image;
 pub mod network;
 pub mod node;
+pub mod storage;
 
 pub use address::NodeAddress;
 pub use container::ContainerSpec;

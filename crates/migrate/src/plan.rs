@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use tranship_core::MigrationId;
 use tranship_core::container::{ContainerSpec, RestartPolicy};
@@ -205,6 +207,7 @@ fn plan_one(input: &PlanInput<'_>, index: usize, id: &MigrationId, report: &Cont
         publish: options.publish.clone(),
         restart_policy: RestartPolicy::never(),
         empty_volumes: options.without_volumes,
+        carried: BTreeMap::new(),
         drop_fixed_addresses: options.new_subnets,
     };
     let health_timeout_ms = options

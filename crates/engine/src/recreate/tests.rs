@@ -43,6 +43,7 @@ fn request(document: Value) -> CreateRequest {
         publish: BTreeMap::new(),
         restart_policy: spec.restart_policy.clone(),
         empty_volumes: false,
+        carried: BTreeMap::new(),
         drop_fixed_addresses: false,
         spec,
     }

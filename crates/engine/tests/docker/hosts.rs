@@ -97,6 +97,7 @@ pub fn same(spec: &ContainerSpec) -> CreateRequest {
             maximum_retries: spec.restart_policy.maximum_retries,
         },
         empty_volumes: false,
+        carried: BTreeMap::new(),
         drop_fixed_addresses: false,
         spec: spec.clone(),
     }

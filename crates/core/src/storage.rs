@@ -1,0 +1,319 @@
+//! What holds a container's files: its layer, volumes, bind mounts and tmpfs, and the port through which their content
+//! goes from one node to another.
+//!
+//! The engine says *where* an element is ([`crate::Engine::locate`]); a [`Storage`] reads and writes what is *in* it. One
+//! element is brought up to date in rounds: each is one conversation over a [`Pipe`] between an [`ElementSource`] and an
+//! [`ElementSink`], in a language that only those two know.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::fault::Fault;
+use crate::ids::ContainerId;
+
+/// Kinds of storage elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ElementKind {
+    /// What the container wrote over its image.
+    Layer,
+    /// A volume of the engine.
+    Volume,
+    /// A file or directory of the host.
+    Bind,
+    /// Memory, there only while the container runs.
+    Tmpfs,
+}
+
+impl std::fmt::Display for ElementKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Layer => "layer",
+            Self::Volume => "volume",
+            Self::Bind => "bind mount",
+            Self::Tmpfs => "tmpfs",
+        })
+    }
+}
+
+/// A storage element of one node, as the engine knows it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "element")]
+pub enum ElementAt {
+    /// The writable layer of a container.
+    Layer {
+        /// The container.
+        container: ContainerId,
+    },
+    /// A volume.
+    Volume {
+        /// Its name.
+        name: String,
+    },
+    /// A path of the host.
+    Bind {
+        /// Absolute path.
+        path: String,
+    },
+    /// A tmpfs of a running container.
+    Tmpfs {
+        /// The container.
+        container: ContainerId,
+        /// Path in the container.
+        path: String,
+    },
+}
+
+impl ElementAt {
+    /// What it is.
+    #[must_use]
+    pub fn kind(&self) -> ElementKind {
+        match self {
+            Self::Layer { .. } => ElementKind::Layer,
+            Self::Volume { .. } => ElementKind::Volume,
+            Self::Bind { .. } => ElementKind::Bind,
+            Self::Tmpfs { .. } => ElementKind::Tmpfs,
+        }
+    }
+}
+
+impl std::fmt::Display for ElementAt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Layer { .. } => f.write_str("the container's layer"),
+            Self::Volume { name } => write!(f, "volume {name}"),
+            Self::Bind { path } => write!(f, "bind mount {path}"),
+            Self::Tmpfs { path, .. } => write!(f, "tmpfs {path}"),
+        }
+    }
+}
+
+/// Where an element's files are, and by which way they are reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "place")]
+pub enum ElementPlace {
+    /// A directory that this process may read and write as root.
+    Directory {
+        /// The directory. For a tmpfs it leads through `/proc/PID/root`.
+        path: PathBuf,
+        /// It is the upper directory of an overlay: device 0/0 and `trusted.overlay.*` mean deletions.
+        overlay: bool,
+    },
+    /// Only the engine's archive API reaches it, through a container that is not running or need not be.
+    Archive {
+        /// The container whose path it is.
+        container: ContainerId,
+        /// Path in that container.
+        path: String,
+    },
+}
+
+/// A volume with everything that makes it that volume, but for its files.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSpec {
+    /// Its name.
+    pub name: String,
+    /// Its driver.
+    pub driver: String,
+    /// Options of the driver, as the user gave them.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+    /// Labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// `local` or `global`.
+    #[serde(default)]
+    pub scope: String,
+    /// When it was made, as the engine writes it; with the name it tells one volume from a later one of that name.
+    #[serde(default)]
+    pub created_at: String,
+    /// Directory on the host, where the engine says one.
+    #[serde(default)]
+    pub mountpoint: Option<PathBuf>,
+    /// The engine made up the name.
+    #[serde(default)]
+    pub anonymous: bool,
+    /// Containers that mount it, stopped ones included.
+    #[serde(default)]
+    pub users: Vec<VolumeUser>,
+    /// What makes it that volume wherever it is, kept through every move. Empty until somebody gives it one.
+    #[serde(default)]
+    pub guid: String,
+}
+
+impl VolumeSpec {
+    /// Why the data does not travel: it lies elsewhere, and the same options find it again. `None` where it does travel.
+    #[must_use]
+    pub fn data_elsewhere(&self) -> Option<String> {
+        if self.driver != "local" {
+            return Some(format!("its driver {:?} keeps it", self.driver));
+        }
+        match self.options.get("type").map(String::as_str) {
+            Some(
+                kind @ ("nfs" | "nfs4" | "cifs" | "smb3" | "smbfs" | "ceph" | "9p" | "glusterfs" | "sshfs"
+                | "fuse.sshfs"),
+            ) => {
+                let device = self.options.get("device").map_or("", String::as_str);
+                Some(format!("it is a {kind} share {device}"))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A container that mounts a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeUser {
+    /// The container.
+    pub container: ContainerId,
+    /// Its name.
+    pub name: String,
+    /// It runs, or is paused.
+    pub running: bool,
+    /// It may write.
+    pub writable: bool,
+}
+
+/// A duplex stream of bytes.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// One conversation between a source and a sink.
+pub type Pipe = Box<dyn Duplex>;
+
+/// How bulk data is compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// By what the data and the link are like.
+    #[default]
+    Auto,
+    /// Not at all.
+    None,
+    /// zstd at this level.
+    Zstd(i32),
+}
+
+impl std::str::FromStr for Compression {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Self::Auto),
+            None if text == "none" => Ok(Self::None),
+            None if text == "zstd" => Ok(Self::Zstd(3)),
+            Some(("zstd", level)) => match level.parse() {
+                Ok(level @ 1..=19) => Ok(Self::Zstd(level)),
+                _ => Err(format!("{level:?} is not a zstd level between 1 and 19")),
+            },
+            _ => Err(format!("{text:?} is none of none, zstd, zstd:LEVEL and auto")),
+        }
+    }
+}
+
+impl std::fmt::Display for Compression {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::None => f.write_str("none"),
+            Self::Zstd(level) => write!(f, "zstd:{level}"),
+        }
+    }
+}
+
+/// How one element is read, the same in all its rounds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncOptions {
+    /// Patterns of paths that stay behind, relative to the element's root.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// Compression on the wire.
+    #[serde(default)]
+    pub compression: Compression,
+    /// Bytes per second on the wire, at most.
+    #[serde(default)]
+    pub limit_rate: Option<u64>,
+}
+
+/// How one round is done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundOptions {
+    /// Nothing writes any more: the result must equal the source exactly, and a change under the scan is an error.
+    pub frozen: bool,
+    /// The sink makes everything durable before it answers.
+    pub durable: bool,
+}
+
+/// What one round did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundReport {
+    /// Id of the tree that the sink holds now: lower-case hexadecimal BLAKE3 of its manifest.
+    pub tree: String,
+    /// Entries of the tree.
+    pub entries: u64,
+    /// Bytes of all its files.
+    pub bytes: u64,
+    /// Entries that were new, different or gone.
+    pub changed_entries: u64,
+    /// Bytes of content that the sink did not hold, before compression.
+    pub literal_bytes: u64,
+    /// Bytes sent on the pipe.
+    pub wire_bytes: u64,
+    /// Files that changed while they were read; the next round looks at them again.
+    pub unsettled: u64,
+    /// Milliseconds that it took.
+    pub milliseconds: u64,
+}
+
+/// How far a round is. Called often; must not block.
+pub type ProgressFn = Arc<dyn Fn(RoundProgress) + Send + Sync>;
+
+/// How far a round is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RoundProgress {
+    /// Entries looked at.
+    pub entries: u64,
+    /// Bytes of content read or found unchanged.
+    pub bytes: u64,
+    /// Bytes on the pipe.
+    pub wire_bytes: u64,
+}
+
+/// An element that is read.
+#[async_trait]
+pub trait ElementSource: Send {
+    /// Brings the sink at the other end of `pipe` up to what the element is now. After an error another round, over a new
+    /// pipe, goes on with what arrived.
+    async fn round(
+        &mut self,
+        pipe: Pipe,
+        options: RoundOptions,
+        progress: ProgressFn,
+    ) -> Result<RoundReport, Fault>;
+}
+
+/// An element that is written.
+#[async_trait]
+pub trait ElementSink: Send {
+    /// Takes in one round.
+    async fn round(&mut self, pipe: Pipe, progress: ProgressFn) -> Result<RoundReport, Fault>;
+}
+
+/// Reads and writes storage elements of this node.
+#[async_trait]
+pub trait Storage: Send + Sync {
+    /// Opens an element for reading. Nothing of it changes.
+    async fn source(
+        &self,
+        place: &ElementPlace,
+        options: &SyncOptions,
+    ) -> Result<Box<dyn ElementSource>, Fault>;
+
+    /// Opens an element for writing. What it holds is used where it is right, and removed where it is not in the source.
+    async fn sink(&self, place: &ElementPlace) -> Result<Box<dyn ElementSink>, Fault>;
+}
