@@ -16,8 +16,12 @@ pub enum Phase {
     Prepare,
     /// The container is made at the destination.
     Create,
+    /// Volumes and layer travel while the source runs.
+    Bulk,
     /// The source stops.
     Freeze,
+    /// What changed since the last round travels, and everything is compared.
+    Delta,
     /// The destination starts.
     Start,
     /// The destination proves itself.
@@ -37,7 +41,9 @@ impl Phase {
             Self::Image => "image",
             Self::Prepare => "prepare",
             Self::Create => "create",
+            Self::Bulk => "pre-copy",
             Self::Freeze => "stop source",
+            Self::Delta => "final delta",
             Self::Start => "start",
             Self::Health => "health",
             Self::HandOver => "hand over",

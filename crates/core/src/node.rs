@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::container::{ContainerSpec, ContainerSummary};
 use crate::network::NetworkSpec;
+use crate::storage::VolumeSpec;
 
 /// Facts about an engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +83,9 @@ pub struct NodeFacts {
     pub free_inodes: Option<u64>,
     /// The agent reads layers straight from the engine's storage.
     pub direct_layers: bool,
+    /// The agent reads and writes the files of storage elements itself, not through the engine.
+    #[serde(default)]
+    pub direct_files: bool,
     /// Addresses of its interfaces.
     pub addresses: Vec<IpAddr>,
     /// What the agent can't do here and why, for people.
@@ -112,6 +116,9 @@ pub struct Survey {
     pub networks: Vec<NetworkSpec>,
     /// Names of all its volumes.
     pub volumes: Vec<String>,
+    /// All its volumes with their attributes.
+    #[serde(default)]
+    pub volume_specs: Vec<VolumeSpec>,
     /// Ports in use on the host, by containers or others.
     pub ports: Vec<PortInUse>,
     /// For each container asked about, in the same order.
@@ -131,6 +138,9 @@ pub struct ArrivalFacts {
     pub missing_devices: Vec<String>,
     /// Sources of bind mounts that don't exist here.
     pub missing_bind_sources: Vec<String>,
+    /// Sources of bind mounts that are here and hold something.
+    #[serde(default)]
+    pub filled_bind_sources: Vec<String>,
 }
 
 /// The question that a [`Survey`] answers.
@@ -138,6 +148,15 @@ pub struct ArrivalFacts {
 pub struct SurveyRequest {
     /// The containers that want to come.
     pub containers: Vec<ContainerSpec>,
+}
+
+/// How much a storage element holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ElementSize {
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Number of entries.
+    pub entries: u64,
 }
 
 /// A node's answer to: tell me about this container of yours.
@@ -150,6 +169,12 @@ pub struct ContainerReport {
     /// For each number of skipped lowest layers the bytes of the image archive, where the node can tell beforehand:
     /// `archive_bytes[n]` for `n` layers skipped.
     pub archive_bytes: Vec<u64>,
+    /// The volumes that it mounts, with everybody else who mounts them.
+    #[serde(default)]
+    pub volumes: Vec<VolumeSpec>,
+    /// Bytes and files of its storage elements where the node could look, by path in the container; `/` is its layer.
+    #[serde(default)]
+    pub sizes: BTreeMap<String, ElementSize>,
     /// Other notes for the plan, by code.
     #[serde(default)]
     pub notes: BTreeMap<String, String>,

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::fault::Fault;
 use crate::ids::ContainerId;
+use crate::node::ElementSize;
 
 /// Kinds of storage elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -316,4 +317,24 @@ pub trait Storage: Send + Sync {
 
     /// Opens an element for writing. What it holds is used where it is right, and removed where it is not in the source.
     async fn sink(&self, place: &ElementPlace) -> Result<Box<dyn ElementSink>, Fault>;
+
+    /// Makes the directory, and those above it, where it is missing; says whether it was.
+    async fn make(&self, place: &ElementPlace) -> Result<bool, Fault>;
+
+    /// Removes the directory with all that it holds. Gone already is done well.
+    async fn remove(&self, place: &ElementPlace) -> Result<(), Fault>;
+
+    /// What the element holds makes way, under a key, and the element is empty with the same attributes. If something is
+    /// kept under that key already, nothing happens: it was done before. Survives the removal of the element by the engine.
+    async fn set_aside(&self, place: &ElementPlace, key: &str) -> Result<(), Fault>;
+
+    /// What was set aside under the key comes back, in place of what is there now. Nothing happens if there is nothing.
+    /// Says whether there was something.
+    async fn put_back(&self, place: &ElementPlace, key: &str) -> Result<bool, Fault>;
+
+    /// What was set aside under the key goes for good. Gone already is done well.
+    async fn drop_aside(&self, place: &ElementPlace, key: &str) -> Result<(), Fault>;
+
+    /// How much the element holds: a quick look that reads no content. `None` where that cannot be told.
+    async fn size(&self, place: &ElementPlace) -> Result<Option<ElementSize>, Fault>;
 }

@@ -4,17 +4,17 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use tranship_core::NetworkSpec;
-use tranship_core::container::{ContainerState, MountKind, PublishedPort};
+use tranship_core::container::{ContainerState, PublishedPort};
 use tranship_core::network::Subnet;
 use tranship_core::node::{ArrivalFacts, ContainerReport, ImageStore, NodeFacts, Survey};
 
-use crate::options::{ModeRequest, OnSource};
+use crate::options::OnSource;
 use crate::plan::{Finding, Mode, Plan, Severity};
 
 /// Keeps this much of the destination's disk free beyond what the image needs.
 const SPACE_RESERVE: u64 = 64 << 20;
 
-struct Findings(Vec<Finding>);
+pub(crate) struct Findings(pub(crate) Vec<Finding>);
 
 impl Findings {
     fn add(&mut self, severity: Severity, code: &str, message: impl Into<String>, remedy: impl Into<String>) {
@@ -27,15 +27,15 @@ impl Findings {
         });
     }
 
-    fn conflict(&mut self, code: &str, message: impl Into<String>, remedy: impl Into<String>) {
+    pub(crate) fn conflict(&mut self, code: &str, message: impl Into<String>, remedy: impl Into<String>) {
         self.add(Severity::Conflict, code, message, remedy);
     }
 
-    fn warning(&mut self, code: &str, message: impl Into<String>, remedy: impl Into<String>) {
+    pub(crate) fn warning(&mut self, code: &str, message: impl Into<String>, remedy: impl Into<String>) {
         self.add(Severity::Warning, code, message, remedy);
     }
 
-    fn note(&mut self, code: &str, message: impl Into<String>) {
+    pub(crate) fn note(&mut self, code: &str, message: impl Into<String>) {
         self.add(Severity::Note, code, message, "");
     }
 }
@@ -50,8 +50,6 @@ pub(crate) fn findings(
     let mut found = Findings(Vec::new());
     state(&mut found, plan);
     ties(&mut found, plan, survey);
-    mounts(&mut found, plan, arrival, survey);
-    layer(&mut found, plan, report);
     same_engine(&mut found, plan, survey);
     name(&mut found, plan, survey);
     ports(&mut found, plan, survey);
@@ -189,107 +187,6 @@ fn ties(found: &mut Findings, plan: &Plan, survey: &Survey) {
             "security.apparmor",
             format!("its AppArmor profile {profile:?} means nothing there: the host has no AppArmor"),
             "",
-        );
-    }
-}
-
-fn mounts(found: &mut Findings, plan: &Plan, arrival: &ArrivalFacts, survey: &Survey) {
-    let spec = plan.spec();
-    for mount in &spec.mounts {
-        let at = &mount.destination;
-        match mount.kind {
-            MountKind::Tmpfs => found.note(
-                "mount.tmpfs",
-                format!("the tmpfs at {at} comes empty, as after a restart"),
-            ),
-            MountKind::Other => found.conflict(
-                "mount.unknown",
-                format!("the mount at {at} is of a kind that cannot be carried"),
-                "",
-            ),
-            MountKind::Volume if !plan.options.without_volumes => {
-                let name = if mount.anonymous {
-                    "anonymous"
-                } else {
-                    mount.name.as_str()
-                };
-                found.conflict(
-                    "volume.present",
-                    format!(
-                        "the volume {name:?} at {at} holds data, and this version does not carry volumes yet"
-                    ),
-                    "--without-volumes goes on with a new and empty one",
-                );
-            }
-            MountKind::Volume => {
-                if !mount.anonymous && survey.volumes.contains(&mount.name) {
-                    found.conflict(
-                        "volume.exists",
-                        format!(
-                            "there is a volume {:?} at the destination already, with somebody's data",
-                            mount.name
-                        ),
-                        "remove or rename that volume first",
-                    );
-                } else {
-                    found.warning(
-                        "volume.empty",
-                        format!("the volume at {at} comes new and empty"),
-                        "",
-                    );
-                }
-            }
-            MountKind::Bind if !plan.options.without_volumes => found.conflict(
-                "bind.present",
-                format!(
-                    "{} of the host is mounted at {at}, and this version does not carry bind mounts yet",
-                    mount.source
-                ),
-                "--without-volumes goes on with what the destination has at that path",
-            ),
-            MountKind::Bind => {
-                if arrival.missing_bind_sources.contains(&mount.source) {
-                    found.conflict(
-                        "bind.missing",
-                        format!(
-                            "{} is mounted at {at}, and does not exist at the destination",
-                            mount.source
-                        ),
-                        "make it there first",
-                    );
-                } else {
-                    found.warning(
-                        "bind.other",
-                        format!(
-                            "at {at} it will see what {} holds at the destination",
-                            mount.source
-                        ),
-                        "",
-                    );
-                }
-            }
-        }
-    }
-}
-
-fn layer(found: &mut Findings, plan: &Plan, report: &ContainerReport) {
-    let changes = &report.changes;
-    if changes.files == 0 {
-        return;
-    }
-    let message = format!(
-        "the container changed {} file(s) in its own layer ({} bytes; {}), which this version does not carry yet",
-        changes.files,
-        changes.bytes,
-        changes.examples.join(", ")
-    );
-    if plan.options.without_layer || plan.options.mode == ModeRequest::Stateless {
-        found.warning("layer.left-behind", message, "");
-    } else {
-        found.conflict(
-            "layer.changed",
-            message,
-            "if none of it matters, say so: --mode stateless, or --without-layer",
         );
     }
 }

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tranship_core::Fault;
 use tranship_core::engine::ByteStream;
+use tranship_core::storage::Pipe;
 
 use crate::plan::Plan;
 
@@ -55,15 +56,20 @@ pub enum ArrivalState {
 #[async_trait]
 pub trait Destination: Send + Sync {
     /// Begins. The destination checks the plan against what it is now.
-    async fn open(&self, plan: &Plan) -> Result<Opened, Fault>;
-    /// Takes in the image archive.
-    async fn image(&self, archive: ByteStream) -> Result<(), Fault>;
+    /// Says for each of the plan's containers what of its image is there.
+    async fn open(&self, plan: &Plan) -> Result<Vec<Opened>, Fault>;
+    /// Takes in the image archive of the plan's container `member`.
+    async fn image(&self, member: usize, archive: ByteStream) -> Result<(), Fault>;
     /// Makes networks and volumes.
     async fn prepare(&self) -> Result<(), Fault>;
-    /// Makes the container.
+    /// Makes the containers.
     async fn create(&self) -> Result<(), Fault>;
+    /// Opens one round of the plan's element `index`, and is its sink at the other end of the pipe.
+    async fn element(&self, index: usize) -> Result<Pipe, Fault>;
     /// Starts the container. In cold mode the source has committed before it asks for this.
     async fn start(&self) -> Result<(), Fault>;
+    /// Lets containers go on that wait for their tmpfs.
+    async fn go_on(&self) -> Result<(), Fault>;
     /// Waits until the container proved itself.
     async fn ready(&self) -> Result<Adopted, Fault>;
     /// The container belongs to the destination from here on.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use tranship_core::storage::Compression;
 
 /// Which way the user asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +16,8 @@ pub enum ModeRequest {
     Stateless,
     /// It stops here before it starts there.
     Cold,
+    /// It is paused here while the rest is carried; the program starts afresh there.
+    Warm,
 }
 
 /// What becomes of the source after the hand-over.
@@ -28,6 +31,93 @@ pub enum OnSource {
     Remove,
     /// It goes on running; stateless mode only.
     Keep,
+}
+
+/// What to do about a volume of the same name at the destination.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeConflict {
+    /// The migration does not begin.
+    #[default]
+    Refuse,
+    /// The destination's volume is used with the data that it holds; nothing is copied into it.
+    Reuse,
+    /// The volume comes under another name.
+    Rename,
+    /// The data of the destination's volume makes way; it comes back if the migration fails.
+    Replace,
+}
+
+/// When a hook runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HookTime {
+    /// At the source, right before it freezes. If it fails, nothing freezes.
+    PreFreeze,
+    /// At the source's host, while it is frozen. If it fails, the source goes on.
+    PostFreeze,
+    /// At the destination, once the container runs and before it has to prove itself. If it fails, the source goes on.
+    PostStart,
+    /// At the source, after it goes on because the migration was given up; undoes what `pre-freeze` did.
+    Thaw,
+}
+
+impl std::fmt::Display for HookTime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::PreFreeze => "pre-freeze",
+            Self::PostFreeze => "post-freeze",
+            Self::PostStart => "post-start",
+            Self::Thaw => "thaw",
+        })
+    }
+}
+
+impl std::str::FromStr for HookTime {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "pre-freeze" => Ok(Self::PreFreeze),
+            "post-freeze" => Ok(Self::PostFreeze),
+            "post-start" => Ok(Self::PostStart),
+            "thaw" => Ok(Self::Thaw),
+            _ => Err(format!(
+                "{text:?} is none of pre-freeze, post-freeze, post-start and thaw"
+            )),
+        }
+    }
+}
+
+/// Where a hook runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HookPlace {
+    /// In the container, by its shell, as its user.
+    #[default]
+    Container,
+    /// On the node, by its shell, as the agent's user. Only the user of tranship can ask for it, no label.
+    Host,
+}
+
+/// A command of the user at a moment of the migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hook {
+    /// When.
+    pub when: HookTime,
+    /// Where.
+    #[serde(default, rename = "where")]
+    pub place: HookPlace,
+    /// What, for `sh -c`.
+    pub command: String,
+    /// Seconds after which it has failed.
+    #[serde(default = "default_hook_timeout")]
+    pub timeout: u64,
+}
+
+/// Seconds that a hook may take if nobody says otherwise.
+pub(crate) fn default_hook_timeout() -> u64 {
+    30
 }
 
 /// Options of one migration.
@@ -70,4 +160,43 @@ pub struct MoveOptions {
     /// Milliseconds within which the container must be healthy (or just stay up) at the destination.
     #[serde(default)]
     pub health_timeout_ms: Option<u64>,
+    /// Containers that share a volume with it move along.
+    #[serde(default)]
+    pub with_dependents: bool,
+    /// Only these volumes bring their data; all of them if empty. Names, or paths in the container.
+    #[serde(default)]
+    pub volumes: Vec<String>,
+    /// These volumes come empty. Names, or paths in the container.
+    #[serde(default)]
+    pub exclude_volumes: Vec<String>,
+    /// Patterns of paths that stay behind, in every volume and in the layer.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// Bind mounts whose data comes along, by their path in the container or on the host.
+    #[serde(default)]
+    pub include_bind: Vec<String>,
+    /// Bind mounts for which the destination has the right thing at the same path already.
+    #[serde(default)]
+    pub shared_bind: Vec<String>,
+    /// tmpfs whose content comes along, by their path in the container.
+    #[serde(default)]
+    pub include_tmpfs: Vec<String>,
+    /// What to do about volumes of the same name.
+    #[serde(default)]
+    pub volume_conflict: VolumeConflict,
+    /// The source does not freeze before a freeze is expected to last at most this many milliseconds.
+    #[serde(default)]
+    pub max_downtime_ms: Option<u64>,
+    /// Rounds of copying while the source runs, at most.
+    #[serde(default)]
+    pub rounds: Option<u32>,
+    /// Compression of data on the wire.
+    #[serde(default)]
+    pub compression: Compression,
+    /// Bytes per second on the wire, at most.
+    #[serde(default)]
+    pub limit_rate: Option<u64>,
+    /// Commands of the user, in the order in which they run at their time.
+    #[serde(default)]
+    pub hooks: Vec<Hook>,
 }

@@ -1,19 +1,20 @@
 //! What would happen, worked out before anything does.
 
-use std::fmt;
-
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tranship_core::MigrationId;
 use tranship_core::container::{ContainerSpec, RestartPolicy};
 use tranship_core::engine::CreateRequest;
 use tranship_core::image::ImageTransfer;
-use tranship_core::node::{ContainerReport, Survey};
+use tranship_core::node::{ArrivalFacts, ContainerReport, Survey};
 
 use crate::check;
+use crate::elements::{self, ElementPlan};
 use crate::health;
-use crate::options::{ModeRequest, MoveOptions, OnSource};
+use crate::options::{Hook, HookPlace, HookTime, ModeRequest, MoveOptions, OnSource};
+use crate::order;
 
 /// How a container moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,16 @@ pub enum Mode {
     Stateless,
     /// It stops here before it starts there.
     Cold,
+    /// It is paused here before it starts there, afresh.
+    Warm,
+}
+
+impl Mode {
+    /// Whether the source stands still before the destination starts, so that its data is carried and never two run.
+    #[must_use]
+    pub fn is_stateful(self) -> bool {
+        self != Self::Stateless
+    }
 }
 
 impl fmt::Display for Mode {
@@ -30,6 +41,7 @@ impl fmt::Display for Mode {
         f.write_str(match self {
             Self::Stateless => "stateless",
             Self::Cold => "cold",
+            Self::Warm => "warm",
         })
     }
 }
@@ -66,12 +78,38 @@ pub struct Prediction {
     pub bytes: u64,
     /// Bytes of the whole image, as if nothing were there.
     pub image_bytes: u64,
+    /// Bytes of volumes, layer and other elements, as far as the node could look.
+    #[serde(default)]
+    pub data_bytes: u64,
     /// The byte counts are exact, not the engine's estimate.
     pub exact: bool,
     /// Milliseconds until the hand-over, by the rough rates of `Rates`.
     pub total_ms: u64,
     /// Milliseconds during which nobody serves.
     pub downtime_ms: u64,
+}
+
+/// A command that will run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedHook {
+    /// Which of the plan's containers.
+    pub member: usize,
+    /// The command.
+    #[serde(flatten)]
+    pub hook: Hook,
+}
+
+/// A container that moves along.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its image and what travels of it.
+    pub transfer: ImageTransfer,
+    /// How it is made at the destination.
+    pub create: CreateRequest,
+    /// The restart policy that it has, and gets back there.
+    pub restart_policy: RestartPolicy,
+    /// Milliseconds within which it must prove itself there.
+    pub health_timeout_ms: u64,
 }
 
 /// One container's way from one node to another.
@@ -95,6 +133,15 @@ pub struct Plan {
     pub restart_policy: RestartPolicy,
     /// Milliseconds within which it must prove itself there.
     pub health_timeout_ms: u64,
+    /// Containers that move together with it, because they share its volumes; in the order in which they start.
+    #[serde(default)]
+    pub companions: Vec<Member>,
+    /// Volumes, layers and other elements that come along, in the order in which they are made.
+    #[serde(default)]
+    pub elements: Vec<ElementPlan>,
+    /// Commands of the user, each with the container that it belongs to.
+    #[serde(default)]
+    pub hooks: Vec<PlannedHook>,
     /// Everything that the comparison brought up, worst first.
     pub findings: Vec<Finding>,
     /// What is expected.
@@ -112,6 +159,28 @@ impl Plan {
     pub fn spec(&self) -> &ContainerSpec {
         &self.create.spec
     }
+
+    /// The container that was asked for, then those that move along.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member> {
+        let mut members = vec![Member {
+            transfer: self.transfer.clone(),
+            create: self.create.clone(),
+            restart_policy: self.restart_policy.clone(),
+            health_timeout_ms: self.health_timeout_ms,
+        }];
+        members.extend(self.companions.iter().cloned());
+        members
+    }
+
+    /// Indexes of the members in the order in which they start. They stop in the opposite order.
+    #[must_use]
+    pub fn start_order(&self) -> Vec<usize> {
+        let specs: Vec<&ContainerSpec> = std::iter::once(self.spec())
+            .chain(self.companions.iter().map(|m| &m.create.spec))
+            .collect();
+        order::start_order(&specs)
+    }
 }
 
 /// Rough rates for predictions, in bytes per second and milliseconds. They are estimates to give a person an idea; what
@@ -124,6 +193,12 @@ pub struct Rates {
     pub fixed_ms: u64,
     /// What stopping and starting cost at least.
     pub switch_ms: u64,
+    /// How fast files travel.
+    pub data_bytes_per_second: u64,
+    /// How many new entries are made.
+    pub entries_per_second: u64,
+    /// How many entries are looked at for a change.
+    pub looks_per_second: u64,
 }
 
 impl Default for Rates {
@@ -132,6 +207,9 @@ impl Default for Rates {
             image_bytes_per_second: 100_000_000,
             fixed_ms: 1_500,
             switch_ms: 1_000,
+            data_bytes_per_second: 200_000_000,
+            entries_per_second: 20_000,
+            looks_per_second: 200_000,
         }
     }
 }
@@ -142,8 +220,8 @@ pub struct PlanInput<'a> {
     pub source: &'a str,
     /// The destination, as the user named it.
     pub destination: &'a str,
-    /// The containers, each with the id that its migration gets.
-    pub containers: &'a [(MigrationId, ContainerReport)],
+    /// The migrations to be, each with the container asked for, and those that move along with it.
+    pub containers: &'a [(MigrationId, Vec<ContainerReport>)],
     /// Facts about the source node.
     pub source_node: &'a tranship_core::node::NodeFacts,
     /// The destination's answer, arrivals in the order of the containers.
@@ -155,12 +233,13 @@ pub struct PlanInput<'a> {
 /// Plans the move of some containers. Never fails: what stands in the way is in the findings.
 #[must_use]
 pub fn plan(input: &PlanInput<'_>) -> Vec<Plan> {
-    let mut plans: Vec<Plan> = input
-        .containers
-        .iter()
-        .enumerate()
-        .map(|(index, (id, report))| plan_one(input, index, id, report))
-        .collect();
+    let mut first = 0;
+    let mut plans: Vec<Plan> = Vec::new();
+    for (id, reports) in input.containers {
+        let arrivals = input.survey.arrivals.get(first..).unwrap_or_default();
+        first += reports.len();
+        plans.extend(plan_group(input, arrivals, id, reports));
+    }
     check::between_plans(&mut plans);
     for plan in &mut plans {
         plan.findings.sort_by_key(|f| f.severity);
@@ -168,15 +247,189 @@ pub fn plan(input: &PlanInput<'_>) -> Vec<Plan> {
     plans
 }
 
-fn plan_one(input: &PlanInput<'_>, index: usize, id: &MigrationId, report: &ContainerReport) -> Plan {
+/// The mode of a group, and the request as every rule shall see it.
+fn mode_of(options: &MoveOptions, reports: &[ContainerReport]) -> (Mode, ModeRequest) {
+    match options.mode {
+        ModeRequest::Cold => (Mode::Cold, ModeRequest::Cold),
+        ModeRequest::Warm => (Mode::Warm, ModeRequest::Warm),
+        ModeRequest::Stateless => (Mode::Stateless, ModeRequest::Stateless),
+        ModeRequest::Auto if reports.iter().any(|r| elements::keeps_state(r, options)) => {
+            (Mode::Cold, ModeRequest::Cold)
+        }
+        ModeRequest::Auto => (Mode::Stateless, ModeRequest::Auto),
+    }
+}
+
+/// One migration. `None` where there is no container to plan for.
+fn plan_group(
+    input: &PlanInput<'_>,
+    arrivals: &[ArrivalFacts],
+    id: &MigrationId,
+    reports: &[ContainerReport],
+) -> Option<Plan> {
+    let (mode, request) = mode_of(input.options, reports);
+    let options = MoveOptions {
+        mode: request,
+        ..input.options.clone()
+    };
+    let mut found = check::Findings(Vec::new());
+    let planned = elements::plan_elements(reports, arrivals, &options, input.survey, &mut found);
+    let single = |index: usize, report: &ContainerReport| {
+        let arrival = arrivals.get(index).cloned().unwrap_or_default();
+        let mut plan = plan_one(input, mode, &arrival, id, report);
+        plan.create.carried = planned.carried.get(index).cloned().unwrap_or_default();
+        plan.create.empty_volumes = planned.some_left || options.without_volumes;
+        if index > 0 {
+            // Another name is meant for the container that was asked for.
+            plan.create.name.clone_from(&report.spec.name);
+        }
+        plan.options = options.clone();
+        if index == 0 {
+            plan.elements.clone_from(&planned.elements);
+            plan.prediction.add_elements(&planned.elements, mode);
+        }
+        plan.findings = check::findings(&plan, report, &arrival, input.source_node, input.survey);
+        plan
+    };
+    let mut plans: Vec<Plan> = reports.iter().enumerate().map(|(i, r)| single(i, r)).collect();
+    check::between_plans(&mut plans);
+    let mut plans = plans.into_iter();
+    let mut group = plans.next()?;
+    group.options.mode = input.options.mode;
+    if input.options.mode == ModeRequest::Auto && mode == Mode::Cold {
+        group.findings.push(Finding {
+            code: "mode.cold".into(),
+            severity: Severity::Note,
+            message: "it keeps state, so it stops here before it starts there (cold)".into(),
+            remedy: Some("--mode warm pauses it in place of stopping it".into()),
+        });
+    }
+    group.hooks = hooks_of(reports, &options, mode, &mut found);
+    group.findings.append(&mut found.0);
+    for companion in plans {
+        for mut finding in companion.findings {
+            finding.message = format!("{}: {}", companion.create.spec.name, finding.message);
+            group.findings.push(finding);
+        }
+        group.prediction.bytes = group.prediction.bytes.saturating_add(companion.prediction.bytes);
+        group.companions.push(Member {
+            transfer: companion.transfer,
+            create: companion.create,
+            restart_policy: companion.restart_policy,
+            health_timeout_ms: companion.health_timeout_ms,
+        });
+    }
+    if group.options.on_source == OnSource::Keep && mode.is_stateful() {
+        group.findings.push(Finding {
+            code: "plan.keep".into(),
+            severity: Severity::Conflict,
+            message: "--on-source keep would leave two instances, which only stateless mode allows".into(),
+            remedy: Some("use --mode stateless, or --on-source stop".into()),
+        });
+    }
+    Some(group)
+}
+
+/// The user's hooks, for the container that was asked for, and those that the containers' labels name. A label's command
+/// runs in its container only: whoever made the container must not get a shell on the host by it.
+fn hooks_of(
+    reports: &[ContainerReport],
+    options: &MoveOptions,
+    mode: Mode,
+    found: &mut check::Findings,
+) -> Vec<PlannedHook> {
+    let mut hooks: Vec<PlannedHook> = Vec::new();
+    let times = [
+        HookTime::PreFreeze,
+        HookTime::PostFreeze,
+        HookTime::PostStart,
+        HookTime::Thaw,
+    ];
+    for (member, report) in reports.iter().enumerate() {
+        for when in times {
+            let label = format!("tranship.hook.{when}");
+            let Some(command) = report.spec.labels.get(&label) else {
+                continue;
+            };
+            let timeout = report
+                .spec
+                .labels
+                .get(&format!("{label}.timeout"))
+                .and_then(|t| t.parse().ok())
+                .unwrap_or(crate::options::default_hook_timeout());
+            hooks.push(PlannedHook {
+                member,
+                hook: Hook {
+                    when,
+                    place: HookPlace::Container,
+                    command: command.clone(),
+                    timeout,
+                },
+            });
+        }
+    }
+    hooks.extend(options.hooks.iter().map(|hook| PlannedHook {
+        member: 0,
+        hook: hook.clone(),
+    }));
+    for planned in &hooks {
+        let hook = &planned.hook;
+        if hook.when == HookTime::PostFreeze && hook.place == HookPlace::Container {
+            found.conflict(
+                "hook.frozen",
+                format!(
+                    "the post-freeze hook {:?} cannot run in a container that stands still",
+                    hook.command
+                ),
+                "run it on the host, or before the freeze",
+            );
+        }
+        if hook.when != HookTime::PostStart && !mode.is_stateful() {
+            found.warning(
+                "hook.stateless",
+                format!(
+                    "the {} hook {:?} does not run: in stateless mode nothing freezes",
+                    hook.when, hook.command
+                ),
+                "",
+            );
+        }
+    }
+    hooks
+}
+
+impl Prediction {
+    fn add_elements(&mut self, elements: &[ElementPlan], mode: Mode) {
+        let rates = Rates::default();
+        self.data_bytes = elements
+            .iter()
+            .filter(|e| e.copied)
+            .filter_map(|e| e.size)
+            .fold(0, |sum, size| sum.saturating_add(size.bytes));
+        self.bytes = self.bytes.saturating_add(self.data_bytes);
+        let entries: u64 = elements.iter().filter_map(|e| e.size).map(|s| s.entries).sum();
+        let copy_ms = self.data_bytes.saturating_mul(1000) / rates.data_bytes_per_second
+            + entries.saturating_mul(1000) / rates.entries_per_second;
+        self.total_ms = self.total_ms.saturating_add(copy_ms);
+        if mode.is_stateful() {
+            // A look at every entry, and what was written meanwhile.
+            self.downtime_ms = self
+                .downtime_ms
+                .saturating_add(entries.saturating_mul(1000) / rates.looks_per_second)
+                .saturating_add(copy_ms / 50);
+        }
+    }
+}
+
+fn plan_one(
+    input: &PlanInput<'_>,
+    mode: Mode,
+    arrival: &ArrivalFacts,
+    id: &MigrationId,
+    report: &ContainerReport,
+) -> Plan {
     let spec = &report.spec;
     let options = input.options;
-    let arrival = input.survey.arrivals.get(index).cloned().unwrap_or_default();
-    let mode = match options.mode {
-        ModeRequest::Cold => Mode::Cold,
-        ModeRequest::Auto | ModeRequest::Stateless => Mode::Stateless,
-    };
-
     let skip_layers = match (options.whole_image, arrival.image_held) {
         (true, _) => 0,
         (false, true) => spec.image.layers.len(),
@@ -193,14 +446,12 @@ fn plan_one(input: &PlanInput<'_>, index: usize, id: &MigrationId, report: &Cont
             spec.image.size / layers * (layers - skip_layers as u64)
         })
     };
-    let tag = tag_of(spec);
     let transfer = ImageTransfer {
         image: spec.image.clone(),
-        tag,
+        tag: tag_of(spec),
         skip_layers,
         bytes: exact.then_some(bytes),
     };
-
     let create = CreateRequest {
         spec: spec.clone(),
         name: options.rename.clone().unwrap_or_else(|| spec.name.clone()),
@@ -221,18 +472,15 @@ fn plan_one(input: &PlanInput<'_>, index: usize, id: &MigrationId, report: &Cont
     let prediction = Prediction {
         bytes,
         image_bytes: whole,
+        data_bytes: 0,
         exact,
         total_ms: rates
             .fixed_ms
             .saturating_add(transfer_ms)
             .saturating_add(health_ms),
-        downtime_ms: match mode {
-            Mode::Stateless => 0,
-            Mode::Cold => rates.switch_ms,
-        },
+        downtime_ms: if mode.is_stateful() { rates.switch_ms } else { 0 },
     };
-
-    let mut plan = Plan {
+    Plan {
         id: id.clone(),
         source: input.source.to_owned(),
         destination: input.destination.to_owned(),
@@ -242,19 +490,12 @@ fn plan_one(input: &PlanInput<'_>, index: usize, id: &MigrationId, report: &Cont
         create,
         restart_policy: spec.restart_policy.clone(),
         health_timeout_ms,
+        companions: Vec::new(),
+        elements: Vec::new(),
+        hooks: Vec::new(),
         findings: Vec::new(),
         prediction,
-    };
-    plan.findings = check::findings(&plan, report, &arrival, input.source_node, input.survey);
-    if plan.options.on_source == OnSource::Keep && plan.mode != Mode::Stateless {
-        plan.findings.push(Finding {
-            code: "plan.keep".into(),
-            severity: Severity::Conflict,
-            message: "--on-source keep would leave two instances, which only stateless mode allows".into(),
-            remedy: Some("use --mode stateless, or --on-source stop".into()),
-        });
     }
-    plan
 }
 
 /// The tag that travels: the reference that the container was made from, if it is a tag of its image still. A reference

@@ -1,9 +1,12 @@
 //! What must survive a crash: one record per migration and side, saved before each step that it describes.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tranship_core::container::RestartPolicy;
 use tranship_core::event::Phase;
+use tranship_core::storage::ElementAt;
 use tranship_core::{ContainerId, Fault, MigrationId};
 
 use crate::destination::ArrivalState;
@@ -20,6 +23,25 @@ pub struct PhaseRecord {
     pub took_ms: u64,
     /// Bytes that it moved.
     pub bytes: u64,
+}
+
+/// One round over the elements.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundRecord {
+    /// The source stood still.
+    pub frozen: bool,
+    /// Entries of all elements.
+    pub entries: u64,
+    /// Bytes of all elements.
+    pub bytes: u64,
+    /// Entries that were new, different or gone.
+    pub changed_entries: u64,
+    /// Bytes of content that the destination did not hold.
+    pub literal_bytes: u64,
+    /// Bytes on the wire.
+    pub wire_bytes: u64,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
 }
 
 /// Where a migration stands at the source.
@@ -41,6 +63,28 @@ pub enum DepartureState {
     /// Nothing runs at the destination, and the source could not be started again. The agent tries once more when it
     /// starts.
     NotResumed,
+}
+
+impl DepartureRecord {
+    /// Nothing has happened yet.
+    #[must_use]
+    pub fn new(plan: Plan, begun_at_ms: u64) -> Self {
+        Self {
+            plan,
+            state: DepartureState::Preparing,
+            begun_at_ms,
+            phases: Vec::new(),
+            bytes_sent: 0,
+            rounds: Vec::new(),
+            predicted_downtime_ms: None,
+            hooked: false,
+            downtime_ms: None,
+            total_ms: 0,
+            destination_container: None,
+            proved_healthy: false,
+            fault: None,
+        }
+    }
 }
 
 impl DepartureState {
@@ -74,8 +118,17 @@ pub struct DepartureRecord {
     pub begun_at_ms: u64,
     /// The timeline.
     pub phases: Vec<PhaseRecord>,
-    /// Bytes of the image that travelled.
+    /// Bytes of image and data that travelled.
     pub bytes_sent: u64,
+    /// The rounds of copying, the one in the freeze last.
+    #[serde(default)]
+    pub rounds: Vec<RoundRecord>,
+    /// Milliseconds of downtime that were expected right before the freeze.
+    #[serde(default)]
+    pub predicted_downtime_ms: Option<u64>,
+    /// A pre-freeze hook was run, so that going back has to run the thaw hooks.
+    #[serde(default)]
+    pub hooked: bool,
     /// Milliseconds during which nobody served, if the source was stopped.
     pub downtime_ms: Option<u64>,
     /// Milliseconds from beginning to end.
@@ -111,10 +164,26 @@ pub enum Undo {
         /// Its id, once known.
         id: Option<String>,
     },
-    /// A volume comes with the container; remove it.
+    /// A volume comes with the migration; remove it. What arrived in it is kept for a while where it has a GUID, so that the
+    /// next try need not send it again.
     Volume {
         /// Its name.
         name: String,
+        /// Its GUID, empty if it has none or brings no data.
+        #[serde(default)]
+        guid: String,
+    },
+    /// What an element of the destination held made way; put it back.
+    Aside {
+        /// The element.
+        at: ElementAt,
+        /// The key under which it is kept.
+        key: String,
+    },
+    /// A directory of the host was made; remove it.
+    Directory {
+        /// Its path.
+        path: String,
     },
     /// A container of the same name made way; put it back.
     SetAside {
@@ -147,8 +216,9 @@ pub struct ArrivalRecord {
     pub begun_at_ms: u64,
     /// What to undo, oldest first.
     pub undo: Vec<Undo>,
-    /// The container, once it is made.
-    pub container: Option<ContainerId>,
+    /// The containers that are made, by their place in the plan.
+    #[serde(default)]
+    pub containers: BTreeMap<usize, ContainerId>,
     /// What could not be undone.
     pub left_behind: Vec<String>,
 }

@@ -3,9 +3,10 @@
 //! Two orders of steps, by mode:
 //!
 //! * stateless: image, networks, create, start there, prove there, stop here, adopt there, release here;
-//! * cold: image, networks, create, stop here, **commit**, start there, prove there, adopt there, release here.
+//! * cold and warm: image, networks and volumes, create, rounds of copying, stop (or pause) here, final delta, **commit**, start
+//!   there, prove there, adopt there, release here.
 //!
-//! In cold mode the commit is a record made durable here before the destination is told to start. From then on the
+//! In cold and warm mode the commit is a record made durable here before the destination is told to start. From then on the
 //! source resumes only after the destination has said that it discarded; a lost link alone decides nothing.
 
 use std::sync::Arc;
@@ -15,16 +16,24 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tranship_core::container::{ContainerState, RestartPolicy};
 use tranship_core::event::{Event, Phase, Reporter};
 use tranship_core::fault::FaultKind;
-use tranship_core::{Engine, EngineError, Fault};
+use tranship_core::{ContainerSpec, EngineError, Fault};
 
-use crate::destination::{Adopted, Destination, link_lost};
+use crate::destination::{Adopted, Destination, Opened, link_lost};
 use crate::failpoint;
-use crate::options::OnSource;
-use crate::plan::{Mode, Plan};
+use crate::options::{HookTime, OnSource};
+use crate::plan::{Member, Mode, Plan};
+use crate::ports::Ports;
 use crate::record::{DepartureRecord, DepartureState, PhaseRecord, Records};
+
+mod data;
+mod hooks;
+mod rollback;
+
+pub use rollback::resume;
 
 /// How long a lost link is waited for where going back would be worse than waiting.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -37,12 +46,17 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
 /// One migration as its source sees it.
 pub struct Departure {
-    engine: Arc<dyn Engine>,
+    ports: Ports,
     destination: Arc<dyn Destination>,
     records: Arc<dyn Records>,
     reporter: Arc<dyn Reporter>,
     cancelled: watch::Receiver<bool>,
     record: DepartureRecord,
+    members: Vec<Member>,
+    /// The elements that are open for reading.
+    elements: Vec<data::OpenElement>,
+    /// Breaks the pipes of rounds under way.
+    given_up: CancellationToken,
     begun: Instant,
     /// The source was stopped (or was about to be) by us.
     frozen_at: Option<Instant>,
@@ -62,7 +76,7 @@ impl Departure {
     /// A migration that nothing has happened to yet.
     #[must_use]
     pub fn new(
-        engine: Arc<dyn Engine>,
+        ports: Ports,
         destination: Arc<dyn Destination>,
         records: Arc<dyn Records>,
         reporter: Arc<dyn Reporter>,
@@ -70,25 +84,17 @@ impl Departure {
         plan: Plan,
         begun_at_ms: u64,
     ) -> Self {
-        let record = DepartureRecord {
-            plan,
-            state: DepartureState::Preparing,
-            begun_at_ms,
-            phases: Vec::new(),
-            bytes_sent: 0,
-            downtime_ms: None,
-            total_ms: 0,
-            destination_container: None,
-            proved_healthy: false,
-            fault: None,
-        };
+        let members = plan.members();
         Self {
-            engine,
+            ports,
             destination,
             records,
             reporter,
             cancelled,
-            record,
+            record: DepartureRecord::new(plan, begun_at_ms),
+            members,
+            elements: Vec::new(),
+            given_up: CancellationToken::new(),
             begun: Instant::now(),
             frozen_at: None,
             serving_at: None,
@@ -108,6 +114,7 @@ impl Departure {
             Ok(()) => self.record.state = DepartureState::Complete,
             Err(fault) => self.roll_back(fault).await,
         }
+        self.close_elements().await;
         self.record.total_ms = millis(self.begun.elapsed());
         if let (Some(frozen), Some(serving)) = (self.frozen_at, self.serving_at) {
             self.record.downtime_ms = Some(millis(serving.saturating_duration_since(frozen)));
@@ -199,7 +206,7 @@ impl Departure {
         self.stop_if_cancelled()?;
         match self.plan().mode {
             Mode::Stateless => self.stateless_steps().await?,
-            Mode::Cold => self.cold_steps().await?,
+            Mode::Cold | Mode::Warm => self.stateful_steps().await?,
         }
         self.release().await;
         Ok(())
@@ -216,7 +223,7 @@ impl Departure {
         self.note_container(&ready);
         self.stop_if_cancelled()?;
         // A container made with --rm is gone once it stops and could not come back, so it stops last.
-        let stop_last = self.plan().spec().auto_remove;
+        let stop_last = self.members.iter().any(|m| m.create.spec.auto_remove);
         let keep = self.plan().options.on_source == OnSource::Keep;
         let phase = self.begin(Phase::HandOver);
         let frozen = if keep || stop_last {
@@ -240,15 +247,28 @@ impl Departure {
         Ok(())
     }
 
-    async fn cold_steps(&mut self) -> Result<(), Fault> {
+    async fn stateful_steps(&mut self) -> Result<(), Fault> {
+        if self.record.plan.elements.iter().any(|e| e.copied) {
+            let phase = self.begin(Phase::Bulk);
+            let done = self.bulk().await;
+            self.end(&phase, done)?;
+            self.stop_if_cancelled()?;
+        }
         let phase = self.begin(Phase::Freeze);
         let done = self.check_and_freeze().await;
         self.end(&phase, done)?;
         self.stop_if_cancelled()?;
+        if self.record.plan.elements.iter().any(|e| e.copied) {
+            let phase = self.begin(Phase::Delta);
+            let done = self.delta().await;
+            self.end(&phase, done)?;
+            self.stop_if_cancelled()?;
+        }
         self.record.state = DepartureState::Committed;
         self.save().await?;
+        failpoint::reach("source.committed").await?;
         let phase = self.begin(Phase::Start);
-        let done = self.start_there().await;
+        let done = self.start_and_fill().await;
         self.end(&phase, done)?;
         self.serving_at = Some(Instant::now());
         let phase = self.begin(Phase::Health);
@@ -266,8 +286,20 @@ impl Departure {
 
     async fn check_and_freeze(&mut self) -> Result<(), Fault> {
         self.check().await?;
+        self.hooks(HookTime::PreFreeze).await?;
         self.freeze().await?;
+        self.hooks(HookTime::PostFreeze).await?;
+        self.check_volumes().await?;
         failpoint::reach("source.frozen").await
+    }
+
+    /// Starts the containers there, and fills what exists only while they run.
+    async fn start_and_fill(&mut self) -> Result<(), Fault> {
+        self.start_there().await?;
+        if self.fill_memory().await? {
+            self.insist(|d| async move { d.go_on().await }).await?;
+        }
+        Ok(())
     }
 
     async fn prepare_there(&mut self) -> Result<(), Fault> {
@@ -288,7 +320,13 @@ impl Departure {
     /// The container must still be the one, and doing what it did, when the plan was made.
     async fn check(&mut self) -> Result<(), Fault> {
         failpoint::reach("source.check").await?;
-        let spec = self.record.plan.create.spec.clone();
+        for member in self.members.clone() {
+            self.check_member(&member.create.spec).await?;
+        }
+        Ok(())
+    }
+
+    async fn check_member(&self, spec: &ContainerSpec) -> Result<(), Fault> {
         let changed = |what: String| {
             Fault::new(
                 "container.changed",
@@ -297,7 +335,7 @@ impl Departure {
             )
             .with_hint("run the command again")
         };
-        let status = match self.engine.status(&spec.id).await {
+        let status = match self.ports.engine.status(&spec.id).await {
             Ok(status) => status,
             Err(EngineError::NotFound { .. }) => return Err(changed("was removed".into())),
             Err(error) => return Err(error.into()),
@@ -314,35 +352,51 @@ impl Departure {
     async fn image(&mut self) -> Result<(), Fault> {
         failpoint::reach("source.image").await?;
         let opened = self.destination.open(&self.record.plan).await?;
+        for (index, member) in self.members.clone().iter().enumerate() {
+            let held = opened.get(index).cloned().unwrap_or_default();
+            self.image_of(index, member, &held).await?;
+        }
+        Ok(())
+    }
+
+    async fn image_of(&mut self, index: usize, member: &Member, opened: &Opened) -> Result<(), Fault> {
         let whole = self.plan().options.whole_image;
-        let layers = self.plan().transfer.image.layers.len();
-        if opened.image_held && !whole {
+        let layers = member.transfer.image.layers.len();
+        // An image that several of them share travels once.
+        let sent_before = self
+            .members
+            .iter()
+            .take(index)
+            .any(|m| m.transfer.image.id == member.transfer.image.id);
+        if (opened.image_held && !whole) || sent_before {
             self.reporter.report(Event::Note {
                 text: "the image is there already".into(),
             });
             return self
                 .destination
-                .image(Box::pin(futures_util::stream::empty()))
+                .image(index, Box::pin(futures_util::stream::empty()))
                 .await;
         }
         let skip = if whole { 0 } else { opened.layers_held.min(layers) };
-        self.record.plan.transfer.skip_layers = skip;
-        match self.send_image(skip).await {
+        match self.send_image(index, member, skip).await {
             // Layers that were there may have gone in between; the whole image does not depend on them.
             Err(fault) if skip > 0 && !link_lost(&fault) && !*self.cancelled.borrow() => {
                 let text =
                     format!("sending only the missing layers failed ({fault}); sending the whole image");
                 self.reporter.report(Event::Warning { text });
-                self.record.plan.transfer.skip_layers = 0;
-                self.send_image(0).await
+                self.send_image(index, member, 0).await
             }
             done => done,
         }
     }
 
-    async fn send_image(&mut self, skip: usize) -> Result<(), Fault> {
-        let transfer = &self.record.plan.transfer;
+    async fn send_image(&mut self, index: usize, member: &Member, skip: usize) -> Result<(), Fault> {
+        if index == 0 {
+            self.record.plan.transfer.skip_layers = skip;
+        }
+        let transfer = &member.transfer;
         let archive = self
+            .ports
             .engine
             .export_image(&transfer.image, transfer.tag.as_deref(), skip)
             .await?;
@@ -365,7 +419,7 @@ impl Departure {
         };
         let mut cancelled = self.cancelled.clone();
         let result = tokio::select! {
-            result = self.destination.image(Box::pin(counted)) => result,
+            result = self.destination.image(index, Box::pin(counted)) => result,
             _ = cancelled.wait_for(|c| *c) => {
                 Err(Fault::new("migrate.aborted", FaultKind::RolledBack, "the migration was aborted on request"))
             }
@@ -389,18 +443,31 @@ impl Departure {
         self.park_and_stop().await
     }
 
+    /// All restart policies first, so that no engine that is restarted meanwhile starts what shall stand still.
     async fn park_and_stop(&self) -> Result<(), Fault> {
-        let id = &self.plan().spec().id;
-        if !self.plan().restart_policy.is_never() {
-            self.engine
-                .set_restart_policy(id, &RestartPolicy::never())
-                .await?;
+        for member in &self.members {
+            if !member.restart_policy.is_never() {
+                self.ports
+                    .engine
+                    .set_restart_policy(&member.create.spec.id, &RestartPolicy::never())
+                    .await?;
+            }
         }
-        match self.engine.stop(id, None).await {
-            // With --rm the engine may have taken it away before it answered.
-            Err(EngineError::NotFound { .. }) if self.plan().spec().auto_remove => Ok(()),
-            done => done.map_err(Fault::from),
+        let mut order = self.plan().start_order();
+        order.reverse();
+        for member in order.into_iter().filter_map(|index| self.members.get(index)) {
+            let id = &member.create.spec.id;
+            if self.plan().mode == Mode::Warm {
+                self.ports.engine.pause(id).await?;
+                continue;
+            }
+            match self.ports.engine.stop(id, None).await {
+                // With --rm the engine may have taken it away before it answered.
+                Err(EngineError::NotFound { .. }) if member.create.spec.auto_remove => {}
+                done => done?,
+            }
         }
+        Ok(())
     }
 
     async fn start_there(&mut self) -> Result<(), Fault> {
@@ -481,160 +548,31 @@ impl Departure {
     /// After the hand-over nothing can be undone any more: what fails here is said, and left to a person.
     async fn release(&mut self) {
         self.record.fault = None;
-        if self.plan().options.on_source != OnSource::Remove || self.plan().spec().auto_remove {
-            return;
-        }
-        if let Err(error) = self.engine.remove_container_only(&self.plan().spec().id).await {
-            let text = format!("the source is stopped but could not be removed: {error}");
-            self.reporter.report(Event::Warning { text });
-        }
-    }
-
-    /// Puts everything back. Before the commit the source comes first, so that it serves again at once; after it the
-    /// destination has to let go first.
-    async fn roll_back(&mut self, cause: Fault) {
-        self.reporter.report(Event::PhaseStarted {
-            phase: Phase::Rollback,
-        });
-        let begun = Instant::now();
-        let committed = matches!(
-            self.record.state,
-            DepartureState::Committed | DepartureState::InDoubt
-        );
-        let mut fault = cause.clone();
-        if fault.kind != FaultKind::Bug {
-            fault.kind = FaultKind::RolledBack;
-        }
-        if committed {
-            match self.discard_there(true).await {
-                Ok(()) => {
-                    if let Err(stuck) = self.resume().await {
-                        fault = stuck.because(cause.to_string());
-                    }
-                }
-                Err(stuck) => fault = stuck.because(cause.to_string()).with_kind(FaultKind::InDoubt),
+        let remove = self.plan().options.on_source == OnSource::Remove;
+        for member in self.members.clone() {
+            let spec = &member.create.spec;
+            if self.plan().mode == Mode::Warm
+                && let Err(error) = self.ports.engine.kill(&spec.id).await
+            {
+                let text = format!(
+                    "the source {} is paused and could not be ended: {error}; do not unpause it, remove it with `docker rm -f`",
+                    spec.name
+                );
+                self.reporter.report(Event::Warning { text });
+                continue;
             }
-        } else {
-            let resumed = self.resume().await;
-            match self.discard_there(false).await {
-                Ok(()) => {}
-                // Stateless mode only: the source serves, and perhaps the destination as well.
-                Err(lost) if link_lost(&lost) && self.adopt_asked => {
-                    fault.kind = FaultKind::InDoubt;
-                    fault
-                        .causes
-                        .push(format!("the destination may run the container too: {lost}"));
-                }
-                Err(lost) if link_lost(&lost) => self.reporter.report(Event::Warning {
-                    text: format!("the destination could not be told, and cleans up by itself: {lost}"),
-                }),
-                Err(stuck) => {
-                    fault
-                        .causes
-                        .push(format!("cleaning up at the destination: {stuck}"));
-                    if stuck.kind == FaultKind::InDoubt {
-                        fault.kind = FaultKind::InDoubt;
-                    }
-                }
+            if !remove || spec.auto_remove {
+                continue;
             }
-            if let Err(stuck) = resumed {
-                fault = stuck.because(cause.to_string());
+            if let Err(error) = self.ports.engine.remove_container_only(&spec.id).await {
+                let text = format!(
+                    "the source {} is stopped but could not be removed: {error}",
+                    spec.name
+                );
+                self.reporter.report(Event::Warning { text });
             }
         }
-        self.record.state = match fault.kind {
-            FaultKind::InDoubt if fault.code == NOT_RESUMED => DepartureState::NotResumed,
-            FaultKind::InDoubt => DepartureState::InDoubt,
-            _ => DepartureState::RolledBack,
-        };
-        let took_ms = millis(begun.elapsed());
-        let begun_ms = millis(begun.saturating_duration_since(self.begun));
-        self.record.phases.push(PhaseRecord {
-            phase: Phase::Rollback,
-            begun_ms,
-            took_ms,
-            bytes: 0,
-        });
-        let name = self.plan().spec().name.clone();
-        self.record.fault = Some(fault.on_container(name));
-        self.reporter.report(Event::PhaseEnded {
-            phase: Phase::Rollback,
-            milliseconds: took_ms,
-            bytes: 0,
-        });
     }
-
-    async fn discard_there(&mut self, until_answered: bool) -> Result<(), Fault> {
-        let discarded = if until_answered {
-            self.insist(|d| async move { d.discard().await }).await?
-        } else {
-            self.destination.discard().await?
-        };
-        for left in discarded.left_behind {
-            self.reporter.report(Event::Warning {
-                text: format!("left at the destination: {left}"),
-            });
-        }
-        Ok(())
-    }
-
-    /// Starts the source again if it was stopped, and gives it its restart policy back.
-    async fn resume(&mut self) -> Result<(), Fault> {
-        if self.record.state == DepartureState::Preparing {
-            return Ok(());
-        }
-        resume(self.engine.as_ref(), self.plan()).await?;
-        self.serving_at = Some(Instant::now());
-        Ok(())
-    }
-}
-
-/// Makes the source serve again after it was frozen: starts it, and gives it its restart policy back. Also what an agent
-/// does at its start with a record that says `frozen`.
-///
-/// # Errors
-/// `source.not-resumed`, which needs a person.
-pub async fn resume(engine: &dyn Engine, plan: &Plan) -> Result<(), Fault> {
-    let spec = plan.spec();
-    let begun = Instant::now();
-    let mut attempt = 0u32;
-    let reason = loop {
-        let error = match try_resume(engine, plan).await {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
-        };
-        attempt += 1;
-        // An engine that is being restarted takes longer than one that refuses.
-        let away = matches!(
-            error,
-            EngineError::Unreachable { .. } | EngineError::Uncertain { .. }
-        );
-        if attempt >= 5 && !(away && begun.elapsed() < ENGINE_AWAY) {
-            break error.to_string();
-        }
-        tokio::time::sleep(Duration::from_millis(300 * u64::from(attempt.min(5)))).await;
-    };
-    Err(Fault::new(
-        NOT_RESUMED,
-        FaultKind::InDoubt,
-        format!(
-            "the container {} was stopped and could not be started again at the source",
-            spec.name
-        ),
-    )
-    .on_container(spec.name.clone())
-    .on_node(plan.source.clone())
-    .because(reason)
-    .with_hint(format!("start it there with `docker start {}`", spec.name)))
-}
-
-async fn try_resume(engine: &dyn Engine, plan: &Plan) -> Result<(), EngineError> {
-    let id = &plan.spec().id;
-    let started = engine.start(id).await;
-    // Also where it does not start: whoever starts it by hand then gets back what they had.
-    if !plan.restart_policy.is_never() {
-        engine.set_restart_policy(id, &plan.restart_policy).await?;
-    }
-    started
 }
 
 fn millis(duration: Duration) -> u64 {

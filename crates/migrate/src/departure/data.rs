@@ -1,0 +1,427 @@
+//! What the containers hold, on its way: rounds while they run, the final delta while they stand still.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tranship_core::Fault;
+use tranship_core::event::{Event, Phase, Reporter};
+use tranship_core::fault::FaultKind;
+use tranship_core::storage::{
+    ElementAt, ElementPlace, ElementSource, ProgressFn, RoundOptions, RoundProgress, RoundReport, SyncOptions,
+};
+
+use super::{Departure, PATIENCE, PROGRESS_EVERY, RETRY, millis};
+use crate::destination::{Destination, link_lost};
+use crate::elements::Target;
+use crate::failpoint;
+use crate::pipe::breakable;
+use crate::plan::Plan;
+use crate::record::RoundRecord;
+
+/// Rounds while the source runs, unless the user says otherwise.
+const ROUNDS: u32 = 6;
+/// A round that takes no longer than this leaves nothing to gain from another one.
+const SHORT: Duration = Duration::from_millis(150);
+/// A round that takes more than this share of the one before does not shorten the freeze by much.
+const WORTH_IT: f64 = 0.7;
+/// Elements whose final delta travels at the same time.
+const SIDE_BY_SIDE: usize = 4;
+/// What the freeze takes beside the data: stopping, a record, starting. An estimate for predictions.
+const FREEZE_FIXED_MS: u64 = 700;
+
+/// An element that is open for reading.
+pub(super) struct OpenElement {
+    /// Its place in the plan.
+    index: usize,
+    label: String,
+    place: ElementPlace,
+    source: Box<dyn ElementSource>,
+}
+
+/// Bytes of all elements in one phase, for people.
+struct Meter {
+    reporter: Arc<dyn Reporter>,
+    phase: Phase,
+    total: Option<u64>,
+    done: AtomicU64,
+    shown: std::sync::Mutex<Instant>,
+}
+
+impl Meter {
+    /// What one element reports, added to what the others did.
+    fn of_one(self: &Arc<Self>) -> ProgressFn {
+        let meter = Arc::clone(self);
+        let mine = AtomicU64::new(0);
+        Arc::new(move |progress: RoundProgress| {
+            let before = mine.swap(progress.bytes, Ordering::Relaxed);
+            let more = progress.bytes.saturating_sub(before);
+            let all = meter.done.fetch_add(more, Ordering::Relaxed) + more;
+            let Ok(mut shown) = meter.shown.try_lock() else {
+                return;
+            };
+            if shown.elapsed() >= PROGRESS_EVERY {
+                *shown = Instant::now();
+                meter.reporter.report(Event::Progress {
+                    phase: meter.phase,
+                    bytes: all,
+                    total: meter.total,
+                });
+            }
+        })
+    }
+}
+
+impl Departure {
+    fn meter(&self, phase: Phase, total: Option<u64>) -> Arc<Meter> {
+        Arc::new(Meter {
+            reporter: Arc::clone(&self.reporter),
+            phase,
+            total,
+            done: AtomicU64::new(0),
+            shown: std::sync::Mutex::new(Instant::now()),
+        })
+    }
+
+    fn sync_options(&self) -> SyncOptions {
+        let options = &self.plan().options;
+        SyncOptions {
+            exclude: options.exclude.clone(),
+            compression: options.compression,
+            limit_rate: options.limit_rate,
+        }
+    }
+
+    /// Opens the plan's elements whose data travels. With `live`, only those that can be read while the source runs.
+    async fn open_elements(&mut self, live: bool) -> Result<(), Fault> {
+        let options = self.sync_options();
+        for (index, element) in self.record.plan.elements.clone().into_iter().enumerate() {
+            let open = self.elements.iter().any(|e| e.index == index);
+            if !element.copied || open || matches!(element.target, Target::Tmpfs { .. }) {
+                continue;
+            }
+            let place = self.ports.engine.locate(&element.at).await?;
+            if live && matches!(place, ElementPlace::Archive { .. }) {
+                self.ports.engine.release(&place).await?;
+                continue;
+            }
+            let opened = self.ports.storage.source(&place, &options).await;
+            let source = match opened {
+                Ok(source) => source,
+                Err(fault) => {
+                    self.ports.engine.release(&place).await?;
+                    return Err(fault.on_node(self.plan().source.clone()));
+                }
+            };
+            self.elements.push(OpenElement {
+                index,
+                label: element.label(),
+                place,
+                source,
+            });
+        }
+        Ok(())
+    }
+
+    /// Gives back what the engine made for reading.
+    pub(super) async fn close_elements(&mut self) {
+        for element in std::mem::take(&mut self.elements) {
+            drop(element.source);
+            if let Err(error) = self.ports.engine.release(&element.place).await {
+                let text = format!("what was made for reading {} is left: {error}", element.label);
+                self.reporter.report(Event::Warning { text });
+            }
+        }
+    }
+
+    /// Copies while the source runs, in rounds, as long as that shortens the freeze.
+    pub(super) async fn bulk(&mut self) -> Result<(), Fault> {
+        failpoint::reach("source.bulk").await?;
+        let limit = self.plan().options.rounds.unwrap_or(ROUNDS);
+        if limit == 0 {
+            return Ok(());
+        }
+        self.open_elements(true).await?;
+        if self.elements.is_empty() {
+            return Ok(());
+        }
+        let target = self.plan().options.max_downtime_ms;
+        let mut previous: Option<RoundRecord> = None;
+        for number in 1..=limit {
+            let options = RoundOptions::default();
+            let total = if number == 1 {
+                Some(self.plan().prediction.data_bytes)
+            } else {
+                None
+            };
+            let round = self
+                .round_of_all(Phase::Bulk, options, total.filter(|t| *t > 0))
+                .await?;
+            self.stop_if_cancelled()?;
+            let predicted = predict(&round, previous.as_ref());
+            self.record.predicted_downtime_ms = Some(predicted);
+            self.save().await?;
+            self.reporter.report(Event::Note {
+                text: format!(
+                    "round {number}: {} of {} entries differ, {} bytes; a freeze now would take about {:.1} s",
+                    round.changed_entries,
+                    round.entries,
+                    round.literal_bytes,
+                    seconds(predicted)
+                ),
+            });
+            let fits = target.is_none_or(|t| predicted <= t);
+            let short = round.took_ms <= millis(SHORT);
+            let shrinking = previous.is_none_or(|p| {
+                #[expect(
+                    clippy::cast_precision_loss,
+                    reason = "milliseconds of a round are far below 2^52"
+                )]
+                let share = round.took_ms as f64 / p.took_ms.max(1) as f64;
+                share < WORTH_IT
+            });
+            // The first round tells how much there is, not how much changes.
+            if short || (number > 1 && target.is_some() && fits) || (number > 2 && !shrinking) {
+                break;
+            }
+            previous = Some(round);
+        }
+        if let (Some(target), Some(predicted)) = (target, self.record.predicted_downtime_ms)
+            && predicted > target
+        {
+            return Err(Fault::new(
+                "precopy.not-converging",
+                FaultKind::RolledBack,
+                format!(
+                    "the freeze would take about {:.1} s, and more rounds of copying do not bring it below the {:.1} s asked for",
+                    seconds(predicted),
+                    seconds(target)
+                ),
+            )
+            .with_hint(
+                "allow more with --max-downtime or --rounds, move it when it writes less, or leave out what changes most with --exclude",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Copies what changed since the last round, while the source stands still, and makes it durable there.
+    pub(super) async fn delta(&mut self) -> Result<(), Fault> {
+        failpoint::reach("source.delta").await?;
+        self.open_elements(false).await?;
+        let options = RoundOptions {
+            frozen: true,
+            durable: true,
+        };
+        self.round_of_all(Phase::Delta, options, None).await?;
+        failpoint::reach("source.delta-done").await
+    }
+
+    /// One round of every open element, and its record.
+    async fn round_of_all(
+        &mut self,
+        phase: Phase,
+        options: RoundOptions,
+        total: Option<u64>,
+    ) -> Result<RoundRecord, Fault> {
+        let begun = Instant::now();
+        let meter = self.meter(phase, total);
+        // One at a time while the source runs, so that it keeps its share of the disk.
+        let side_by_side = if options.frozen { SIDE_BY_SIDE } else { 1 };
+        let mut cancelled = self.cancelled.clone();
+        let mut elements = std::mem::take(&mut self.elements);
+        let reports = {
+            let work = rounds(
+                &self.destination,
+                self.plan(),
+                &mut elements,
+                options,
+                &self.given_up,
+                &meter,
+                side_by_side,
+            );
+            tokio::pin!(work);
+            tokio::select! {
+                reports = &mut work => reports,
+                _ = cancelled.wait_for(|c| *c) => {
+                    // The rounds come to an end by themselves now; nothing is read any more when this returns.
+                    self.given_up.cancel();
+                    work.await
+                }
+            }
+        };
+        self.elements = elements;
+        let mut record = RoundRecord {
+            frozen: options.frozen,
+            ..RoundRecord::default()
+        };
+        let mut failed = None;
+        for report in reports {
+            match report {
+                Ok(report) => {
+                    record.entries += report.entries;
+                    record.bytes += report.bytes;
+                    record.changed_entries += report.changed_entries;
+                    record.literal_bytes += report.literal_bytes;
+                    record.wire_bytes += report.wire_bytes;
+                }
+                Err(fault) => {
+                    failed.get_or_insert(fault);
+                }
+            }
+        }
+        record.took_ms = millis(begun.elapsed());
+        self.record.bytes_sent += record.wire_bytes;
+        self.record.rounds.push(record);
+        self.stop_if_cancelled()?;
+        failed.map_or(Ok(record), Err)
+    }
+
+    /// A container that came to use one of the volumes since the plan was made would write into what is being copied.
+    pub(super) async fn check_volumes(&self) -> Result<(), Fault> {
+        let copied: Vec<&str> = self
+            .plan()
+            .elements
+            .iter()
+            .filter(|e| e.copied)
+            .filter_map(|e| match &e.at {
+                ElementAt::Volume { name } => Some(name.as_str()),
+                _ => None,
+            })
+            .collect();
+        if copied.is_empty() {
+            return Ok(());
+        }
+        let volumes = self.ports.engine.volume_specs().await?;
+        for volume in volumes.iter().filter(|v| copied.contains(&v.name.as_str())) {
+            let other = volume.users.iter().find(|user| {
+                user.running && !self.members.iter().any(|m| m.create.spec.id == user.container)
+            });
+            if let Some(other) = other {
+                return Err(Fault::new(
+                    "volume.shared",
+                    FaultKind::RolledBack,
+                    format!(
+                        "the volume {:?} is used by {} since the plan was made",
+                        volume.name, other.name
+                    ),
+                )
+                .with_hint("stop that container, or move both with --with-dependents"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what tmpfs hold to containers that run there already and wait for it; says whether there was any.
+    pub(super) async fn fill_memory(&mut self) -> Result<bool, Fault> {
+        let options = self.sync_options();
+        let mut some = false;
+        for (index, element) in self.record.plan.elements.clone().into_iter().enumerate() {
+            if !element.copied || !matches!(element.target, Target::Tmpfs { .. }) {
+                continue;
+            }
+            some = true;
+            let place = self.ports.engine.locate(&element.at).await?;
+            let source = self.ports.storage.source(&place, &options).await?;
+            let mut open = OpenElement {
+                index,
+                label: element.label(),
+                place,
+                source,
+            };
+            let meter = self.meter(Phase::Start, None);
+            let frozen = RoundOptions {
+                frozen: true,
+                durable: false,
+            };
+            let report = round_of_one(
+                &self.destination,
+                &mut open,
+                frozen,
+                &self.given_up,
+                meter.of_one(),
+            )
+            .await;
+            self.elements.push(open);
+            self.record.bytes_sent += report?.wire_bytes;
+        }
+        Ok(some)
+    }
+}
+
+/// One round of each element, `side_by_side` at the same time.
+async fn rounds(
+    destination: &Arc<dyn Destination>,
+    plan: &Plan,
+    elements: &mut [OpenElement],
+    options: RoundOptions,
+    given_up: &CancellationToken,
+    meter: &Arc<Meter>,
+    side_by_side: usize,
+) -> Vec<Result<RoundReport, Fault>> {
+    let work = elements.iter_mut().map(|element| {
+        let progress = meter.of_one();
+        async move {
+            let label = element.label.clone();
+            let done = round_of_one(destination, element, options, given_up, progress).await;
+            done.map_err(|mut fault| {
+                fault.message = format!("{label}: {}", fault.message);
+                let there = fault.code.starts_with("wire.") || fault.code.starts_with("arrival.");
+                fault.on_node(if there { &plan.destination } else { &plan.source })
+            })
+        }
+    });
+    stream::iter(work).buffer_unordered(side_by_side).collect().await
+}
+
+/// One round of one element. A link that was lost is made again for a while: what arrived is there.
+async fn round_of_one(
+    destination: &Arc<dyn Destination>,
+    element: &mut OpenElement,
+    options: RoundOptions,
+    given_up: &CancellationToken,
+    progress: ProgressFn,
+) -> Result<RoundReport, Fault> {
+    let begun = Instant::now();
+    loop {
+        let round = async {
+            let pipe = destination.element(element.index).await?;
+            let pipe = breakable(pipe, given_up);
+            element.source.round(pipe, options, Arc::clone(&progress)).await
+        };
+        match round.await {
+            Err(fault)
+                if (link_lost(&fault) || fault.code == "content.link")
+                    && begun.elapsed() < PATIENCE
+                    && !given_up.is_cancelled() =>
+            {
+                tokio::time::sleep(RETRY).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Milliseconds that a freeze right after this round would last: what was written during the round has to travel, as fast as
+/// the round went, after a look at everything.
+fn predict(round: &RoundRecord, previous: Option<&RoundRecord>) -> u64 {
+    let Some(previous) = previous else {
+        // Nothing is known yet about how fast it changes; that nothing changes is the most that can be said for it.
+        return FREEZE_FIXED_MS.saturating_add(round.took_ms / 10);
+    };
+    // What this round sent was written while the one before ran.
+    let written = round.literal_bytes.saturating_mul(round.took_ms) / previous.took_ms.max(1);
+    let rate_per_ms = (round.literal_bytes / round.took_ms.max(1)).max(1);
+    let copying = (written / rate_per_ms).min(round.took_ms);
+    let looking = round
+        .took_ms
+        .saturating_sub(round.literal_bytes / rate_per_ms.max(100_000));
+    FREEZE_FIXED_MS.saturating_add(copying.max(looking.min(round.took_ms)))
+}
+
+fn seconds(milliseconds: u64) -> f64 {
+    Duration::from_millis(milliseconds).as_secs_f64()
+}

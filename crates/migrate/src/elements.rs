@@ -1,0 +1,650 @@
+//! Which storage elements come along, where they go, and what stands in their way.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tranship_core::container::{MountKind, MountSpec};
+use tranship_core::node::{ArrivalFacts, ContainerReport, ElementSize, Survey};
+use tranship_core::storage::{ElementAt, VolumeSpec};
+
+use crate::check::Findings;
+use crate::options::{ModeRequest, MoveOptions, VolumeConflict};
+
+/// How an element of the destination comes to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Making {
+    /// It is made new.
+    New,
+    /// It is there, and is used as it is.
+    Reuse,
+    /// It is there; what it holds makes way, and comes back if the migration fails.
+    Replace,
+}
+
+/// Where an element goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "target")]
+pub enum Target {
+    /// A volume with a name.
+    Volume {
+        /// Its name there.
+        name: String,
+        /// How it comes to be.
+        making: Making,
+    },
+    /// A volume whose name the engine there makes up when it makes the container.
+    Anonymous {
+        /// Which of the plan's containers.
+        member: usize,
+        /// Its path in that container.
+        path: String,
+    },
+    /// The layer of a container.
+    Layer {
+        /// Which of the plan's containers.
+        member: usize,
+    },
+    /// A path of the host.
+    Bind {
+        /// The path.
+        path: String,
+        /// How it comes to be.
+        making: Making,
+    },
+    /// Memory of a container; filled once it runs, while it is paused.
+    Tmpfs {
+        /// Which of the plan's containers.
+        member: usize,
+        /// Its path in that container.
+        path: String,
+    },
+}
+
+/// One storage element of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ElementPlan {
+    /// Where it is at the source.
+    pub at: ElementAt,
+    /// Where it goes.
+    #[serde(flatten)]
+    pub target: Target,
+    /// Its path in the first container that has it.
+    pub path: String,
+    /// Its attributes, if it is a volume.
+    #[serde(default)]
+    pub volume: Option<VolumeSpec>,
+    /// Its data travels. Otherwise it is only made, or used as it is.
+    pub copied: bool,
+    /// What it held when the plan was made, where the node could look.
+    #[serde(default)]
+    pub size: Option<ElementSize>,
+}
+
+impl ElementPlan {
+    /// What a person calls it.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match &self.at {
+            ElementAt::Volume { name } if matches!(self.target, Target::Anonymous { .. }) => {
+                format!("volume {} at {}", name.get(..12).unwrap_or(name), self.path)
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
+/// What the elements of a plan are.
+#[derive(Debug, Default)]
+pub(crate) struct Planned {
+    pub(crate) elements: Vec<ElementPlan>,
+    /// For each container, what its mounts become there: path in the container → name or path there.
+    pub(crate) carried: Vec<BTreeMap<String, String>>,
+    /// Some mount is new and empty there, or is what the destination has.
+    pub(crate) some_left: bool,
+}
+
+/// Whether a user's `NAME` means this mount.
+fn named(mount: &MountSpec, wanted: &[String]) -> bool {
+    wanted.iter().any(|w| {
+        let path = w.trim_end_matches('/');
+        *w == mount.name
+            || path == mount.destination
+            || (mount.kind == MountKind::Bind && path == mount.source)
+    })
+}
+
+/// Whether the data of this mount comes along, by what the user asked for.
+fn comes_along(mount: &MountSpec, options: &MoveOptions) -> bool {
+    if options.without_volumes {
+        return false;
+    }
+    match mount.kind {
+        MountKind::Volume => {
+            (options.volumes.is_empty() || named(mount, &options.volumes))
+                && !named(mount, &options.exclude_volumes)
+        }
+        MountKind::Bind => named(mount, &options.include_bind),
+        MountKind::Tmpfs => named(mount, &options.include_tmpfs),
+        MountKind::Other => false,
+    }
+}
+
+/// Whether a container keeps state that a start elsewhere, beside it, would not see.
+pub(crate) fn keeps_state(report: &ContainerReport, options: &MoveOptions) -> bool {
+    (report.changes.files > 0 && !options.without_layer)
+        || report
+            .spec
+            .mounts
+            .iter()
+            .any(|m| m.kind != MountKind::Tmpfs && comes_along(m, options))
+}
+
+/// The elements of the containers that move together.
+pub(crate) fn plan_elements(
+    reports: &[ContainerReport],
+    arrivals: &[ArrivalFacts],
+    options: &MoveOptions,
+    survey: &Survey,
+    found: &mut Findings,
+) -> Planned {
+    let mut planned = Planned::default();
+    for (member, report) in reports.iter().enumerate() {
+        let mut carried = BTreeMap::new();
+        let arrival = arrivals.get(member).cloned().unwrap_or_default();
+        for mount in &report.spec.mounts {
+            let mut work = Work {
+                member,
+                report,
+                reports,
+                options,
+                survey,
+                arrival: &arrival,
+                found,
+                planned: &mut planned,
+                carried: &mut carried,
+            };
+            match mount.kind {
+                MountKind::Volume => work.volume(mount),
+                MountKind::Bind => work.bind(mount),
+                MountKind::Tmpfs => work.tmpfs(mount),
+                MountKind::Other => work.found.conflict(
+                    "mount.unknown",
+                    format!(
+                        "the mount at {} is of a kind that cannot be carried",
+                        mount.destination
+                    ),
+                    "",
+                ),
+            }
+        }
+        layer(member, report, options, found, &mut planned);
+        planned.carried.push(carried);
+    }
+    unknown_names(reports, options, found);
+    if planned.elements.iter().any(|e| e.copied) && !survey.node.direct_files {
+        found.warning(
+            "files.engine-route",
+            "the agent there does not run as root: data goes through the engine, whole, and only while the source stands still",
+            "log in as root there for copying while it runs, deletions and exact attributes",
+        );
+    }
+    planned
+}
+
+/// One mount being planned.
+struct Work<'a> {
+    member: usize,
+    report: &'a ContainerReport,
+    reports: &'a [ContainerReport],
+    options: &'a MoveOptions,
+    survey: &'a Survey,
+    arrival: &'a ArrivalFacts,
+    found: &'a mut Findings,
+    planned: &'a mut Planned,
+    carried: &'a mut BTreeMap<String, String>,
+}
+
+impl Work<'_> {
+    fn size(&self, mount: &MountSpec) -> Option<ElementSize> {
+        self.report.sizes.get(&mount.destination).copied()
+    }
+
+    fn volume(&mut self, mount: &MountSpec) {
+        let at = &mount.destination;
+        let stateless = self.options.mode == ModeRequest::Stateless;
+        if stateless && comes_along(mount, self.options) {
+            self.found.conflict(
+                "volume.stateless",
+                format!("the volume at {at} holds data, which cannot be carried while both instances run"),
+                "--mode cold or --mode warm carries it; --without-volumes goes on with a new and empty one",
+            );
+            return;
+        }
+        if !comes_along(mount, self.options) {
+            self.empty_volume(mount);
+            return;
+        }
+        let mut spec = self
+            .report
+            .volumes
+            .iter()
+            .find(|v| v.name == mount.name)
+            .cloned()
+            .unwrap_or_else(|| VolumeSpec {
+                name: mount.name.clone(),
+                driver: mount.driver.clone(),
+                anonymous: mount.anonymous,
+                ..VolumeSpec::default()
+            });
+        let element_at = ElementAt::Volume {
+            name: mount.name.clone(),
+        };
+        // The same volume at another path, or in another container of the group, is the same element.
+        if let Some(known) = self.planned.elements.iter().find(|e| e.at == element_at) {
+            if let Target::Volume { name, .. } = &known.target {
+                self.carried.insert(at.clone(), name.clone());
+            }
+            return;
+        }
+        self.shared(&spec);
+        let elsewhere = spec.data_elsewhere();
+        if let Some(why) = &elsewhere {
+            self.found.note(
+                "volume.elsewhere",
+                format!(
+                    "the volume {:?} at {at} is made again with the same options; its data is not copied, since {why}",
+                    mount.name
+                ),
+            );
+            if !self.survey.node.engine.volume_drivers.contains(&spec.driver) {
+                self.found.conflict(
+                    "volume.driver",
+                    format!("the engine there has no volume driver {:?}", spec.driver),
+                    "install the driver's plug-in there",
+                );
+            }
+        }
+        let shared_in_group = self
+            .reports
+            .iter()
+            .flat_map(|r| &r.spec.mounts)
+            .filter(|m| m.kind == MountKind::Volume && m.name == mount.name)
+            .count()
+            > 1;
+        let target = if mount.anonymous && !shared_in_group && elsewhere.is_none() {
+            self.carried.insert(at.clone(), String::new());
+            Target::Anonymous {
+                member: self.member,
+                path: at.clone(),
+            }
+        } else {
+            let (name, making) = self.name_there(&spec);
+            self.carried.insert(at.clone(), name.clone());
+            spec.name.clone_from(&name);
+            Target::Volume { name, making }
+        };
+        let reused = matches!(
+            target,
+            Target::Volume {
+                making: Making::Reuse,
+                ..
+            }
+        );
+        self.planned.elements.push(ElementPlan {
+            at: element_at,
+            target,
+            path: at.clone(),
+            volume: Some(spec),
+            copied: elsewhere.is_none() && !reused,
+            size: self.size(mount),
+        });
+    }
+
+    fn empty_volume(&mut self, mount: &MountSpec) {
+        let at = &mount.destination;
+        self.planned.some_left = true;
+        if !mount.anonymous && self.survey.volumes.contains(&mount.name) {
+            self.found.conflict(
+                "volume.exists",
+                format!(
+                    "there is a volume {:?} at the destination already, with somebody's data",
+                    mount.name
+                ),
+                "remove or rename that volume first",
+            );
+        } else {
+            self.found.warning(
+                "volume.empty",
+                format!("the volume at {at} comes new and empty"),
+                "",
+            );
+        }
+    }
+
+    /// Who else uses the volume decides whether it can go.
+    fn shared(&mut self, spec: &VolumeSpec) {
+        let others: Vec<_> = spec
+            .users
+            .iter()
+            .filter(|u| !self.reports.iter().any(|r| r.spec.id == u.container))
+            .collect();
+        let running: Vec<&str> = others
+            .iter()
+            .filter(|u| u.running)
+            .map(|u| u.name.as_str())
+            .collect();
+        if !running.is_empty() {
+            self.found.conflict(
+                "volume.shared",
+                format!(
+                    "the volume {:?} is used by {} as well, which would go on here with what is left of it",
+                    spec.name,
+                    running.join(", ")
+                ),
+                "--with-dependents moves them together; or stop them first",
+            );
+        } else if !others.is_empty() {
+            let names: Vec<&str> = others.iter().map(|u| u.name.as_str()).collect();
+            self.found.warning(
+                "volume.shared",
+                format!(
+                    "the volume {:?} is mounted by {} as well, which is stopped and stays here with a copy that gets old",
+                    spec.name,
+                    names.join(", ")
+                ),
+                "--with-dependents moves running ones together; move or remove the others yourself",
+            );
+        }
+    }
+
+    /// The volume's name at the destination.
+    fn name_there(&mut self, spec: &VolumeSpec) -> (String, Making) {
+        let name = &spec.name;
+        let taken = |name: &str| self.survey.volumes.iter().any(|v| v == name);
+        if !taken(name) {
+            return (name.clone(), Making::New);
+        }
+        let there = self.survey.volume_specs.iter().find(|v| &v.name == name);
+        match self.options.volume_conflict {
+            VolumeConflict::Refuse => {
+                self.found.conflict(
+                    "volume.exists",
+                    format!("there is a volume {name:?} at the destination already, with somebody's data"),
+                    "--volume-conflict rename, reuse (its data instead of this) or replace (this data instead of its)",
+                );
+                (name.clone(), Making::New)
+            }
+            VolumeConflict::Rename => {
+                let free = (2u32..).map(|n| format!("{name}-{n}")).find(|n| !taken(n));
+                let free = free.unwrap_or_else(|| format!("{name}-moved"));
+                self.found.note(
+                    "volume.renamed",
+                    format!("the volume {name:?} is called {free:?} there, since that name is taken"),
+                );
+                (free, Making::New)
+            }
+            VolumeConflict::Reuse => {
+                self.found.warning(
+                    "volume.reused",
+                    format!(
+                        "the volume {name:?} of the destination is used as it is; the data here stays behind"
+                    ),
+                    "",
+                );
+                (name.clone(), Making::Reuse)
+            }
+            VolumeConflict::Replace => {
+                let users: Vec<&str> = there
+                    .iter()
+                    .flat_map(|v| &v.users)
+                    .filter(|u| u.running && !(self.options.replace && self.is_replaced(&u.name)))
+                    .map(|u| u.name.as_str())
+                    .collect();
+                if users.is_empty() {
+                    self.found.warning(
+                        "volume.replaced",
+                        format!("the data of the volume {name:?} at the destination is replaced"),
+                        "",
+                    );
+                } else {
+                    self.found.conflict(
+                        "volume.in-use",
+                        format!(
+                            "the volume {name:?} at the destination is in use by {}, so its data cannot be replaced",
+                            users.join(", ")
+                        ),
+                        "stop them first, or use --volume-conflict rename",
+                    );
+                }
+                if let Some(there) = there
+                    && (there.options != spec.options
+                        || there.labels != spec.labels
+                        || there.driver != spec.driver)
+                {
+                    self.found.warning(
+                        "volume.attributes",
+                        format!(
+                            "the volume {name:?} of the destination keeps its own driver options and labels"
+                        ),
+                        "remove it there first if they should be those of the source",
+                    );
+                }
+                (name.clone(), Making::Replace)
+            }
+        }
+    }
+
+    fn is_replaced(&self, name: &str) -> bool {
+        let wanted = self.options.rename.as_deref().unwrap_or(&self.report.spec.name);
+        name == wanted
+    }
+
+    fn bind(&mut self, mount: &MountSpec) {
+        let at = &mount.destination;
+        let source = &mount.source;
+        if comes_along(mount, self.options) {
+            self.included_bind(mount);
+            return;
+        }
+        let accepted = self.options.without_volumes || named(mount, &self.options.shared_bind);
+        if !accepted {
+            self.found.conflict(
+                "bind.present",
+                format!("{source} of the host is mounted at {at}; what it holds comes along only if you say so"),
+                format!(
+                    "--include-bind {at} carries it; --shared-bind {at} goes on with what the destination has at that path"
+                ),
+            );
+            return;
+        }
+        self.carried.insert(at.clone(), source.clone());
+        if self.arrival.missing_bind_sources.contains(source) {
+            self.found.conflict(
+                "bind.missing",
+                format!("{source} is mounted at {at}, and does not exist at the destination"),
+                "make it there first",
+            );
+        } else {
+            self.found.warning(
+                "bind.other",
+                format!("at {at} it will see what {source} holds at the destination"),
+                "",
+            );
+        }
+    }
+
+    fn included_bind(&mut self, mount: &MountSpec) {
+        let at = &mount.destination;
+        let source = &mount.source;
+        if self.options.mode == ModeRequest::Stateless {
+            self.found.conflict(
+                "bind.stateless",
+                format!("the bind mount at {at} cannot be carried while both instances run"),
+                "use --mode cold or --mode warm",
+            );
+            return;
+        }
+        if !self.survey.node.direct_files {
+            self.found.conflict(
+                "bind.route",
+                format!("{source} of the host can only be written by root there"),
+                "log in as root there",
+            );
+        }
+        let element_at = ElementAt::Bind { path: source.clone() };
+        self.carried.insert(at.clone(), source.clone());
+        if self.planned.elements.iter().any(|e| e.at == element_at) {
+            return;
+        }
+        // Files of the system are not anybody's data to overwrite.
+        let of_the_system = [
+            "/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/proc", "/sys", "/dev", "/run", "/boot", "/var",
+        ];
+        if of_the_system.contains(&source.as_str())
+            || ["/proc/", "/sys/", "/dev/", "/run/"]
+                .iter()
+                .any(|p| source.starts_with(p))
+        {
+            self.found.conflict(
+                "bind.system",
+                format!("{source} belongs to the system of the host and is not carried"),
+                format!("--shared-bind {at} uses the destination's own"),
+            );
+            return;
+        }
+        let filled = self.arrival.filled_bind_sources.contains(source);
+        let making = match (filled, self.options.volume_conflict) {
+            (false, _) => Making::New,
+            (true, VolumeConflict::Replace) => {
+                self.found.warning(
+                    "bind.replaced",
+                    format!("what {source} holds at the destination is replaced"),
+                    "",
+                );
+                Making::Replace
+            }
+            (true, _) => {
+                self.found.conflict(
+                    "bind.exists",
+                    format!("{source} exists at the destination and is not empty"),
+                    format!("--volume-conflict replace, or --shared-bind {at} to use it as it is"),
+                );
+                Making::New
+            }
+        };
+        self.planned.elements.push(ElementPlan {
+            at: element_at,
+            target: Target::Bind {
+                path: source.clone(),
+                making,
+            },
+            path: at.clone(),
+            volume: None,
+            copied: true,
+            size: self.size(mount),
+        });
+    }
+
+    fn tmpfs(&mut self, mount: &MountSpec) {
+        let at = &mount.destination;
+        if !comes_along(mount, self.options) {
+            self.found.note(
+                "mount.tmpfs",
+                format!("the tmpfs at {at} comes empty, as after a restart; --include-tmpfs {at} carries it"),
+            );
+            return;
+        }
+        if self.options.mode != ModeRequest::Warm {
+            self.found.conflict(
+                "tmpfs.mode",
+                format!("the tmpfs at {at} is gone once the container stops"),
+                "use --mode warm, which pauses it",
+            );
+            return;
+        }
+        self.found.warning(
+            "tmpfs.late",
+            format!("the tmpfs at {at} is filled right after the start there; the program may see it empty for a moment"),
+            "",
+        );
+        self.planned.elements.push(ElementPlan {
+            at: ElementAt::Tmpfs {
+                container: self.report.spec.id.clone(),
+                path: at.clone(),
+            },
+            target: Target::Tmpfs {
+                member: self.member,
+                path: at.clone(),
+            },
+            path: at.clone(),
+            volume: None,
+            copied: true,
+            size: self.size(mount),
+        });
+    }
+}
+
+fn layer(
+    member: usize,
+    report: &ContainerReport,
+    options: &MoveOptions,
+    found: &mut Findings,
+    planned: &mut Planned,
+) {
+    let changes = &report.changes;
+    if options.without_layer || options.mode == ModeRequest::Stateless {
+        if changes.files > 0 {
+            found.warning(
+                "layer.left-behind",
+                format!(
+                    "the container changed {} file(s) in its own layer ({} bytes; {}), which stay behind",
+                    changes.files,
+                    changes.bytes,
+                    changes.examples.join(", ")
+                ),
+                "",
+            );
+        }
+        return;
+    }
+    if options.mode == ModeRequest::Auto && !keeps_state(report, options) {
+        return;
+    }
+    planned.elements.push(ElementPlan {
+        at: ElementAt::Layer {
+            container: report.spec.id.clone(),
+        },
+        target: Target::Layer { member },
+        path: "/".into(),
+        volume: None,
+        copied: true,
+        size: report.sizes.get("/").copied().or(Some(ElementSize {
+            bytes: changes.bytes,
+            entries: changes.files,
+        })),
+    });
+}
+
+/// A name that nothing bears is a typing error, and data would stay behind unseen.
+fn unknown_names(reports: &[ContainerReport], options: &MoveOptions, found: &mut Findings) {
+    let mounts = || reports.iter().flat_map(|r| &r.spec.mounts);
+    let kinds: [(&str, &[String], MountKind); 5] = [
+        ("--volume", &options.volumes, MountKind::Volume),
+        ("--exclude-volume", &options.exclude_volumes, MountKind::Volume),
+        ("--include-bind", &options.include_bind, MountKind::Bind),
+        ("--shared-bind", &options.shared_bind, MountKind::Bind),
+        ("--include-tmpfs", &options.include_tmpfs, MountKind::Tmpfs),
+    ];
+    for (flag, names, kind) in kinds {
+        for name in names {
+            if !mounts().any(|m| m.kind == kind && named(m, std::slice::from_ref(name))) {
+                found.conflict(
+                    "mount.no-such",
+                    format!("{flag} {name}: the container has nothing of that kind by that name"),
+                    "`docker inspect` shows its mounts; name one by its name or its path in the container",
+                );
+            }
+        }
+    }
+}
