@@ -15,12 +15,13 @@
 //! | `POST /v1/migrations/ID/abort` | caller | end it in order |
 //! | `POST /v1/retire` | caller | end the agent if it has nothing to do |
 //! | `POST /v1/peer/STEP` | the source's agent | the steps of [`tranship_migrate::Destination`] |
+//! | `POST /v1/peer/element/N` | the source's agent | one round of an element (full duplex; `…/open` asks first) |
 
 use serde::{Deserialize, Serialize};
 use tranship_core::MigrationId;
 use tranship_migrate::Plan;
 use tranship_migrate::destination::ArrivalState;
-use tranship_migrate::record::{DepartureState, PhaseRecord};
+use tranship_migrate::record::{DepartureState, PhaseRecord, RoundRecord};
 use tranship_wire::Fingerprint;
 use tranship_wire::tls::PeerOffer;
 
@@ -124,7 +125,7 @@ pub struct MigrationView {
     pub source: String,
     /// The destination, as the caller named it.
     pub destination: String,
-    /// `stateless` or `cold`.
+    /// `stateless`, `cold` or `warm`.
     pub mode: String,
     /// The state in the words of the user.
     pub status: String,
@@ -138,8 +139,14 @@ pub struct MigrationView {
     pub total_ms: u64,
     /// Milliseconds of downtime, if there was any.
     pub downtime_ms: Option<u64>,
-    /// Bytes of the image that travelled.
+    /// Bytes of image and data that travelled.
     pub bytes_sent: u64,
+    /// The rounds of copying.
+    #[serde(default)]
+    pub rounds: Vec<RoundRecord>,
+    /// Milliseconds of downtime that were expected right before the freeze.
+    #[serde(default)]
+    pub predicted_downtime_ms: Option<u64>,
     /// Bytes of the whole image.
     pub image_bytes: u64,
     /// Timeline.

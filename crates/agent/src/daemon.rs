@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use tranship_core::{Engine, Fault};
+use tranship_core::Fault;
+use tranship_migrate::Ports;
 use tranship_wire::WireError;
 use tranship_wire::h2::{self, ServerOptions};
 use tranship_wire::local::LocalListener;
 
+use crate::guids::Guids;
 use crate::registry::Registry;
 use crate::server::OwnerHandler;
 use crate::state::{Agent, Identity};
@@ -23,8 +25,8 @@ pub struct Config {
     pub state_directory: PathBuf,
     /// Who it is.
     pub identity: Identity,
-    /// The engine of this node.
-    pub engine: Arc<dyn Engine>,
+    /// The engine, the storage elements and the shell of this node.
+    pub ports: Ports,
     /// How long it stays without anything to do.
     pub idle: Duration,
 }
@@ -45,8 +47,12 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Fa
         )
         .with_hint("the agent needs to write there")
     })?;
-    let registry = Registry::new(Arc::clone(&config.engine), records);
-    let agent = Agent::new(config.identity, Arc::clone(&registry));
+    let registry = Registry::new(config.ports.clone(), records);
+    let agent = Agent::new(
+        config.identity,
+        Arc::clone(&registry),
+        Guids::open(&config.state_directory),
+    );
     // What a crash left open is settled beside the first questions, not before them: an engine that does not answer
     // must not keep the agent from saying so.
     tokio::spawn(registry.recover());

@@ -8,6 +8,8 @@ mod client;
 pub mod daemon;
 mod engine;
 mod events;
+mod guids;
+mod host;
 mod incoming;
 pub mod node;
 mod outgoing;
@@ -18,4 +20,5 @@ mod store;
 
 pub use client::AgentClient;
 pub use engine::NodeEngine;
+pub use host::Shell;
 pub use state::Identity;

@@ -7,9 +7,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tranship_core::container::MountKind;
 use tranship_core::ids::ContainerName;
 use tranship_core::node::{
-    ArrivalFacts, ContainerReport, ImageStore, NodeFacts, PortInUse, Survey, SurveyRequest,
+    ArrivalFacts, ContainerReport, ElementSize, ImageStore, NodeFacts, PortInUse, Survey, SurveyRequest,
 };
+use tranship_core::storage::{ElementAt, ElementPlace};
 use tranship_core::{ContainerSpec, Engine, Fault};
+use tranship_migrate::Ports;
+
+use crate::guids::Guids;
 
 /// Milliseconds since 1970. For people and records only: no decision depends on it.
 #[must_use]
@@ -30,6 +34,10 @@ pub async fn facts(engine: &dyn Engine) -> Result<NodeFacts, Fault> {
         && engine_facts.image_store == ImageStore::Classic
         && engine_facts.storage_driver == "overlay2";
     let space = rustix::fs::statvfs(Path::new(&engine_facts.root_directory)).ok();
+    // Also where the agent is root, the engine's files may be on another machine (Docker Desktop) or in another namespace.
+    let direct_files = user_id == 0
+        && !engine_facts.rootless
+        && std::fs::read_dir(Path::new(&engine_facts.root_directory).join("volumes")).is_ok();
     let mut limits = Vec::new();
     if user_id != 0 {
         limits.push(
@@ -53,6 +61,7 @@ pub async fn facts(engine: &dyn Engine) -> Result<NodeFacts, Fault> {
         // Some file systems (btrfs) have no fixed number of inodes and say 0 of 0.
         free_inodes: space.as_ref().filter(|s| s.f_files > 0).map(|s| s.f_favail),
         direct_layers,
+        direct_files,
         addresses: addresses(),
         limits,
     })
@@ -91,17 +100,68 @@ pub fn reachable_addresses() -> Vec<IpAddr> {
 ///
 /// # Errors
 /// What the engine says, `container.not-found` above all.
-pub async fn report(engine: &dyn Engine, container: &ContainerName) -> Result<ContainerReport, Fault> {
+pub async fn report(
+    ports: &Ports,
+    guids: &Guids,
+    container: &ContainerName,
+) -> Result<ContainerReport, Fault> {
+    let engine = ports.engine.as_ref();
     let spec = engine.inspect(container).await?;
     let changes = engine.layer_changes(&spec.id).await?;
     let tag = spec.image.tags.first().map(String::as_str);
     let archive_bytes = engine.archive_sizes(&spec.image, tag).await.unwrap_or_default();
+    let mut volumes = engine.volume_specs().await?;
+    volumes.retain(|v| {
+        spec.mounts
+            .iter()
+            .any(|m| m.kind == MountKind::Volume && m.name == v.name)
+    });
+    for volume in &mut volumes {
+        volume.guid = guids.of(volume);
+    }
+    let sizes = sizes(ports, &spec).await;
     Ok(ContainerReport {
         spec,
         changes,
         archive_bytes,
+        volumes,
+        sizes,
         notes: std::collections::BTreeMap::default(),
     })
+}
+
+/// How much each storage element holds, as far as a quick look tells.
+async fn sizes(ports: &Ports, spec: &ContainerSpec) -> std::collections::BTreeMap<String, ElementSize> {
+    let mut elements = vec![(
+        "/".to_owned(),
+        ElementAt::Layer {
+            container: spec.id.clone(),
+        },
+    )];
+    for mount in &spec.mounts {
+        let at = match mount.kind {
+            MountKind::Volume => ElementAt::Volume {
+                name: mount.name.clone(),
+            },
+            MountKind::Tmpfs => ElementAt::Tmpfs {
+                container: spec.id.clone(),
+                path: mount.destination.clone(),
+            },
+            // Whether it comes along is not known yet, and it may be a whole disk.
+            MountKind::Bind | MountKind::Other => continue,
+        };
+        elements.push((mount.destination.clone(), at));
+    }
+    let mut sizes = std::collections::BTreeMap::new();
+    for (path, at) in elements {
+        let Ok(place @ ElementPlace::Directory { .. }) = ports.engine.locate(&at).await else {
+            continue;
+        };
+        if let Ok(Some(size)) = ports.storage.size(&place).await {
+            sizes.insert(path, size);
+        }
+    }
+    sizes
 }
 
 /// Answers what would be if these containers came here.
@@ -145,6 +205,7 @@ pub async fn survey(engine: &dyn Engine, request: &SurveyRequest) -> Result<Surv
         node: facts(engine).await?,
         networks: engine.networks().await?,
         volumes: engine.volumes().await?,
+        volume_specs: engine.volume_specs().await?,
         containers,
         ports,
         arrivals,
@@ -168,7 +229,13 @@ async fn arrival_facts(engine: &dyn Engine, spec: &ContainerSpec) -> Result<Arri
         .iter()
         .filter(|m| m.kind == MountKind::Bind)
         .map(|m| m.source.clone());
+    let filled = |path: &String| match std::fs::read_dir(path) {
+        Ok(mut entries) => entries.next().is_some(),
+        // A file that is there is as much as a directory that holds something.
+        Err(_) => Path::new(path).exists(),
+    };
     Ok(ArrivalFacts {
+        filled_bind_sources: binds.clone().filter(filled).collect(),
         layers_held,
         image_held,
         tag_points_at,

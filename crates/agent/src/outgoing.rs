@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tranship_core::engine::ByteStream;
 use tranship_core::fault::FaultKind;
+use tranship_core::storage::Pipe;
 use tranship_core::{EngineError, Fault, MigrationId};
 use tranship_migrate::destination::{Adopted, ArrivalState, Discarded, Opened};
 use tranship_migrate::{Destination, Plan};
@@ -153,14 +154,19 @@ impl RemoteDestination {
 
 #[async_trait]
 impl Destination for RemoteDestination {
-    async fn open(&self, plan: &Plan) -> Result<Opened, Fault> {
+    async fn open(&self, plan: &Plan) -> Result<Vec<Opened>, Fault> {
         self.step("open", plan).await
     }
 
-    async fn image(&self, archive: ByteStream) -> Result<(), Fault> {
+    async fn image(&self, member: usize, archive: ByteStream) -> Result<(), Fault> {
         let client = self.client().await?;
         let answer = client
-            .send_stream(Method::POST, "/v1/peer/image", HeaderMap::new(), archive)
+            .send_stream(
+                Method::POST,
+                &format!("/v1/peer/image/{member}"),
+                HeaderMap::new(),
+                archive,
+            )
             .await;
         answer.map_err(|e| lost(e).on_node(self.name.clone()))
     }
@@ -173,8 +179,20 @@ impl Destination for RemoteDestination {
         self.step("create", &()).await
     }
 
+    async fn element(&self, index: usize) -> Result<Pipe, Fault> {
+        // What stands in the way is an answer of its own; inside the stream only the two halves of a round speak.
+        self.step::<_, ()>(&format!("element/{index}/open"), &()).await?;
+        let client = self.client().await?;
+        let stream = client.duplex(&format!("/v1/peer/element/{index}")).await;
+        Ok(Box::new(stream.map_err(|e| lost(e).on_node(self.name.clone()))?))
+    }
+
     async fn start(&self) -> Result<(), Fault> {
         self.step("start", &()).await
+    }
+
+    async fn go_on(&self) -> Result<(), Fault> {
+        self.step("go-on", &()).await
     }
 
     async fn ready(&self) -> Result<Adopted, Fault> {

@@ -12,7 +12,7 @@ use tranship_core::{Engine, Fault, MigrationId};
 use tranship_migrate::departure;
 use tranship_migrate::destination::ArrivalState;
 use tranship_migrate::record::{ArrivalRecord, DepartureRecord, DepartureState, RecordError, Records};
-use tranship_migrate::{Arrival, Departure, Destination, Plan};
+use tranship_migrate::{Arrival, Departure, Destination, Plan, Ports};
 
 use crate::api::{MigrationView, Role};
 use crate::events::EventLog;
@@ -33,7 +33,7 @@ pub struct DepartureTask {
 
 /// All migrations of this agent.
 pub struct Registry {
-    engine: Arc<dyn Engine>,
+    ports: Ports,
     records: FileRecords,
     departures: Mutex<HashMap<MigrationId, Arc<DepartureTask>>>,
     arrivals: Mutex<HashMap<MigrationId, Arc<Arrival>>>,
@@ -67,7 +67,7 @@ impl Records for Published {
 impl Registry {
     /// Reads the records. [`Registry::recover`] then settles what a crash left open.
     #[must_use]
-    pub fn new(engine: Arc<dyn Engine>, records: FileRecords) -> Arc<Self> {
+    pub fn new(ports: Ports, records: FileRecords) -> Arc<Self> {
         let (departures, arrivals) = (records.departures(), records.arrivals());
         for damaged in departures.damaged.iter().chain(&arrivals.damaged) {
             tracing::error!("a record cannot be read and is left alone: {damaged}");
@@ -87,7 +87,7 @@ impl Registry {
             .collect();
         records.prune(&over);
         Arc::new(Self {
-            engine,
+            ports,
             records,
             departures: Mutex::default(),
             arrivals: Mutex::default(),
@@ -111,7 +111,13 @@ impl Registry {
     /// The engine of this node.
     #[must_use]
     pub fn engine(&self) -> &Arc<dyn Engine> {
-        &self.engine
+        &self.ports.engine
+    }
+
+    /// All ports of this node.
+    #[must_use]
+    pub fn ports(&self) -> &Ports {
+        &self.ports
     }
 
     /// Settles what an agent that died left open: a source that was frozen but not committed resumes, an arrival that
@@ -136,7 +142,7 @@ impl Registry {
                 .map(|record| {
                     let id = record.plan.id.clone();
                     let records: Arc<dyn Records> = Arc::new(Published(Arc::clone(self)));
-                    let arrival = Arc::new(Arrival::from_record(Arc::clone(&self.engine), records, record));
+                    let arrival = Arc::new(Arrival::from_record(self.ports.clone(), records, record));
                     known.insert(id, Arc::clone(&arrival));
                     arrival
                 })
@@ -161,7 +167,7 @@ impl Registry {
             let fault = match record.state {
                 DepartureState::Preparing => fault,
                 DepartureState::Frozen | DepartureState::NotResumed => {
-                    match departure::resume(self.engine.as_ref(), &record.plan).await {
+                    match departure::resume(self.ports.engine.as_ref(), &record.plan).await {
                         Ok(()) => fault,
                         Err(stuck) => stuck,
                     }
@@ -195,7 +201,7 @@ impl Registry {
     /// `migrate.busy` when the container is on its way already; `migrate.known` when the id was used before.
     pub fn depart(self: &Arc<Self>, plan: Plan, destination: Arc<dyn Destination>) -> Result<(), Fault> {
         let id = plan.id.clone();
-        let container = plan.spec().id.clone();
+        let containers: Vec<_> = plan.members().into_iter().map(|m| m.create.spec.id).collect();
         let (cancel, cancelled) = watch::channel(false);
         let task = Arc::new(DepartureTask {
             events: EventLog::default(),
@@ -212,7 +218,13 @@ impl Registry {
                     format!("migration {id} exists already"),
                 ));
             }
-            if let Some(other) = running.values().find(|t| t.plan.spec().id == container) {
+            let leaving = |t: &&Arc<DepartureTask>| {
+                t.plan
+                    .members()
+                    .iter()
+                    .any(|m| containers.contains(&m.create.spec.id))
+            };
+            if let Some(other) = running.values().find(leaving) {
                 let other = &other.plan;
                 return Err(Fault::new(
                     "migrate.busy",
@@ -232,7 +244,7 @@ impl Registry {
         let records: Arc<dyn Records> = Arc::new(Published(Arc::clone(self)));
         let reporter: Arc<dyn tranship_core::Reporter> = Arc::new(TaskReporter(Arc::clone(&task)));
         let departure = Departure::new(
-            Arc::clone(&self.engine),
+            self.ports.clone(),
             destination,
             records,
             reporter,
@@ -289,11 +301,11 @@ impl Registry {
     pub fn open_arrival(self: &Arc<Self>, plan: Plan) -> Arc<Arrival> {
         let records: Arc<dyn Records> = Arc::new(Published(Arc::clone(self)));
         let mut arrivals = locked(&self.arrivals);
-        let engine = Arc::clone(&self.engine);
+        let ports = self.ports.clone();
         Arc::clone(
             arrivals
                 .entry(plan.id.clone())
-                .or_insert_with(|| Arc::new(Arrival::new(engine, records, plan, now_ms()))),
+                .or_insert_with(|| Arc::new(Arrival::new(ports, records, plan, now_ms()))),
         )
     }
 
@@ -374,6 +386,8 @@ fn departure_view(record: &DepartureRecord) -> MigrationView {
         total_ms: record.total_ms,
         downtime_ms: record.downtime_ms,
         bytes_sent: record.bytes_sent,
+        rounds: record.rounds.clone(),
+        predicted_downtime_ms: record.predicted_downtime_ms,
         phases: record.phases.clone(),
         destination_container: record.destination_container.clone(),
         proved_healthy: record.proved_healthy,
@@ -391,7 +405,7 @@ fn arrival_view(record: &ArrivalRecord) -> MigrationView {
     MigrationView {
         status: status.to_owned(),
         arrival: Some(record.state),
-        destination_container: record.container.as_ref().map(ToString::to_string),
+        destination_container: record.containers.get(&0).map(ToString::to_string),
         left_behind: record.left_behind.clone(),
         ..bare_view(&record.plan, Role::Destination, record.begun_at_ms)
     }
@@ -412,6 +426,8 @@ fn bare_view(plan: &Plan, role: Role, begun_at_ms: u64) -> MigrationView {
         total_ms: 0,
         downtime_ms: None,
         bytes_sent: 0,
+        rounds: Vec::new(),
+        predicted_downtime_ms: None,
         image_bytes: plan.prediction.image_bytes,
         phases: Vec::new(),
         destination_container: None,

@@ -212,13 +212,33 @@ impl Handler for PeerHandler {
                 _ => Err(not_found(&self.id)),
             });
         };
+        let parts: Vec<&str> = step.split('/').collect();
+        if let ["element", index, rest @ ..] = parts.as_slice() {
+            return self.element(arrival, index, rest, request).await;
+        }
+        if let ["image", member] = parts.as_slice() {
+            return answer(match parse(member) {
+                Ok(member) => regardless(async move { image(&arrival, member, request).await }).await,
+                Err(fault) => Err(fault),
+            });
+        }
         match step {
-            "image" => answer(regardless(async move { image(&arrival, request).await }).await),
             "prepare" => answer(regardless(async move { arrival.prepare().await }).await),
             "create" => answer(regardless(async move { arrival.create().await }).await),
             "start" => answer(regardless(async move { arrival.start().await }).await),
+            "go-on" => answer(regardless(async move { arrival.go_on().await }).await),
             "ready" => answer(arrival.ready().await),
-            "adopt" => answer(regardless(async move { arrival.adopt().await }).await),
+            "adopt" => {
+                let agent = Arc::clone(&self.agent);
+                answer(
+                    regardless(async move {
+                        let adopted = arrival.adopt().await?;
+                        agent.note_guids(&arrival.record()).await;
+                        Ok(adopted)
+                    })
+                    .await,
+                )
+            }
             "discard" => answer(regardless(async move { arrival.discard().await }).await),
             "state" => h2::json_response(&Some(arrival.record().state)),
             _ => h2::not_found(&request),
@@ -227,10 +247,37 @@ impl Handler for PeerHandler {
 }
 
 impl PeerHandler {
+    /// `element/N/open` says whether a round may begin; `element/N` is the round.
+    async fn element(
+        &self,
+        arrival: Arc<Arrival>,
+        index: &str,
+        rest: &[&str],
+        request: Request<RequestBody>,
+    ) -> Response<Body> {
+        let index: usize = match parse(index) {
+            Ok(index) => index,
+            Err(fault) => return answer::<()>(Err(fault)),
+        };
+        match rest {
+            ["open"] => answer(regardless(async move { arrival.open_element(index).await }).await),
+            [] => {
+                let (response, stream) = h2::duplex_response(request);
+                tokio::spawn(async move {
+                    if let Err(fault) = arrival.element(index, Box::new(stream)).await {
+                        tracing::warn!("a round of element {index} failed: {fault}");
+                    }
+                });
+                response
+            }
+            _ => h2::not_found(&request),
+        }
+    }
+
     async fn open(
         &self,
         request: Request<RequestBody>,
-    ) -> Result<tranship_migrate::destination::Opened, Fault> {
+    ) -> Result<Vec<tranship_migrate::destination::Opened>, Fault> {
         let plan: Plan = body(request).await?;
         if plan.id != self.id {
             return Err(Fault::new(
@@ -246,12 +293,12 @@ impl PeerHandler {
 
 /// When the sender goes away, the stream ends with an error, and so does the engine's call: it is waited for, because an
 /// engine that has the whole archive goes on taking it in.
-async fn image(arrival: &Arc<Arrival>, request: Request<RequestBody>) -> Result<(), Fault> {
+async fn image(arrival: &Arc<Arrival>, member: usize, request: Request<RequestBody>) -> Result<(), Fault> {
     let stream: ByteStream = Box::pin(h2::read_stream(request).map(|part| {
         part.map_err(|error| EngineError::Uncertain {
             action: "receive the image".into(),
             message: error.into_fault().to_string(),
         })
     }));
-    arrival.image(Some(stream)).await
+    arrival.image(member, Some(stream)).await
 }

@@ -5,10 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tranship_core::ids::ContainerName;
 use tranship_core::node::{ContainerReport, NodeFacts, Survey, SurveyRequest};
+use tranship_core::storage::VolumeSpec;
 use tranship_core::{Engine, Fault};
+use tranship_migrate::elements::Target;
+use tranship_migrate::record::ArrivalRecord;
 use tranship_wire::tls::PeerKey;
 
 use crate::api::{Hello, PROTOCOL_MAX, PROTOCOL_MIN};
+use crate::guids::Guids;
 use crate::incoming::Incoming;
 use crate::node;
 use crate::outgoing::Outgoing;
@@ -34,6 +38,8 @@ pub struct Agent {
     pub incoming: Arc<Incoming>,
     /// Ways out to destinations.
     pub outgoing: Arc<Outgoing>,
+    /// Which volume is which.
+    guids: Guids,
     /// Connections of callers.
     connections: AtomicUsize,
 }
@@ -41,12 +47,13 @@ pub struct Agent {
 impl Agent {
     /// An agent over an engine and its records.
     #[must_use]
-    pub fn new(identity: Identity, registry: Arc<Registry>) -> Arc<Self> {
+    pub fn new(identity: Identity, registry: Arc<Registry>, guids: Guids) -> Arc<Self> {
         Arc::new(Self {
             incoming: Incoming::new(Arc::clone(&registry), identity.key.clone()),
             outgoing: Outgoing::new(identity.key.clone()),
             identity,
             registry,
+            guids,
             connections: AtomicUsize::new(0),
         })
     }
@@ -66,6 +73,8 @@ impl Agent {
             capabilities: [
                 "migrate.stateless",
                 "migrate.cold",
+                "migrate.warm",
+                "elements",
                 "image.thin",
                 "path.direct",
                 "path.relay",
@@ -92,7 +101,55 @@ impl Agent {
     /// # Errors
     /// What the engine says.
     pub async fn container(&self, name: &ContainerName) -> Result<ContainerReport, Fault> {
-        node::report(self.engine(), name).await
+        node::report(self.registry.ports(), &self.guids, name).await
+    }
+
+    /// Remembers by which GUIDs the volumes of a finished arrival are known elsewhere.
+    pub async fn note_guids(&self, record: &ArrivalRecord) {
+        let wanted: Vec<_> = record
+            .plan
+            .elements
+            .iter()
+            .filter(|e| e.copied)
+            .filter_map(|e| Some((e, e.volume.as_ref()?.guid.clone())))
+            .collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let volumes = match self.engine().volume_specs().await {
+            Ok(volumes) => volumes,
+            Err(error) => {
+                tracing::warn!("the GUIDs of volumes are not noted: {error}");
+                return;
+            }
+        };
+        for (element, guid) in wanted {
+            let here = match &element.target {
+                Target::Volume { name, .. } => volumes.iter().find(|v| &v.name == name),
+                Target::Anonymous { member, path } => {
+                    let Some(id) = record.containers.get(member) else {
+                        continue;
+                    };
+                    self.volume_at(id, path, &volumes).await
+                }
+                _ => None,
+            };
+            if let Some(here) = here {
+                self.guids.set(here, &guid);
+            }
+        }
+    }
+
+    async fn volume_at<'a>(
+        &self,
+        container: &tranship_core::ContainerId,
+        path: &str,
+        volumes: &'a [VolumeSpec],
+    ) -> Option<&'a VolumeSpec> {
+        let name = ContainerName::new(container.as_str()).ok()?;
+        let spec = self.engine().inspect(&name).await.ok()?;
+        let mount = spec.mounts.into_iter().find(|m| m.destination == path)?;
+        volumes.iter().find(|v| v.name == mount.name)
     }
 
     /// What would be if these containers came here.

@@ -132,7 +132,8 @@ impl FileRecords {
     }
 }
 
-fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// Writes a file so that either the old or the new content survives a crash.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_extension("new");
     let mut file = OpenOptions::new()
         .write(true)

@@ -110,6 +110,60 @@ pub struct MoveArgs {
     /// Go on with new and empty volumes, and with what the destination has at the paths of bind mounts
     #[arg(long, help_heading = "State")]
     pub without_volumes: bool,
+    /// Move containers that share a volume with it along, all frozen together
+    #[arg(long, help_heading = "State")]
+    pub with_dependents: bool,
+    /// Carry the data of this volume only, by name or path in the container; several times for several
+    #[arg(long, value_name = "NAME", help_heading = "State")]
+    pub volume: Vec<String>,
+    /// Leave the data of this volume behind, by name or path in the container
+    #[arg(long, value_name = "NAME", help_heading = "State")]
+    pub exclude_volume: Vec<String>,
+    /// Leave behind what matches, in volumes and layer: *, **, ?, a leading / for the top, a trailing / for directories
+    #[arg(long, value_name = "PATTERN", help_heading = "State")]
+    pub exclude: Vec<String>,
+    /// Carry what a bind mount holds, by its path in the container or on the host
+    #[arg(long, value_name = "PATH", help_heading = "State")]
+    pub include_bind: Vec<String>,
+    /// Use what the destination has at the path of this bind mount
+    #[arg(long, value_name = "PATH", help_heading = "State")]
+    pub shared_bind: Vec<String>,
+    /// Carry what a tmpfs holds, by its path in the container (warm mode)
+    #[arg(long, value_name = "PATH", help_heading = "State")]
+    pub include_tmpfs: Vec<String>,
+    /// What to do about a volume of the same name at the destination
+    #[arg(long, value_enum, default_value_t = VolumeConflictArg::Refuse, help_heading = "Conflicts")]
+    pub volume_conflict: VolumeConflictArg,
+    /// Do not freeze before the freeze is expected to last at most this long
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Freeze")]
+    pub max_downtime: Option<u64>,
+    /// Rounds of copying while it runs, at most; 0 copies everything in the freeze [default: 6]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100), help_heading = "Freeze")]
+    pub rounds: Option<u32>,
+    /// Run a command in the source's container right before it freezes
+    #[arg(long, value_name = "COMMAND", help_heading = "Freeze")]
+    pub hook_pre_freeze: Vec<String>,
+    /// Run a command on the source's host while it is frozen
+    #[arg(long, value_name = "COMMAND", help_heading = "Freeze")]
+    pub hook_post_freeze: Vec<String>,
+    /// Run a command in the container at the destination once it runs there
+    #[arg(long, value_name = "COMMAND", help_heading = "Freeze")]
+    pub hook_post_start: Vec<String>,
+    /// Run a command in the source's container if it goes on after all
+    #[arg(long, value_name = "COMMAND", help_heading = "Freeze")]
+    pub hook_thaw: Vec<String>,
+    /// Seconds that each of these commands may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400), help_heading = "Freeze")]
+    pub hook_timeout: u64,
+    /// Read hooks from a TOML file of [[hook]] tables: when, where (container or host), command, timeout
+    #[arg(long, value_name = "FILE", help_heading = "Freeze")]
+    pub hooks: Option<PathBuf>,
+    /// Bytes per second on the wire, at most; K, M and G may follow
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Transfer")]
+    pub limit_rate: Option<u64>,
+    /// Compression of volumes and layer on the wire: none, zstd, zstd:LEVEL or auto
+    #[arg(long, value_name = "HOW", default_value = "auto", help_heading = "Transfer")]
+    pub compress: Compression,
     /// Leave behind what the containers wrote into their own layers
     #[arg(long, help_heading = "State")]
     pub without_layer: bool,
@@ -126,12 +180,16 @@ pub struct MoveArgs {
 
 impl MoveArgs {
     /// The options of a move, as the heart takes them.
-    pub fn options(&self) -> MoveOptions {
-        MoveOptions {
+    ///
+    /// # Errors
+    /// `usage.hooks` when the file of hooks cannot be read.
+    pub fn options(&self) -> Result<MoveOptions, Fault> {
+        Ok(MoveOptions {
             mode: match self.mode {
                 ModeArg::Auto => ModeRequest::Auto,
                 ModeArg::Stateless => ModeRequest::Stateless,
                 ModeArg::Cold => ModeRequest::Cold,
+                ModeArg::Warm => ModeRequest::Warm,
             },
             on_source: match self.on_source {
                 OnSourceArg::Stop => OnSource::Stop,
@@ -148,7 +206,64 @@ impl MoveArgs {
             reuse_networks: self.reuse_networks,
             whole_image: self.whole_image,
             health_timeout_ms: self.health_timeout.map(|s| s * 1000),
+            with_dependents: self.with_dependents,
+            volumes: self.volume.clone(),
+            exclude_volumes: self.exclude_volume.clone(),
+            exclude: self.exclude.clone(),
+            include_bind: self.include_bind.clone(),
+            shared_bind: self.shared_bind.clone(),
+            include_tmpfs: self.include_tmpfs.clone(),
+            volume_conflict: match self.volume_conflict {
+                VolumeConflictArg::Refuse => VolumeConflict::Refuse,
+                VolumeConflictArg::Reuse => VolumeConflict::Reuse,
+                VolumeConflictArg::Rename => VolumeConflict::Rename,
+                VolumeConflictArg::Replace => VolumeConflict::Replace,
+            },
+            max_downtime_ms: self.max_downtime,
+            rounds: self.rounds,
+            compression: self.compress,
+            limit_rate: self.limit_rate,
+            hooks: self.all_hooks()?,
+        })
+    }
+
+    /// The hooks of the file, then those of the command line.
+    fn all_hooks(&self) -> Result<Vec<Hook>, Fault> {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct File {
+            #[serde(default)]
+            hook: Vec<Hook>,
         }
+        let mut hooks = Vec::new();
+        if let Some(path) = &self.hooks {
+            let bad = |reason: String| {
+                Fault::new(
+                    "usage.hooks",
+                    FaultKind::Usage,
+                    format!("the hooks in {} cannot be read: {reason}", path.display()),
+                )
+                .with_hint("one [[hook]] table each, with when = \"pre-freeze\" (or post-freeze, post-start, thaw), where = \"container\" (or \"host\"), command and timeout")
+            };
+            let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+            let file: File = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
+            hooks.extend(file.hook);
+        }
+        let lists = [
+            (HookTime::PreFreeze, HookPlace::Container, &self.hook_pre_freeze),
+            (HookTime::PostFreeze, HookPlace::Host, &self.hook_post_freeze),
+            (HookTime::PostStart, HookPlace::Container, &self.hook_post_start),
+            (HookTime::Thaw, HookPlace::Container, &self.hook_thaw),
+        ];
+        for (when, place, commands) in lists {
+            hooks.extend(commands.iter().map(|command| Hook {
+                when,
+                place,
+                command: command.clone(),
+                timeout: self.hook_timeout,
+            }));
+        }
+        Ok(hooks)
     }
 }
 
@@ -229,6 +344,21 @@ pub enum ModeArg {
     Stateless,
     /// Stop here, then run there: never two at once
     Cold,
+    /// Pause here, then run there, afresh: goes on at once if anything fails
+    Warm,
+}
+
+/// What to do about a volume of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum VolumeConflictArg {
+    /// Do not begin
+    Refuse,
+    /// Use the destination's volume with the data that it holds
+    Reuse,
+    /// Give this volume another name there
+    Rename,
+    /// Replace the data of the destination's volume; it comes back if the migration fails
+    Replace,
 }
 
 /// What becomes of the source.
@@ -240,6 +370,34 @@ pub enum OnSourceArg {
     Remove,
     /// Let it run (stateless mode only)
     Keep,
+}
+
+/// Seconds with a fraction, as milliseconds.
+fn parse_seconds(text: &str) -> Result<u64, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
+    if !(0.001..=86_400.0).contains(&seconds) {
+        return Err("it is between 0.001 and 86400 seconds".into());
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range was just checked")]
+    Ok((seconds * 1000.0).round() as u64)
+}
+
+/// A number of bytes with an optional K, M or G (powers of 1024).
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let (digits, factor) = match text.char_indices().next_back() {
+        Some((at, 'k' | 'K')) => (text.get(..at), 1u64 << 10),
+        Some((at, 'm' | 'M')) => (text.get(..at), 1 << 20),
+        Some((at, 'g' | 'G')) => (text.get(..at), 1 << 30),
+        _ => (Some(text), 1),
+    };
+    let number: u64 = digits
+        .unwrap_or_default()
+        .parse()
+        .map_err(|_| format!("{text:?} is not a number of bytes such as 500K, 20M or 1G"))?;
+    match number.checked_mul(factor) {
+        Some(bytes @ 1..) => Ok(bytes),
+        _ => Err(format!("{text:?} is out of range")),
+    }
 }
 
 fn parse_publish(text: &str) -> Result<(u16, u16), String> {

@@ -58,6 +58,20 @@ impl Arrival {
         Ok(())
     }
 
+    /// Opens the plan's element `index` for writing, or says why it cannot be written now.
+    ///
+    /// # Errors
+    /// As [`Arrival::element`].
+    pub async fn open_element(&self, index: usize) -> Result<(), Fault> {
+        let _round = self.sinks.rounds.read().await;
+        let at = {
+            let record = self.record.lock().await;
+            Self::refuse_if_over(&record)?;
+            self.element_at(&record, index).await?
+        };
+        self.open_sink(index, &at).await.map(|_| ())
+    }
+
     async fn open_sink(&self, index: usize, at: &ElementAt) -> Result<Arc<OpenSink>, Fault> {
         let mut sinks = self.sinks.open.lock().await;
         if let Some(open) = sinks.get(&index) {

@@ -1,10 +1,11 @@
 //! What the containers hold, on its way: rounds while they run, the final delta while they stand still.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, future::BoxFuture, stream};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tranship_core::Fault;
@@ -39,7 +40,8 @@ pub(super) struct OpenElement {
     index: usize,
     label: String,
     place: ElementPlace,
-    source: Box<dyn ElementSource>,
+    /// In a mutex that is never waited for, so that the whole can be looked at from several threads.
+    source: std::sync::Mutex<Box<dyn ElementSource>>,
 }
 
 /// Bytes of all elements in one phase, for people.
@@ -120,7 +122,7 @@ impl Departure {
                 index,
                 label: element.label(),
                 place,
-                source,
+                source: std::sync::Mutex::new(source),
             });
         }
         Ok(())
@@ -246,7 +248,7 @@ impl Departure {
             tokio::pin!(work);
             tokio::select! {
                 reports = &mut work => reports,
-                _ = cancelled.wait_for(|c| *c) => {
+                () = told(&mut cancelled) => {
                     // The rounds come to an end by themselves now; nothing is read any more when this returns.
                     self.given_up.cancel();
                     work.await
@@ -330,7 +332,7 @@ impl Departure {
                 index,
                 label: element.label(),
                 place,
-                source,
+                source: std::sync::Mutex::new(source),
             };
             let meter = self.meter(Phase::Start, None);
             let frozen = RoundOptions {
@@ -352,6 +354,14 @@ impl Departure {
     }
 }
 
+/// Ends when the user gave up.
+async fn told(cancelled: &mut watch::Receiver<bool>) {
+    // A sender that is gone can tell nothing any more.
+    if cancelled.wait_for(|c| *c).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// One round of each element, `side_by_side` at the same time.
 async fn rounds(
     destination: &Arc<dyn Destination>,
@@ -362,9 +372,10 @@ async fn rounds(
     meter: &Arc<Meter>,
     side_by_side: usize,
 ) -> Vec<Result<RoundReport, Fault>> {
-    let work = elements.iter_mut().map(|element| {
+    let mut work: Vec<BoxFuture<'_, Result<RoundReport, Fault>>> = Vec::new();
+    for element in elements.iter_mut() {
         let progress = meter.of_one();
-        async move {
+        work.push(Box::pin(async move {
             let label = element.label.clone();
             let done = round_of_one(destination, element, options, given_up, progress).await;
             done.map_err(|mut fault| {
@@ -372,8 +383,8 @@ async fn rounds(
                 let there = fault.code.starts_with("wire.") || fault.code.starts_with("arrival.");
                 fault.on_node(if there { &plan.destination } else { &plan.source })
             })
-        }
-    });
+        }));
+    }
     stream::iter(work).buffer_unordered(side_by_side).collect().await
 }
 
@@ -390,7 +401,8 @@ async fn round_of_one(
         let round = async {
             let pipe = destination.element(element.index).await?;
             let pipe = breakable(pipe, given_up);
-            element.source.round(pipe, options, Arc::clone(&progress)).await
+            let source = element.source.get_mut().unwrap_or_else(PoisonError::into_inner);
+            source.round(pipe, options, Arc::clone(&progress)).await
         };
         match round.await {
             Err(fault)

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tranship_agent::api::{PROTOCOL_MAX, PROTOCOL_MIN};
 use tranship_agent::daemon::{self, Config};
-use tranship_agent::{AgentClient, Identity, NodeEngine};
+use tranship_agent::{AgentClient, Identity, NodeEngine, NodeStorage, Shell};
 use tranship_core::{Fault, FaultKind};
+use tranship_migrate::Ports;
 use tranship_wire::WireError;
 use tranship_wire::h2::{Client, ClientOptions};
 use tranship_wire::local;
@@ -113,7 +114,11 @@ async fn serve(context: &Context, args: &AgentArgs, place: &Place) -> Result<(),
     }
     #[cfg(feature = "fail-points")]
     tranship_migrate::failpoint::read_from(place.runtime.join("fail-point"));
-    let engine = NodeEngine::at(engine_socket(context, args));
+    let ports = Ports {
+        engine: Arc::new(NodeEngine::at(engine_socket(context, args))),
+        storage: Arc::new(NodeStorage::new(place.state.join("content"))),
+        host: Arc::new(Shell),
+    };
     let mut random = [0u8; 16];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
         .map_err(|e| Fault::new("random.failed", FaultKind::Bug, e.to_string()))?;
@@ -126,7 +131,7 @@ async fn serve(context: &Context, args: &AgentArgs, place: &Place) -> Result<(),
         socket: place.socket.clone(),
         state_directory: place.state.clone(),
         identity,
-        engine: Arc::new(engine),
+        ports,
         idle: IDLE,
     };
     let shutdown = CancellationToken::new();

@@ -1,6 +1,7 @@
 //! `tranship plan`: what `migrate` would do. `migrate` itself begins here.
 
 use tranship_agent::AgentClient;
+use tranship_core::ids::ContainerName;
 use tranship_core::node::{ContainerReport, NodeFacts, SurveyRequest};
 use tranship_core::{Fault, FaultKind, MigrationId};
 use tranship_migrate::plan::{Plan, PlanInput, plan};
@@ -80,29 +81,30 @@ pub async fn prepare(context: &Context, moves: &MoveArgs) -> Result<Prepared, Fa
     );
     let (source, destination) = (source?, destination?);
     same_node(&source, &destination)?;
-    let mut reports: Vec<(MigrationId, ContainerReport)> = Vec::new();
+    let options = moves.options()?;
+    let mut groups: Vec<(MigrationId, Vec<ContainerReport>)> = Vec::new();
     for name in &moves.containers {
-        let report = source
-            .client
-            .container(name)
-            .await
-            .map_err(|f| f.on_node(source.label.clone()).on_container(name.to_string()))?;
-        reports.push((new_id()?, report));
+        let first = report(&source, name).await?;
+        let group = if options.with_dependents {
+            with_dependents(&source, first).await?
+        } else {
+            vec![first]
+        };
+        groups.push((new_id()?, group));
     }
     let source_node = facts(&source.client, &source.label).await?;
     let request = SurveyRequest {
-        containers: reports.iter().map(|(_, r)| r.spec.clone()).collect(),
+        containers: groups.iter().flat_map(|(_, g)| g).map(|r| r.spec.clone()).collect(),
     };
     let survey = destination
         .client
         .survey(&request)
         .await
         .map_err(|f| f.on_node(destination.label.clone()))?;
-    let options = moves.options();
     let plans = plan(&PlanInput {
         source: &source.label,
         destination: &destination.label,
-        containers: &reports,
+        containers: &groups,
         source_node: &source_node,
         survey: &survey,
         options: &options,
@@ -112,6 +114,39 @@ pub async fn prepare(context: &Context, moves: &MoveArgs) -> Result<Prepared, Fa
         destination,
         plans,
     })
+}
+
+async fn report(source: &Connection, name: &ContainerName) -> Result<ContainerReport, Fault> {
+    source
+        .client
+        .container(name)
+        .await
+        .map_err(|f| f.on_node(source.label.clone()).on_container(name.to_string()))
+}
+
+/// The container, and all running ones that share a volume with it or with one of those.
+async fn with_dependents(source: &Connection, first: ContainerReport) -> Result<Vec<ContainerReport>, Fault> {
+    let mut group = vec![first];
+    let mut looked_at = 0;
+    while let Some(next) = group.get(looked_at) {
+        looked_at += 1;
+        let others: Vec<_> = next
+            .volumes
+            .iter()
+            .flat_map(|v| &v.users)
+            .filter(|u| u.running)
+            .map(|u| u.container.clone())
+            .collect();
+        for other in others {
+            if group.iter().any(|r| r.spec.id == other) {
+                continue;
+            }
+            let name = ContainerName::new(other.as_str())
+                .map_err(|e| Fault::new("name.invalid", FaultKind::Bug, e.to_string()))?;
+            group.push(report(source, &name).await?);
+        }
+    }
+    Ok(group)
 }
 
 /// The facts about a node.
@@ -128,7 +163,7 @@ fn check_arguments(moves: &MoveArgs) -> Result<(), Fault> {
         )
         .with_hint("move them one by one"));
     }
-    if moves.on_source == OnSourceArg::Keep && moves.mode == ModeArg::Cold {
+    if moves.on_source == OnSourceArg::Keep && matches!(moves.mode, ModeArg::Cold | ModeArg::Warm) {
         return Err(Fault::new(
             "usage.keep",
             FaultKind::Usage,

@@ -1,6 +1,8 @@
 //! A plan for people.
 
-use tranship_migrate::options::OnSource;
+use tranship_core::storage::ElementAt;
+use tranship_migrate::elements::{ElementPlan, Target};
+use tranship_migrate::options::{HookPlace, OnSource};
 use tranship_migrate::plan::{Mode, Plan, Severity};
 
 use super::{bytes, duration_ms, table};
@@ -25,11 +27,24 @@ pub fn lines(ui: &Ui, plan: &Plan) -> Vec<String> {
         format!("{image} ({layers} layers, {held} already there)"),
     );
     let about = if plan.prediction.exact { "" } else { "about " };
-    let of = bytes(plan.prediction.image_bytes);
+    let of = bytes(plan.prediction.image_bytes + plan.prediction.data_bytes);
     row(
         "to send",
         format!("{about}{} of {of}", bytes(plan.prediction.bytes)),
     );
+    for element in &plan.elements {
+        row(element.at.kind().to_string().as_str(), element_row(element));
+    }
+    for member in &plan.companions {
+        row("with", member.create.spec.name.clone());
+    }
+    for planned in &plan.hooks {
+        let place = match planned.hook.place {
+            HookPlace::Container => "in the container",
+            HookPlace::Host => "on the host",
+        };
+        row("hook", format!("{} {place}: {}", planned.hook.when, one_line(&planned.hook.command)));
+    }
     row("expected", expected(plan));
     if plan.create.name != spec.name {
         row("name there", plan.create.name.clone());
@@ -87,10 +102,30 @@ pub fn lines(ui: &Ui, plan: &Plan) -> Vec<String> {
     lines
 }
 
+fn element_row(element: &ElementPlan) -> String {
+    let size = match element.size {
+        Some(size) => format!(" ({}, {} entries)", bytes(size.bytes), size.entries),
+        None => String::new(),
+    };
+    let what = match (&element.at, &element.target) {
+        (ElementAt::Layer { .. }, _) => "what was written over the image".to_owned(),
+        (ElementAt::Volume { name }, Target::Volume { name: there, .. }) if name != there => {
+            format!("{name} at {}, as {there}", element.path)
+        }
+        (ElementAt::Volume { .. }, Target::Anonymous { .. }) => format!("anonymous at {}", element.path),
+        (ElementAt::Volume { name }, _) => format!("{name} at {}", element.path),
+        (ElementAt::Bind { path }, _) => format!("{path} at {}", element.path),
+        (ElementAt::Tmpfs { path, .. }, _) => path.clone(),
+    };
+    let copied = if element.copied { "" } else { ", not copied" };
+    format!("{}{size}{copied}", one_line(&what))
+}
+
 fn mode(plan: &Plan) -> String {
     match plan.mode {
         Mode::Stateless => "stateless: it runs there before it stops here".into(),
         Mode::Cold => "cold: it stops here, then runs there".into(),
+        Mode::Warm => "warm: it is paused here, then runs there, afresh".into(),
     }
 }
 
@@ -98,7 +133,7 @@ fn expected(plan: &Plan) -> String {
     let total = duration_ms(plan.prediction.total_ms);
     match plan.mode {
         Mode::Stateless => format!("about {total}, no downtime"),
-        Mode::Cold => format!(
+        Mode::Cold | Mode::Warm => format!(
             "about {total}, about {} of downtime",
             duration_ms(plan.prediction.downtime_ms)
         ),

@@ -25,21 +25,26 @@ pub fn summary(ui: &Ui, view: &MigrationView) -> Vec<String> {
         (Some(ms), _) => duration_ms(ms),
         (None, _) => "none".to_owned(),
     };
-    let share = if view.image_bytes > 0 {
+    let whole = view.image_bytes + view.rounds.last().map_or(0, |r| r.bytes);
+    let predicted = view
+        .predicted_downtime_ms
+        .map_or_else(String::new, |ms| format!(" (expected {})", duration_ms(ms)));
+    let share = if whole > 0 {
         format!(
             "{} of {} ({:.1} %)",
             bytes(view.bytes_sent),
-            bytes(view.image_bytes),
-            view.bytes_sent as f64 * 100.0 / view.image_bytes as f64
+            bytes(whole),
+            view.bytes_sent as f64 * 100.0 / whole as f64
         )
     } else {
         bytes(view.bytes_sent)
     };
     lines.push(format!(
-        "  total {}, downtime {downtime}, image sent {share}",
+        "  total {}, downtime {downtime}{predicted}, sent {share}",
         duration_ms(view.total_ms)
     ));
     lines.extend(timeline(view));
+    lines.extend(rounds(view));
     if let Some(id) = &view.destination_container {
         let proof = if view.proved_healthy {
             "its health check passed"
@@ -52,6 +57,26 @@ pub fn summary(ui: &Ui, view: &MigrationView) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// What each round of copying found and sent.
+fn rounds(view: &MigrationView) -> Vec<String> {
+    let mut rows = Vec::new();
+    for (index, round) in view.rounds.iter().enumerate() {
+        let name = if round.frozen {
+            "  frozen".to_owned()
+        } else {
+            format!("  round {}", index + 1)
+        };
+        rows.push(vec![
+            name,
+            format!("{} of {} entries differ", round.changed_entries, round.entries),
+            format!("{} new", bytes(round.literal_bytes)),
+            format!("{} sent", bytes(round.wire_bytes)),
+            duration_ms(round.took_ms),
+        ]);
+    }
+    table(&rows)
 }
 
 /// Where the time went, one line a phase.
@@ -115,7 +140,11 @@ pub fn detail(ui: &Ui, node: &str, view: &MigrationView) -> Vec<String> {
         }
         rows.push(vec![
             "  sent".into(),
-            format!("{} of {}", bytes(view.bytes_sent), bytes(view.image_bytes)),
+            format!(
+                "{} of {}",
+                bytes(view.bytes_sent),
+                bytes(view.image_bytes + view.rounds.last().map_or(0, |r| r.bytes))
+            ),
         ]);
     }
     if let Some(fault) = &view.fault {
@@ -133,6 +162,7 @@ pub fn detail(ui: &Ui, node: &str, view: &MigrationView) -> Vec<String> {
     let mut lines = vec![ui.paint(Style::Bold, &format!("{} {}", view.id, view.container))];
     lines.extend(table(&rows));
     lines.extend(timeline(view));
+    lines.extend(rounds(view));
     lines
 }
 
