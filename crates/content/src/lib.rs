@@ -25,3 +25,4 @@
 
 pub mod entry;
 pub mod message;
+pub mod tree;
