@@ -12,17 +12,19 @@
 //!
 //! | module | |
 //! |---|---|
-//! | [`entry`] | entries, extents, canonical order and encoding |
+//! | [`entry`], [`encoding`] | entries, extents, canonical order; their bytes |
 //! | [`tree`] | manifests on disk: written and read as streams |
 //! | [`chunk`] | content-defined cutting |
 //! | [`scan`] | file system → entries; rescan against a base |
-//! | [`message`] | what the two halves of a round say to each other |
+//! | [`message`], [`frame`] | what the two halves of a round say to each other, and the frames that carry it |
 //! | [`source`], [`sink`] | the two halves |
 //! | [`storage`] | both behind the port [`tranship_core::storage::Storage`] |
 //!
 //! This room leaves to others where an element is (`engine`), how bytes travel (`wire`) and when rounds happen (`migrate`).
 //! All of it is synchronous code for threads of its own; [`storage`] alone knows about tasks.
 
+pub mod encoding;
 pub mod entry;
+pub mod frame;
 pub mod message;
 pub mod tree;
