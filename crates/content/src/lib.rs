@@ -1,0 +1,30 @@
+//! What storage elements hold: trees, chunks, and how one element becomes equal to another with as few bytes as can be.
+//!
+//! A [`Tree`](tree::Tree) is the manifest of an element: every entry with everything that a file system can say about it,
+//! in one canonical order, and for each file the list of its chunks. A *round* makes a sink equal to a source:
+//!
+//! ```text
+//! source                                              sink
+//!   scan: what changed since the base tree?  ◄─────   what do I hold? (nothing, a known tree, or its manifest)
+//!   chunks that the base lacks               ─────►   write, verify each chunk, put in place
+//!   tree id of what was sent                 ─────►   tree id of what is here: equal, or the round failed
+//! ```
+//!
+//! | module | |
+//! |---|---|
+//! | [`entry`], [`encoding`] | entries, extents, canonical order; their bytes |
+//! | [`tree`] | manifests on disk: written and read as streams |
+//! | [`chunk`] | content-defined cutting |
+//! | [`scan`] | file system → entries; rescan against a base |
+//! | [`message`], [`frame`] | what the two halves of a round say to each other, and the frames that carry it |
+//! | [`source`], [`sink`] | the two halves |
+//! | [`storage`] | both behind the port [`tranship_core::storage::Storage`] |
+//!
+//! This room leaves to others where an element is (`engine`), how bytes travel (`wire`) and when rounds happen (`migrate`).
+//! All of it is synchronous code for threads of its own; [`storage`] alone knows about tasks.
+
+pub mod encoding;
+pub mod entry;
+pub mod frame;
+pub mod message;
+pub mod tree;
