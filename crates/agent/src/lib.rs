@@ -16,9 +16,11 @@ mod outgoing;
 mod registry;
 mod server;
 mod state;
+mod storage;
 mod store;
 
 pub use client::AgentClient;
 pub use engine::NodeEngine;
 pub use host::Shell;
 pub use state::Identity;
+pub use storage::NodeStorage;

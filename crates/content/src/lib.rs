@@ -18,6 +18,7 @@
 //! | [`scan`] | file system → entries; rescan against a base |
 //! | [`message`], [`frame`] | what the two halves of a round say to each other, and the frames that carry it |
 //! | [`source`], [`sink`] | the two halves |
+//! | [`place`] | elements' directories as wholes: set aside, brought back, measured |
 //! | [`storage`] | both behind the port [`tranship_core::storage::Storage`] |
 //!
 //! This room leaves to others where an element is (`engine`), how bytes travel (`wire`) and when rounds happen (`migrate`).
@@ -27,4 +28,5 @@ pub mod encoding;
 pub mod entry;
 pub mod frame;
 pub mod message;
+pub mod place;
 pub mod tree;

@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tranship_core::NodeAddress;
 use tranship_core::ids::{ContainerName, MigrationId};
-use tranship_migrate::options::{ModeRequest, MoveOptions, OnSource};
+use tranship_core::storage::Compression;
+use tranship_core::{Fault, NodeAddress};
+use tranship_migrate::options::{ModeRequest, MoveOptions, OnSource, VolumeConflict};
+
+use crate::hooks;
 
 /// Moves running containers from one machine to another, with everything that makes them those containers.
 #[derive(Debug, Parser)]
@@ -223,47 +226,8 @@ impl MoveArgs {
             rounds: self.rounds,
             compression: self.compress,
             limit_rate: self.limit_rate,
-            hooks: self.all_hooks()?,
+            hooks: hooks::all(self)?,
         })
-    }
-
-    /// The hooks of the file, then those of the command line.
-    fn all_hooks(&self) -> Result<Vec<Hook>, Fault> {
-        #[derive(serde::Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct File {
-            #[serde(default)]
-            hook: Vec<Hook>,
-        }
-        let mut hooks = Vec::new();
-        if let Some(path) = &self.hooks {
-            let bad = |reason: String| {
-                Fault::new(
-                    "usage.hooks",
-                    FaultKind::Usage,
-                    format!("the hooks in {} cannot be read: {reason}", path.display()),
-                )
-                .with_hint("one [[hook]] table each, with when = \"pre-freeze\" (or post-freeze, post-start, thaw), where = \"container\" (or \"host\"), command and timeout")
-            };
-            let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
-            let file: File = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
-            hooks.extend(file.hook);
-        }
-        let lists = [
-            (HookTime::PreFreeze, HookPlace::Container, &self.hook_pre_freeze),
-            (HookTime::PostFreeze, HookPlace::Host, &self.hook_post_freeze),
-            (HookTime::PostStart, HookPlace::Container, &self.hook_post_start),
-            (HookTime::Thaw, HookPlace::Container, &self.hook_thaw),
-        ];
-        for (when, place, commands) in lists {
-            hooks.extend(commands.iter().map(|command| Hook {
-                when,
-                place,
-                command: command.clone(),
-                timeout: self.hook_timeout,
-            }));
-        }
-        Ok(hooks)
     }
 }
 
@@ -374,11 +338,17 @@ pub enum OnSourceArg {
 
 /// Seconds with a fraction, as milliseconds.
 fn parse_seconds(text: &str) -> Result<u64, String> {
-    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not a number of seconds"))?;
     if !(0.001..=86_400.0).contains(&seconds) {
         return Err("it is between 0.001 and 86400 seconds".into());
     }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range was just checked")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the range was just checked"
+    )]
     Ok((seconds * 1000.0).round() as u64)
 }
 

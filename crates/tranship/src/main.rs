@@ -6,6 +6,7 @@ mod commands;
 mod connect;
 mod failure;
 mod history;
+mod hooks;
 mod progress;
 mod render;
 mod surroundings;

@@ -165,7 +165,7 @@ impl Arrival {
 
     /// What the element holds makes way until the migration is over.
     async fn make_way(&self, record: &mut ArrivalRecord, at: ElementAt) -> Result<(), Fault> {
-        let key = undo::aside_key(&record.plan.id);
+        let key = undo::aside_key(&record.plan.id, &at);
         let note = Undo::Aside {
             at: at.clone(),
             key: key.clone(),

@@ -1,5 +1,6 @@
 //! Taking back what an arrival changed, from its notes alone.
 
+use tranship_core::ids::Digest;
 use tranship_core::storage::ElementAt;
 use tranship_core::{EngineError, Fault, MigrationId};
 
@@ -149,6 +150,10 @@ pub(super) fn describe(note: &Undo) -> String {
 }
 
 /// The key under which data that made way for a migration is kept.
-pub(super) fn aside_key(migration: &MigrationId) -> String {
-    format!("replaced-{migration}")
+pub(super) fn aside_key(migration: &MigrationId, at: &ElementAt) -> String {
+    let element = Digest::of(at.to_string().as_bytes());
+    format!(
+        "replaced-{migration}-{}",
+        element.hex().get(..16).unwrap_or_default()
+    )
 }

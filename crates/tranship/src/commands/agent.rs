@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tranship_agent::api::{PROTOCOL_MAX, PROTOCOL_MIN};
 use tranship_agent::daemon::{self, Config};
 use tranship_agent::{AgentClient, Identity, NodeEngine, NodeStorage, Shell};
-use tranship_core::{Fault, FaultKind};
+use tranship_core::{Engine, Fault, FaultKind};
 use tranship_migrate::Ports;
 use tranship_wire::WireError;
 use tranship_wire::h2::{Client, ClientOptions};
@@ -114,9 +114,10 @@ async fn serve(context: &Context, args: &AgentArgs, place: &Place) -> Result<(),
     }
     #[cfg(feature = "fail-points")]
     tranship_migrate::failpoint::read_from(place.runtime.join("fail-point"));
+    let engine: Arc<dyn Engine> = Arc::new(NodeEngine::at(engine_socket(context, args)));
     let ports = Ports {
-        engine: Arc::new(NodeEngine::at(engine_socket(context, args))),
-        storage: Arc::new(NodeStorage::new(place.state.join("content"))),
+        storage: Arc::new(NodeStorage::new(Arc::clone(&engine), place.state.clone())),
+        engine,
         host: Arc::new(Shell),
     };
     let mut random = [0u8; 16];

@@ -94,7 +94,11 @@ pub async fn prepare(context: &Context, moves: &MoveArgs) -> Result<Prepared, Fa
     }
     let source_node = facts(&source.client, &source.label).await?;
     let request = SurveyRequest {
-        containers: groups.iter().flat_map(|(_, g)| g).map(|r| r.spec.clone()).collect(),
+        containers: groups
+            .iter()
+            .flat_map(|(_, g)| g)
+            .map(|r| r.spec.clone())
+            .collect(),
     };
     let survey = destination
         .client

@@ -43,7 +43,14 @@ pub fn lines(ui: &Ui, plan: &Plan) -> Vec<String> {
             HookPlace::Container => "in the container",
             HookPlace::Host => "on the host",
         };
-        row("hook", format!("{} {place}: {}", planned.hook.when, one_line(&planned.hook.command)));
+        row(
+            "hook",
+            format!(
+                "{} {place}: {}",
+                planned.hook.when,
+                one_line(&planned.hook.command)
+            ),
+        );
     }
     row("expected", expected(plan));
     if plan.create.name != spec.name {
