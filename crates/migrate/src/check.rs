@@ -623,10 +623,11 @@ fn highest_cpu(list: &str) -> Option<u64> {
 
 fn space(found: &mut Findings, plan: &Plan, survey: &Survey) {
     // `docker load` unpacks the archive before it makes layers of it: twice the bytes for a while.
-    let needed = plan
-        .prediction
-        .bytes
+    let data = plan.prediction.data_bytes;
+    let image = plan.prediction.bytes.saturating_sub(data);
+    let needed = image
         .saturating_mul(2)
+        .saturating_add(data)
         .saturating_add(SPACE_RESERVE);
     if plan.prediction.bytes == 0 {
         return;
@@ -636,12 +637,16 @@ fn space(found: &mut Findings, plan: &Plan, survey: &Survey) {
     {
         found.conflict(
             "space.bytes",
-            format!("the engine there has {free} bytes free, the image needs {needed} while it is taken in"),
+            format!(
+                "the engine there has {free} bytes free, image and data need {needed} while they are taken in"
+            ),
             "`docker system prune` there, or free space otherwise",
         );
     }
+    let copied = plan.elements.iter().filter(|e| e.copied);
+    let entries: u64 = copied.filter_map(|e| e.size).map(|s| s.entries).sum();
     if let Some(inodes) = survey.node.free_inodes
-        && inodes < 1_000
+        && inodes < entries.saturating_add(1_000)
     {
         found.conflict(
             "space.inodes",

@@ -15,6 +15,7 @@ use tranship_core::engine::ByteStream;
 use tranship_core::event::{Event, Reporter, Silent};
 use tranship_core::fault::FaultKind;
 use tranship_core::node::{ArrivalFacts, ContainerReport, NodeFacts, Survey};
+use tranship_core::storage::Pipe;
 use tranship_core::{ContainerSpec, Fault, MigrationId, NetworkSpec};
 use tranship_migrate::destination::{Adopted, ArrivalState, Discarded, Opened};
 use tranship_migrate::options::{ModeRequest, MoveOptions, OnSource};
@@ -44,13 +45,13 @@ struct Direct(Arc<Arrival>);
 
 #[async_trait]
 impl Destination for Direct {
-    async fn open(&self, _plan: &Plan) -> Result<Opened, Fault> {
+    async fn open(&self, _plan: &Plan) -> Result<Vec<Opened>, Fault> {
         self.0.open().await
     }
-    async fn image(&self, archive: ByteStream) -> Result<(), Fault> {
+    async fn image(&self, member: usize, archive: ByteStream) -> Result<(), Fault> {
         // As the agent does: a source that goes away does not end the step.
         let arrival = Arc::clone(&self.0);
-        tokio::spawn(async move { arrival.image(Some(archive)).await })
+        tokio::spawn(async move { arrival.image(member, Some(archive)).await })
             .await
             .unwrap()
     }
@@ -59,6 +60,16 @@ impl Destination for Direct {
     }
     async fn create(&self) -> Result<(), Fault> {
         self.0.create().await
+    }
+    async fn element(&self, index: usize) -> Result<Pipe, Fault> {
+        self.0.open_element(index).await?;
+        let (here, there) = tokio::io::duplex(64 << 10);
+        let arrival = Arc::clone(&self.0);
+        tokio::spawn(async move { arrival.element(index, Box::new(there)).await });
+        Ok(Box::new(here))
+    }
+    async fn go_on(&self) -> Result<(), Fault> {
+        self.0.go_on().await
     }
     async fn start(&self) -> Result<(), Fault> {
         self.0.start().await
@@ -110,6 +121,7 @@ fn node(host: &str) -> NodeFacts {
         free_bytes: None,
         free_inodes: None,
         direct_layers: true,
+        direct_files: true,
         addresses: Vec::new(),
         limits: Vec::new(),
     }
@@ -128,6 +140,8 @@ fn scene(options: &MoveOptions, change: impl FnOnce(&mut ContainerSpec)) -> Scen
         spec,
         changes: LayerChanges::default(),
         archive_bytes: Vec::new(),
+        volumes: Vec::new(),
+        sizes: Default::default(),
         notes: Default::default(),
     };
     let survey = Survey {
@@ -135,13 +149,14 @@ fn scene(options: &MoveOptions, change: impl FnOnce(&mut ContainerSpec)) -> Scen
         containers: Vec::new(),
         networks: Vec::new(),
         volumes: Vec::new(),
+        volume_specs: Vec::new(),
         ports: Vec::new(),
         arrivals: vec![ArrivalFacts {
             layers_held: 1,
             ..ArrivalFacts::default()
         }],
     };
-    let containers = [(MigrationId::new("m1").unwrap(), report)];
+    let containers = [(MigrationId::new("m1").unwrap(), vec![report])];
     let mut plans = plan(&PlanInput {
         source: "a",
         destination: "b",
