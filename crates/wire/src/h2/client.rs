@@ -249,6 +249,27 @@ impl Client {
         Ok(Events::new(bytes, place))
     }
 
+    /// Sends a value and gets events back as they happen.
+    ///
+    /// # Errors
+    /// Any [`WireError`]; [`WireError::Remote`] for a fault of the other end.
+    pub async fn post_events<Q, T>(&self, path: &str, value: &Q) -> Result<Events<T>, WireError>
+    where
+        Q: Serialize + ?Sized,
+        T: DeserializeOwned,
+    {
+        let place = self.place(&Method::POST, path);
+        let json = serde_json::to_vec(value).map_err(|source| WireError::Unwritable {
+            what: place.what.clone(),
+            source,
+        })?;
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let request = self.build(Method::POST, path, headers, full_body(json))?;
+        let body = self.send(request, &place).await?.into_body();
+        Ok(Events::new(ByteStream::new(body, place.clone()), place))
+    }
+
     /// Opens a byte stream in both directions inside this connection.
     ///
     /// # Errors
