@@ -47,7 +47,7 @@ pub(crate) struct Guarded<IO> {
     armed: Pin<Box<Sleep>>,
     frames: Option<FrameClock>,
     ahead: Ahead,
-    /// Whether the reader asked for bytes since the last write that had to wait, and so will be woken by them.
+    /// Whether the reader waits for bytes, and has not let a write wait since: then it will be woken by them.
     reads: bool,
 }
 
@@ -162,12 +162,13 @@ impl<IO: AsyncRead + Unpin> Guarded<IO> {
 impl<IO: AsyncRead + Unpin> AsyncRead for Guarded<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.reads = true;
+        this.reads = false;
         if !this.ahead.is_empty() {
             return Poll::Ready(this.ahead.take(buf));
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
+        this.reads = polled.is_pending();
         ready!(this.settle(cx, polled, |()| true))?;
         if let Some(frames) = &mut this.frames {
             frames.feed(buf.filled().get(before..).unwrap_or_default(), this.moved);

@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tranship_core::fault::Explain;
 use tranship_wire::h2::{
@@ -28,13 +28,18 @@ use tranship_wire::tls::{DialTimes, PeerKey, PeerListener, PeerStream, dial};
 use tranship_wire::{PeerIdentity, WireError};
 
 const PIECE: usize = 256 << 10;
+const PAUSE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Adds a ping after every frame that comes in, so that the connection behind it always owes an answer.
+/// Adds a ping after every frame of data that comes in, so that the connection behind it always owes an answer, and
+/// reads nothing for a moment once data comes, so that both ends have filled the line before they owe the first one.
 struct Pinging<IO> {
     io: IO,
     /// What is left of the preface or the frame under way.
     left: usize,
+    data: bool,
+    pause: Pin<Box<Sleep>>,
+    paused: bool,
     raw: BytesMut,
     out: BytesMut,
 }
@@ -47,6 +52,9 @@ impl<IO> Pinging<IO> {
         Self {
             io,
             left: 0,
+            data: false,
+            pause: Box::pin(sleep(Duration::ZERO)),
+            paused: false,
             raw,
             out,
         }
@@ -62,9 +70,14 @@ impl<IO> Pinging<IO> {
     fn sort(&mut self) {
         loop {
             if self.left == 0 {
-                let Some([high, middle, low]) = self.raw.first_chunk::<3>() else {
+                let Some([high, middle, low, kind]) = self.raw.first_chunk::<4>() else {
                     return;
                 };
+                self.data = *kind == 0;
+                if self.data && !self.paused {
+                    self.paused = true;
+                    self.pause = Box::pin(sleep(PAUSE));
+                }
                 let length = usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low);
                 self.left = 9 + length;
             }
@@ -72,11 +85,10 @@ impl<IO> Pinging<IO> {
             if take == 0 {
                 return;
             }
-            let was_preface = self.raw.starts_with(b"PRI");
             self.out.extend_from_slice(&self.raw[..take]);
             self.raw.advance(take);
             self.left -= take;
-            if self.left == 0 && !was_preface {
+            if self.left == 0 && self.data {
                 self.out.extend_from_slice(&Self::PING);
             }
         }
@@ -89,6 +101,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Pinging<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        ready!(self.pause.as_mut().poll(cx));
         while self.out.is_empty() {
             let mut space = [0; 16 << 10];
             let mut read = ReadBuf::new(&mut space);
@@ -122,10 +135,14 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Pinging<IO> {
 /// Answers every path with a stream.
 struct Streams;
 
+/// Many short pieces for each long one: a long frame is half written when the ping after a short one comes.
 async fn send_all(mut sender: h2::DuplexSender, total: usize) -> Result<(), WireError> {
-    let piece = Bytes::from(vec![3; PIECE]);
+    let mut left = Bytes::from(vec![3; PIECE]);
+    let short: Vec<Bytes> = (0..32).map(|_| left.split_to(1 << 10)).collect();
     for _ in 0..total / PIECE {
-        sender.send(piece.clone()).await?;
+        for piece in short.iter().chain([&left]) {
+            sender.send(piece.clone()).await?;
+        }
     }
     sender.finish();
     Ok(())
@@ -193,7 +210,7 @@ where
 fn narrow_pair() -> (UnixStream, UnixStream) {
     let (near, far) = UnixStream::pair().unwrap();
     for end in [&near, &far] {
-        sockopt::set_socket_send_buffer_size(end, 4 << 10).unwrap();
+        sockopt::set_socket_send_buffer_size(end, 64 << 10).unwrap();
     }
     (near, far)
 }
