@@ -17,7 +17,7 @@ use tokio::sync::{oneshot, watch};
 use tranship_core::Fault;
 
 use super::body::{Body, ByteStream, Limits, Place, collect, full_body, parse, stream_body};
-use super::duplex::{Duplex, writer};
+use super::duplex::{Duplex, sender};
 use super::events::Events;
 use super::{CONNECTION_WINDOW, FRAME_SIZE, HEADER_LIST, SEND_BUFFER, STREAM_WINDOW};
 use crate::error::{BoxError, WireError, printable};
@@ -275,11 +275,22 @@ impl Client {
     /// # Errors
     /// Any [`WireError`]; [`WireError::Remote`] for a fault of the other end.
     pub async fn duplex(&self, path: &str) -> Result<Duplex, WireError> {
+        self.duplex_with(path, HeaderMap::new()).await
+    }
+
+    /// The same, with headers that tell the other end what it is for.
+    ///
+    /// # Errors
+    /// Any [`WireError`]; [`WireError::Remote`] for a fault of the other end.
+    pub async fn duplex_with(&self, path: &str, headers: HeaderMap) -> Result<Duplex, WireError> {
         let place = self.place(&Method::POST, path);
-        let (writer, body) = writer();
-        let request = self.build(Method::POST, path, HeaderMap::new(), body)?;
+        let (outgoing, body) = sender(place.clone());
+        let request = self.build(Method::POST, path, headers, body)?;
         let response = self.send(request, &place).await?;
-        Ok(writer.with(ByteStream::new(response.into_body(), place)))
+        Ok(Duplex::new(
+            outgoing,
+            ByteStream::new(response.into_body(), place),
+        ))
     }
 
     fn place(&self, method: &Method, path: &str) -> Place {
