@@ -82,6 +82,9 @@ pub struct NodeFacts {
     pub free_inodes: Option<u64>,
     /// The agent reads layers straight from the engine's storage.
     pub direct_layers: bool,
+    /// The agent reaches the files of volumes, layers and mounts directly, not through the engine.
+    #[serde(default)]
+    pub direct_files: bool,
     /// Addresses of its interfaces.
     pub addresses: Vec<IpAddr>,
     /// What the agent can't do here and why, for people.

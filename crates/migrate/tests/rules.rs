@@ -35,6 +35,7 @@ fn node() -> NodeFacts {
         free_bytes: Some(10 << 30),
         free_inodes: Some(1_000_000),
         direct_layers: true,
+        direct_files: true,
         addresses: vec!["192.0.2.1".parse().unwrap()],
         limits: Vec::new(),
     }

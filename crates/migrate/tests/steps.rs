@@ -110,6 +110,7 @@ fn node(host: &str) -> NodeFacts {
         free_bytes: None,
         free_inodes: None,
         direct_layers: true,
+        direct_files: true,
         addresses: Vec::new(),
         limits: Vec::new(),
     }
