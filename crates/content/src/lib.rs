@@ -27,3 +27,4 @@ pub mod encoding;
 pub mod entry;
 pub mod frame;
 pub mod message;
+pub mod tree;
