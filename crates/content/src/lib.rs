@@ -27,4 +27,5 @@ pub mod encoding;
 pub mod entry;
 pub mod frame;
 pub mod message;
+pub mod sink;
 pub mod tree;

@@ -129,7 +129,8 @@ impl Node<'_> {
 
 /// An extended attribute that belongs to the machine and not to the tree: labels of its security modules.
 fn is_local(name: &[u8]) -> bool {
-    name.strip_prefix(b"security.").is_some_and(|rest| rest != b"capability")
+    name.strip_prefix(b"security.")
+        .is_some_and(|rest| rest != b"capability")
 }
 
 /// Sets all attributes of an entry and proves that they hold. `now` is what the node is like at this moment.
@@ -154,7 +155,11 @@ pub(super) fn set(node: Node<'_>, entry: &Entry, now: &Stat) -> Result<Stat, Sin
         again = set_xattrs(node, entry, &there)?;
         if again && !symlink {
             // An inherited ACL makes the mode's group bits something else.
-            let mode = node.stat().map_err(|error| failed(path, "look at", error))?.st_mode & 0o7777;
+            let mode = node
+                .stat()
+                .map_err(|error| failed(path, "look at", error))?
+                .st_mode
+                & 0o7777;
             if mode != entry.mode {
                 node.chmod(entry.mode)
                     .map_err(|error| refused(path, "set the mode", error))?;
@@ -175,7 +180,9 @@ pub(super) fn set(node: Node<'_>, entry: &Entry, now: &Stat) -> Result<Stat, Sin
 pub(super) fn set_time(node: Node<'_>, entry: &Entry) -> Result<Stat, SinkError> {
     node.utimes(entry.mtime)
         .map_err(|error| refused(&entry.path, "set the time", error))?;
-    let stat = node.stat().map_err(|error| failed(&entry.path, "look at", error))?;
+    let stat = node
+        .stat()
+        .map_err(|error| failed(&entry.path, "look at", error))?;
     check(entry, &stat)?;
     Ok(stat)
 }
@@ -242,6 +249,20 @@ fn is_symlink(stat: &Stat) -> bool {
     stat.st_mode & 0o170_000 == 0o120_000
 }
 
+/// The file type bits that `stat` has for it; a further name may be of several types.
+pub(super) fn kind_bits(kind: &EntryKind) -> Option<u32> {
+    Some(match kind {
+        EntryKind::Directory => 0o040_000,
+        EntryKind::File { .. } => 0o100_000,
+        EntryKind::Hardlink { .. } => return None,
+        EntryKind::Symlink { .. } => 0o120_000,
+        EntryKind::Fifo => 0o010_000,
+        EntryKind::Socket => 0o140_000,
+        EntryKind::CharDevice { .. } => 0o020_000,
+        EntryKind::BlockDevice { .. } => 0o060_000,
+    })
+}
+
 /// Compares what is there with what was asked for.
 pub(super) fn check(entry: &Entry, stat: &Stat) -> Result<(), SinkError> {
     let differs = |what: String| {
@@ -251,16 +272,7 @@ pub(super) fn check(entry: &Entry, stat: &Stat) -> Result<(), SinkError> {
         })
     };
     let kind = stat.st_mode & 0o170_000;
-    let wanted = match &entry.kind {
-        EntryKind::Directory => 0o040_000,
-        EntryKind::File { .. } => 0o100_000,
-        EntryKind::Hardlink { .. } => kind,
-        EntryKind::Symlink { .. } => 0o120_000,
-        EntryKind::Fifo => 0o010_000,
-        EntryKind::Socket => 0o140_000,
-        EntryKind::CharDevice { .. } => 0o020_000,
-        EntryKind::BlockDevice { .. } => 0o060_000,
-    };
+    let wanted = kind_bits(&entry.kind).unwrap_or(kind);
     if kind != wanted {
         return differs(format!("its type is {kind:o} and not {wanted:o}"));
     }

@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Advice, FallocateFlags, Mode, OFlags};
+use rustix::fs::{Advice, FallocateFlags, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::attributes::{self, Node};
@@ -52,8 +52,8 @@ pub(super) struct Filling {
 pub(super) struct Filled {
     /// The entry with all its extents.
     pub entry: Entry,
-    /// It could not be put together; nothing is there, or the old file is.
-    pub broken: bool,
+    /// What it is like now; `None` if it could not be put together: nothing is there then, or the old file is.
+    pub stat: Option<Stat>,
 }
 
 /// The mode with which a file is made: what it will have, but for setuid and the like, which come after the owner.
@@ -121,6 +121,16 @@ impl Filling {
         })
     }
 
+    /// Path of the file.
+    pub(super) fn path(&self) -> &[u8] {
+        &self.entry.path
+    }
+
+    /// The file that is there is written to.
+    pub(super) fn is_in_place(&self) -> bool {
+        matches!(self.to, Where::InPlace)
+    }
+
     fn content(&self, reason: &'static str) -> SinkError {
         SinkError::Content {
             path: shown(&self.entry.path),
@@ -130,7 +140,10 @@ impl Filling {
 
     /// Counts an extent and goes behind it.
     fn push(&mut self, extent: Extent) -> Result<(), SinkError> {
-        let end = self.at.checked_add(extent.length()).filter(|end| *end <= self.size);
+        let end = self
+            .at
+            .checked_add(extent.length())
+            .filter(|end| *end <= self.size);
         self.at = end.ok_or_else(|| self.content("is longer than the file"))?;
         match (self.extents.last_mut(), &extent) {
             (Some(Extent::Hole { length }), Extent::Hole { length: more }) => *length += more,
@@ -179,6 +192,11 @@ impl Filling {
                 id,
             });
         }
+        self.checked(id, bytes)
+    }
+
+    /// A chunk whose bytes were compared with its name.
+    pub(super) fn checked(&mut self, id: ChunkId, bytes: &[u8]) -> Result<(), SinkError> {
         if !self.broken {
             self.put(bytes, self.at)?;
         }
@@ -191,7 +209,7 @@ impl Filling {
     /// A hole.
     pub(super) fn hole(&mut self, length: u64) -> Result<(), SinkError> {
         self.check_room(length)?;
-        if matches!(self.to, Where::InPlace) && !self.broken {
+        if self.is_in_place() && !self.broken {
             self.punch(length)?;
         }
         self.push(Extent::Hole { length })
@@ -254,7 +272,7 @@ impl Filling {
         if !self.broken {
             match self.read_base(place, path, offset, length)? {
                 Some(bytes) if *blake3::hash(&bytes).as_bytes() == id.0 => {
-                    if !(matches!(self.to, Where::InPlace) && offset == self.at) {
+                    if !(self.is_in_place() && offset == self.at) {
                         self.put(&bytes, self.at)?;
                     }
                 }
@@ -297,14 +315,16 @@ impl Filling {
         parts: &[Part],
     ) -> Result<(), SinkError> {
         let mut result: Vec<u8> = Vec::with_capacity(base.len());
-        let mut only_literals = matches!(self.to, Where::InPlace) && offset == self.at;
+        let mut only_literals = self.is_in_place() && offset == self.at;
         for part in parts {
             match part {
                 Part::Literal(bytes) => result.extend_from_slice(bytes),
                 Part::Base { offset, length } => {
                     only_literals &= *offset as usize == result.len();
                     let (start, end) = (*offset as usize, *offset as usize + *length as usize);
-                    let bytes = base.get(start..end).ok_or(SinkError::Defect("a patch reaches too far"))?;
+                    let bytes = base
+                        .get(start..end)
+                        .ok_or(SinkError::Defect("a patch reaches too far"))?;
                     result.extend_from_slice(bytes);
                 }
             }
@@ -327,7 +347,7 @@ impl Filling {
     }
 
     fn check_in_place(&self, path: &[u8]) -> Result<(), SinkError> {
-        if matches!(self.to, Where::InPlace) && path != self.entry.path {
+        if self.is_in_place() && path != self.entry.path {
             return Err(self.content("refers to another file, although it is written in place"));
         }
         Ok(())
@@ -360,9 +380,7 @@ impl Filling {
             if extent.length() > end - self.at {
                 return Err(self.content("keeps a part of an extent of the base"));
             }
-            if let (Extent::Chunk { length, id }, false, false) =
-                (extent, matches!(self.to, Where::InPlace), self.broken)
-            {
+            if let (Extent::Chunk { length, id }, false, false) = (extent, self.is_in_place(), self.broken) {
                 match self.read_base(place, path, self.at, length)? {
                     Some(bytes) if *blake3::hash(&bytes).as_bytes() == id.0 => self.put(&bytes, self.at)?,
                     _ => self.broken = true,
@@ -389,6 +407,7 @@ impl Filling {
             size: self.size,
             extents: std::mem::take(&mut self.extents),
         };
+        let in_place = self.is_in_place();
         let entry = self.entry;
         let path = &entry.path;
         if self.broken {
@@ -400,28 +419,29 @@ impl Filling {
                 Where::InPlace => Ok(()),
             };
             removed.map_err(|error| failed(path, "remove", error))?;
-            return Ok(Filled { entry, broken: true });
+            return Ok(Filled { entry, stat: None });
         }
         let mut now = rustix::fs::fstat(&self.file).map_err(|error| failed(path, "look at", error))?;
-        if (ends_in_hole || matches!(self.to, Where::InPlace)) && now.st_size as u64 != self.size {
+        if (ends_in_hole || in_place) && now.st_size as u64 != self.size {
             rustix::fs::ftruncate(&self.file, self.size)
                 .map_err(|error| failed(path, "set the size of", error))?;
             now.st_size = self.size as i64;
         }
-        attributes::set(Node::Open(self.file.as_fd()), &entry, &now)?;
+        let mut stat = attributes::set(Node::Open(self.file.as_fd()), &entry, &now)?;
         if let Where::Staged(staged) = &self.to {
             place.exchange(directory, name, path, staged)?;
+            // A new name changes the change time.
+            stat = rustix::fs::fstat(&self.file).map_err(|error| failed(path, "look at", error))?;
         }
-        Ok(Filled { entry, broken: false })
+        Ok(Filled {
+            entry,
+            stat: Some(stat),
+        })
     }
 }
 
 /// The file at `name` for writing in place, if it is one with a single name; `None` if it has to be replaced.
-fn open_in_place(
-    directory: BorrowedFd<'_>,
-    name: &[u8],
-    path: &[u8],
-) -> Result<Option<OwnedFd>, SinkError> {
+fn open_in_place(directory: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<Option<OwnedFd>, SinkError> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = match open_beneath(directory, name, flags, Mode::empty()) {
         Ok(file) => file,

@@ -29,9 +29,6 @@ pub(super) struct Directories {
     open: usize,
 }
 
-/// What a directory that the order left was like in the end.
-pub(super) type Left<'a> = &'a mut dyn FnMut(&Entry, &rustix::fs::Stat);
-
 /// `path` is below the directory `above`.
 pub(super) fn is_below(path: &[u8], above: &[u8]) -> bool {
     above.is_empty() && !path.is_empty()
@@ -77,12 +74,16 @@ impl Directories {
         });
     }
 
-    /// Leaves all directories.
-    pub(super) fn finish(&mut self, place: &Place) -> Result<(), SinkError> {
-        while !self.levels.is_empty() {
+    /// Leaves all directories and gives the root's entry.
+    pub(super) fn finish(&mut self, place: &Place) -> Result<Option<Entry>, SinkError> {
+        while self.levels.len() > 1 {
             self.leave(place)?;
         }
-        Ok(())
+        let root = self.levels.first().map(|root| root.entry.clone());
+        if root.is_some() {
+            self.leave(place)?;
+        }
+        Ok(root)
     }
 
     /// The root gets its attributes again in the end: staging was made inside it.
@@ -94,12 +95,19 @@ impl Directories {
 
     /// The deepest directory, in order to change something in it.
     pub(super) fn current(&mut self, place: &Place) -> Result<BorrowedFd<'_>, SinkError> {
+        if let Some(deepest) = self.levels.last_mut() {
+            deepest.touched = true;
+        }
+        self.look(place)
+    }
+
+    /// The deepest directory, in order to look at something in it.
+    pub(super) fn look(&mut self, place: &Place) -> Result<BorrowedFd<'_>, SinkError> {
         let deepest = self
             .levels
             .len()
             .checked_sub(1)
             .ok_or(SinkError::Defect("no directory is entered"))?;
-        self.levels[deepest].touched = true;
         self.open(place, deepest)
     }
 
@@ -118,7 +126,9 @@ impl Directories {
             self.levels[level].directory = Some(opened);
             self.open += 1;
             if self.open > MAX_OPEN {
-                let shallowest = self.levels[..level].iter_mut().find(|level| level.directory.is_some());
+                let shallowest = self.levels[..level]
+                    .iter_mut()
+                    .find(|level| level.directory.is_some());
                 if let Some(shallowest) = shallowest {
                     shallowest.directory = None;
                     self.open -= 1;
@@ -148,8 +158,8 @@ impl Directories {
         self.open -= 1;
         let node = Node::Open(directory.as_fd());
         if level.changed {
-            let now = rustix::fs::fstat(&directory)
-                .map_err(|error| failed(&level.entry.path, "look at", error))?;
+            let now =
+                rustix::fs::fstat(&directory).map_err(|error| failed(&level.entry.path, "look at", error))?;
             attributes::set(node, &level.entry, &now)?;
         } else if level.touched {
             attributes::set_time(node, &level.entry)?;

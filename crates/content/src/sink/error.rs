@@ -129,7 +129,7 @@ pub enum SinkError {
     },
     /// The sink's own record of its tree could not be kept or read.
     #[error("the record of the tree at this side failed")]
-    Record(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Record(#[from] crate::tree::TreeError),
     /// A defect.
     #[error("a defect in the content sink: {0}")]
     Defect(&'static str),
@@ -138,8 +138,12 @@ pub enum SinkError {
 impl SinkError {
     /// The form that crosses wires. A fault of the source stays what it was.
     #[must_use]
-    pub fn into_fault(self) -> Fault {
-        let path = match &self {
+    pub fn fault(&self) -> Fault {
+        if let Self::Peer(fault) = self {
+            return (**fault).clone();
+        }
+        let mut fault = Fault::of(self);
+        fault.path = match self {
             Self::Order { path, .. }
             | Self::Chunk { path, .. }
             | Self::Content { path, .. }
@@ -153,14 +157,7 @@ impl SinkError {
             | Self::Io { path, .. } => Some(path.clone()),
             _ => None,
         };
-        match self {
-            Self::Peer(fault) => *fault,
-            other => {
-                let mut fault = Fault::of(&other);
-                fault.path = path;
-                fault
-            }
-        }
+        fault
     }
 }
 
@@ -185,7 +182,7 @@ impl Explain for SinkError {
             Self::Unsupported { .. } => "content.unsupported",
             Self::Io { .. } => "content.io",
             Self::Tree { .. } => "content.tree-differs",
-            Self::Record(_) => "content.record",
+            Self::Record(error) => error.code(),
             Self::Defect(_) => "content.defect",
         }
     }

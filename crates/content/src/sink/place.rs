@@ -198,13 +198,7 @@ impl Place {
         let probe = || {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
             drop(rustix::fs::openat(&made, c"probe", flags, Mode::RUSR)?);
-            rustix::fs::renameat_with(
-                &made,
-                c"probe",
-                &self.root,
-                STAGING_NAME,
-                RenameFlags::NOREPLACE,
-            )?;
+            rustix::fs::renameat_with(&made, c"probe", &self.root, STAGING_NAME, RenameFlags::NOREPLACE)?;
             rustix::fs::unlinkat(&self.root, STAGING_NAME, AtFlags::empty())
         };
         if let Err(error) = probe() {
@@ -224,14 +218,8 @@ impl Place {
         let staged = StagedName::of(path);
         let staging = self.staging()?;
         let mut displaced = lock(&self.displaced);
-        rustix::fs::renameat_with(
-            directory,
-            name,
-            staging,
-            staged.bytes(),
-            RenameFlags::NOREPLACE,
-        )
-        .map_err(|error| failed(path, "move away", error))?;
+        rustix::fs::renameat_with(directory, name, staging, staged.bytes(), RenameFlags::NOREPLACE)
+            .map_err(|error| failed(path, "move away", error))?;
         displaced.insert(staged.key);
         Ok(())
     }
@@ -278,14 +266,23 @@ impl Place {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
         let displaced = lock(&self.displaced);
         if let (false, Some(staging)) = (displaced.is_empty(), self.staging.get()) {
-            let mut ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+            let mut ends = path
+                .iter()
+                .enumerate()
+                .filter(|(_, byte)| **byte == b'/')
+                .map(|(at, _)| at);
             loop {
                 let end = ends.next();
                 let prefix = &path[..end.unwrap_or(path.len())];
                 let staged = StagedName::of(prefix);
                 if displaced.contains(&staged.key) {
                     let Some(end) = end else {
-                        return regular(open_beneath(staging.as_fd(), staged.bytes(), flags, Mode::empty())?);
+                        return regular(open_beneath(
+                            staging.as_fd(),
+                            staged.bytes(),
+                            flags,
+                            Mode::empty(),
+                        )?);
                     };
                     let directory = open_directory(staging.as_fd(), staged.bytes())?;
                     let (parent, name) = split(&path[end + 1..]);
@@ -331,13 +328,8 @@ fn make_private(directory: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno
 fn beside(root: BorrowedFd<'_>) -> Option<OwnedFd> {
     let above = rustix::fs::openat(root, c"..", DIRECTORY, Mode::empty()).ok()?;
     let mount = |fd: BorrowedFd<'_>| {
-        let stat = rustix::fs::statx(
-            fd,
-            c"",
-            AtFlags::EMPTY_PATH,
-            StatxFlags::MNT_ID | StatxFlags::INO,
-        )
-        .ok()?;
+        let stat =
+            rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID | StatxFlags::INO).ok()?;
         let known = stat.stx_mask & StatxFlags::MNT_ID.bits() != 0;
         known.then_some((stat.stx_mnt_id, stat.stx_ino))
     };

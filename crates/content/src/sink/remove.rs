@@ -38,6 +38,13 @@ fn names(directory: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, FileType)>, Errno> {
     Ok(names)
 }
 
+/// Whether a directory has nothing in it.
+pub(super) fn is_empty(directory: BorrowedFd<'_>) -> Result<bool, SinkError> {
+    names(directory)
+        .map(|names| names.is_empty())
+        .map_err(|error| failed(b"", "read", error))
+}
+
 /// Removes `name` from `directory` with everything below. `false` if there was none.
 pub(super) fn tree(directory: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {
     match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
