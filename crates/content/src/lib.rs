@@ -23,6 +23,7 @@
 //! This room leaves to others where an element is (`engine`), how bytes travel (`wire`) and when rounds happen (`migrate`).
 //! All of it is synchronous code for threads of its own; [`storage`] alone knows about tasks.
 
+pub mod chunk;
 pub mod encoding;
 pub mod entry;
 pub mod frame;

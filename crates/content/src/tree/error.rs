@@ -109,7 +109,10 @@ pub enum TreeError {
         reason: &'static str,
     },
     /// More files with several names than this program keeps in mind.
-    #[error("the manifest has more than {} files with several names", super::MAX_HARDLINK_GROUPS)]
+    #[error(
+        "the manifest has more than {} files with several names",
+        super::MAX_HARDLINK_GROUPS
+    )]
     HardlinkGroups,
     /// All files together are larger than a number can say.
     #[error("the manifest's files are too large together")]

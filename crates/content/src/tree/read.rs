@@ -119,7 +119,11 @@ impl<R: Read> TreeReader<R> {
         let version = MAGIC.len() - 1;
         if let Err(error) = self.want(MAGIC.len()) {
             let start = &self.buffer[self.at..];
-            return Err(if start == &MAGIC[..start.len()] { error } else { TreeError::Magic });
+            return Err(if start == &MAGIC[..start.len()] {
+                error
+            } else {
+                TreeError::Magic
+            });
         }
         let magic = &self.buffer[self.at..self.at + MAGIC.len()];
         if magic[..version] != MAGIC[..version] {
@@ -319,8 +323,7 @@ impl<'a> Fields<'a> {
             extents.push(if word & 1 == 1 {
                 Extent::Hole { length: word >> 1 }
             } else {
-                let length =
-                    u32::try_from(word >> 1).map_err(|_| TreeError::Number { entry: self.entry })?;
+                let length = u32::try_from(word >> 1).map_err(|_| TreeError::Number { entry: self.entry })?;
                 let mut id = [0; DIGEST_LENGTH];
                 id.copy_from_slice(self.take(DIGEST_LENGTH)?);
                 Extent::Chunk {
@@ -409,7 +412,10 @@ impl Order {
         }
         let shared = common(&self.previous, path);
         // Only what comes after the shared bytes is new; a component may have begun within them.
-        let fresh = path[..shared].iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+        let fresh = path[..shared]
+            .iter()
+            .rposition(|byte| *byte == b'/')
+            .map_or(0, |at| at + 1);
         check_components(path, fresh)?;
         let parent = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
         let most = parent.min(shared);
@@ -436,7 +442,10 @@ impl Order {
 
 /// Length of the longest common beginning.
 fn common(a: &[u8], b: &[u8]) -> usize {
-    a.iter().zip(b).position(|(x, y)| x != y).unwrap_or(a.len().min(b.len()))
+    a.iter()
+        .zip(b)
+        .position(|(x, y)| x != y)
+        .unwrap_or(a.len().min(b.len()))
 }
 
 /// Refuses paths that are absolute, climb, or have more than a file system takes. The empty path is the root.

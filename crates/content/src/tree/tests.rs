@@ -310,9 +310,16 @@ fn what_no_writer_writes_is_refused() {
         with(vec![file("a", 2, vec![hole(1), hole(1)])]),
         "manifest.extents"
     );
-    assert_eq!(with(vec![file("a", MAX_CHUNK.into(), vec![chunk(MAX_CHUNK, 1)])]), "accepted");
     assert_eq!(
-        with(vec![file("a", u64::from(MAX_CHUNK) + 1, vec![chunk(MAX_CHUNK + 1, 1)])]),
+        with(vec![file("a", MAX_CHUNK.into(), vec![chunk(MAX_CHUNK, 1)])]),
+        "accepted"
+    );
+    assert_eq!(
+        with(vec![file(
+            "a",
+            u64::from(MAX_CHUNK) + 1,
+            vec![chunk(MAX_CHUNK + 1, 1)]
+        )]),
         "manifest.extents"
     );
     let most = i64::MAX as u64;
