@@ -28,4 +28,5 @@ pub mod encoding;
 pub mod entry;
 pub mod frame;
 pub mod message;
+pub mod scan;
 pub mod tree;
