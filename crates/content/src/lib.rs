@@ -23,9 +23,11 @@
 //! This room leaves to others where an element is (`engine`), how bytes travel (`wire`) and when rounds happen (`migrate`).
 //! All of it is synchronous code for threads of its own; [`storage`] alone knows about tasks.
 
+pub mod chunk;
 pub mod encoding;
 pub mod entry;
 pub mod frame;
 pub mod message;
+pub mod scan;
 pub mod sink;
 pub mod tree;
