@@ -308,4 +308,3 @@ impl Stitch {
         Ok(!self.short && self.at >= self.size)
     }
 }
-

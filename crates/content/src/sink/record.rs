@@ -7,10 +7,12 @@
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::Stat;
 
-use crate::entry::{Entry, Timestamp};
+use crate::entry::{Entry, Timestamp, TreeId};
+use crate::scan::Base;
 use crate::tree::{Facts, FactsReader, FactsWriter, TreeError, TreeReader, TreeSummary, TreeWriter};
 
 const MANIFEST: &str = "sink.tree";
@@ -18,9 +20,11 @@ const FACTS: &str = "sink.facts";
 const MARK: &str = "sink.open";
 /// Stands for the end of the round, which is not known while facts are written.
 const ROUND_END: i64 = i64::MAX;
-/// Nanoseconds by which a file's change has to be older than the moment at which its facts are taken for whole: file systems stamp
-/// with the time of the last tick, which is 10 ms old at most.
-const TICK: u64 = 20_000_000;
+/// After this long the clock that stamps files has ticked.
+const TICK: Duration = Duration::from_millis(20);
+/// Seconds by which a scan wants a change to be older than the look at it, because others may write at that moment. While a round
+/// writes nobody else does, so the sink dates its own looks that much later.
+const RACY_SECONDS: i64 = 2;
 
 /// Where the record is.
 #[derive(Debug, Clone)]
@@ -59,15 +63,26 @@ impl Record {
     }
 
     /// The last record, if it may be used as the base of a rescan.
-    pub(super) fn held(&self) -> Option<Held> {
+    pub(super) fn held(&self) -> Result<Option<Base>, TreeError> {
         if std::fs::read_to_string(self.path(MARK)).is_ok_and(|marked| marked != boot()) {
-            return None;
+            return Ok(None);
         }
-        let held = Held {
-            manifest: self.path(MANIFEST),
-            facts: self.path(FACTS),
+        let tree = self.path(MANIFEST);
+        let facts = self.path(FACTS);
+        if !facts.exists() {
+            return Ok(None);
+        }
+        let mut hash = blake3::Hasher::new();
+        match File::open(&tree) {
+            Ok(file) => hash.update_reader(file)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
         };
-        (held.manifest.exists() && held.facts.exists()).then_some(held)
+        Ok(Some(Base {
+            id: TreeId(*hash.finalize().as_bytes()),
+            tree,
+            facts: Some(facts),
+        }))
     }
 
     /// Notes durably that the root is about to be changed.
@@ -163,7 +178,7 @@ pub(super) struct Output {
 /// Facts of something that this round wrote and nobody else touched.
 pub(super) fn facts_of(stat: &Stat) -> Facts {
     Facts {
-        dev: stat.st_dev,
+        dev: u64::from(rustix::fs::major(stat.st_dev)) << 32 | u64::from(rustix::fs::minor(stat.st_dev)),
         ino: stat.st_ino,
         ctime: Timestamp {
             seconds: stat.st_ctime,
@@ -206,14 +221,9 @@ impl Output {
 /// Dates the facts of what a round wrote, when nothing is written any more.
 pub(super) fn date(held: &Held, summary: &TreeSummary) -> Result<(), TreeError> {
     // Whatever is changed from now on gets a later time than what the round changed.
-    std::thread::sleep(std::time::Duration::from_nanos(TICK));
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
-    let now = Timestamp {
-        seconds: now.as_secs() as i64,
-        nanos: now.subsec_nanos(),
-    };
+    std::thread::sleep(TICK);
+    let mut now = crate::scan::now();
+    now.seconds += RACY_SECONDS;
     let dated = held.facts.with_extension("dated.new");
     let mut reader = FactsReader::new(File::open(&held.facts)?);
     let mut writer = FactsWriter::new(File::create(&dated)?);
