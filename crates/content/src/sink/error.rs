@@ -130,6 +130,9 @@ pub enum SinkError {
     /// The sink's own record of its tree could not be kept or read.
     #[error("the record of the tree at this side failed")]
     Record(#[from] crate::tree::TreeError),
+    /// Another round writes to the same root.
+    #[error("another round is still writing there")]
+    Busy,
     /// What is there already could not be read.
     #[error(transparent)]
     Scan(#[from] crate::scan::ScanError),
@@ -187,6 +190,7 @@ impl Explain for SinkError {
             Self::Tree { .. } => "content.tree-differs",
             Self::Record(error) => error.code(),
             Self::Scan(error) => error.code(),
+            Self::Busy => "content.busy",
             Self::Defect(_) => "content.defect",
         }
     }

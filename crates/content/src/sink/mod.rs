@@ -11,6 +11,7 @@ mod apply;
 mod attributes;
 mod content;
 mod dirs;
+mod element;
 mod error;
 mod place;
 mod record;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use tranship_core::storage::{RoundProgress, RoundReport};
 
+pub use element::DirectorySink;
 pub use error::SinkError;
 pub use place::STAGING_NAME;
 pub use remove::{Usage, clear, usage};
@@ -33,7 +35,7 @@ pub use remove::{Usage, clear, usage};
 use crate::frame::{FrameError, FrameReader, FrameWriter};
 use crate::message::{Base, Holds, Message, Totals, VERSION_MAX, VERSION_MIN, Wants};
 use crate::scan::{self, ScanError, ScanOptions};
-use crate::tree::{TreeError, TreeSummary};
+use crate::tree::TreeSummary;
 use place::Place;
 use record::{Held, Record};
 use worker::{Outcome, Task};
@@ -184,7 +186,7 @@ fn converse<R: Read, W: Write + Send>(
         }
         other => return unexpected(&other),
     };
-    let record = Record::open(&options.work).map_err(TreeError::Io)?;
+    let record = Record::open(&options.work)?;
     let place = Arc::new(Place::open(&options.root, options.overlay)?);
     let base = if remove::is_empty(place.root())? {
         None

@@ -4,13 +4,14 @@
 //! another change time, so an older record stays useful – but not after a crash of the machine, when bytes may have reached the
 //! disk and their times not. A mark that a round began, with the boot in which it did, tells that.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::Stat;
 
+use super::SinkError;
 use crate::entry::{Entry, Timestamp, TreeId};
 use crate::scan::Base;
 use crate::tree::{Facts, FactsReader, FactsWriter, TreeError, TreeReader, TreeSummary, TreeWriter};
@@ -18,6 +19,7 @@ use crate::tree::{Facts, FactsReader, FactsWriter, TreeError, TreeReader, TreeSu
 const MANIFEST: &str = "sink.tree";
 const FACTS: &str = "sink.facts";
 const MARK: &str = "sink.open";
+const LOCK: &str = "sink.lock";
 /// Stands for the end of the round, which is not known while facts are written.
 const ROUND_END: i64 = i64::MAX;
 /// After this long the clock that stamps files has ticked.
@@ -26,10 +28,15 @@ const TICK: Duration = Duration::from_millis(20);
 /// writes nobody else does, so the sink dates its own looks that much later.
 const RACY_SECONDS: i64 = 2;
 
-/// Where the record is.
-#[derive(Debug, Clone)]
+/// How long a round waits for an earlier one that was stopped and has not noticed yet.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where the record is. While it is open, no other round has it.
+#[derive(Debug)]
 pub(super) struct Record {
     directory: PathBuf,
+    /// Locked as long as it is open.
+    _lock: File,
 }
 
 /// A manifest and its facts, by their paths.
@@ -43,18 +50,37 @@ fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
+fn lock(path: &Path) -> Result<File, SinkError> {
+    let file = File::create(path).map_err(TreeError::Io)?;
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if started.elapsed() < PATIENCE => {
+                std::thread::sleep(TICK);
+            }
+            Err(TryLockError::WouldBlock) => return Err(SinkError::Busy),
+            Err(TryLockError::Error(error)) => return Err(SinkError::Record(TreeError::Io(error))),
+        }
+    }
+}
+
 impl Record {
-    pub(super) fn open(directory: &Path) -> io::Result<Self> {
-        std::fs::create_dir_all(directory)?;
-        for left in std::fs::read_dir(directory)? {
-            let left = left?;
+    pub(super) fn open(directory: &Path) -> Result<Self, SinkError> {
+        let record = |error| SinkError::Record(TreeError::Io(error));
+        std::fs::create_dir_all(directory).map_err(record)?;
+        let lock = lock(&directory.join(LOCK))?;
+        for left in std::fs::read_dir(directory).map_err(record)? {
+            let left = left.map_err(record)?;
             let name = left.file_name();
-            if name.to_string_lossy().starts_with("sink.") && name.to_string_lossy().ends_with(".new") {
-                std::fs::remove_file(left.path())?;
+            let name = name.to_string_lossy();
+            if name.starts_with("sink.") && name.ends_with(".new") {
+                std::fs::remove_file(left.path()).map_err(record)?;
             }
         }
         Ok(Self {
             directory: directory.to_path_buf(),
+            _lock: lock,
         })
     }
 
@@ -243,8 +269,8 @@ pub(super) fn date(held: &Held, summary: &TreeSummary) -> Result<(), TreeError> 
 /// Gives the bytes of a manifest in pieces that fit into messages.
 pub(super) fn pieces(
     manifest: &Path,
-    mut give: impl FnMut(Vec<u8>) -> Result<(), super::SinkError>,
-) -> Result<(), super::SinkError> {
+    mut give: impl FnMut(Vec<u8>) -> Result<(), SinkError>,
+) -> Result<(), SinkError> {
     let mut file = File::open(manifest).map_err(TreeError::Io)?;
     loop {
         let mut piece = Vec::new();
