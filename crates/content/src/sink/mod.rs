@@ -219,7 +219,7 @@ fn converse<R: Read, W: Write + Send>(
     let progress = |wire: u64| progress(shared.progress(wire));
     std::thread::scope(|scope| {
         scope.spawn(|| answer::answer(&place, asked, voice));
-        scope.spawn(|| {
+        let applying = scope.spawn(|| {
             let (queue, report) = (queue, report);
             if let Err(error) = worker.run(&queue, &report) {
                 // The reader may be waiting for the other side, which ends its waiting; and it finds the reason before it finds
@@ -279,6 +279,8 @@ fn converse<R: Read, W: Write + Send>(
         drop(tasks);
         drop(questions);
         drop(outcomes);
+        // What arrived before an end is still applied: the next round need not send it.
+        let _ = applying.join();
         match (result, shared.failure()) {
             (Err(_), Some(error)) => Err(error),
             (result, _) => result,

@@ -144,6 +144,7 @@ pub fn tree_id(entries: &[Entry]) -> TreeSummary {
 
 /// The source's end of a conversation.
 pub struct Peer {
+    pub stream: UnixStream,
     pub frames: FrameReader<UnixStream>,
     pub out: FrameWriter<UnixStream>,
     pub base: Vec<Entry>,
@@ -329,6 +330,7 @@ pub fn with_sink<T: Send>(
     std::thread::scope(|scope| {
         let peer = scope.spawn(move || {
             let mut peer = Peer {
+                stream: here.try_clone().unwrap(),
                 frames: FrameReader::new(here.try_clone().unwrap()),
                 out: FrameWriter::new(here.try_clone().unwrap()),
                 base: Vec::new(),
