@@ -13,9 +13,16 @@ fn main() {
     let durable = args.next().as_deref() != Some("nosync");
     let _ = std::fs::remove_dir_all(&root);
     std::fs::create_dir_all(root.join("root")).unwrap();
-    let mtime = Timestamp { seconds: 1_600_000_000, nanos: 5 };
+    let mtime = Timestamp {
+        seconds: 1_600_000_000,
+        nanos: 5,
+    };
     let entry = |path: String, kind| Entry {
-        mode: if kind == EntryKind::Directory { 0o755 } else { 0o644 },
+        mode: if kind == EntryKind::Directory {
+            0o755
+        } else {
+            0o644
+        },
         path: path.into_bytes(),
         kind,
         uid: 0,
@@ -32,7 +39,9 @@ fn main() {
     let mut seed = 1_u64;
     let mut fill = |data: &mut [u8]| {
         for word in data.chunks_exact_mut(8) {
-            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            seed = seed
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             word.copy_from_slice(&(seed ^ seed >> 29).to_le_bytes());
         }
     };
@@ -46,7 +55,10 @@ fn main() {
                 let id = id(&data[..4096]);
                 let file = entry(
                     format!("d{d:03}/f{f:04}"),
-                    EntryKind::File { size: 4096, extents: vec![Extent::Chunk { length: 4096, id }] },
+                    EntryKind::File {
+                        size: 4096,
+                        extents: vec![Extent::Chunk { length: 4096, id }],
+                    },
                 );
                 tree.push(&file).unwrap();
                 let body = bodies.last_mut().unwrap();
@@ -61,26 +73,45 @@ fn main() {
         let mut extents = vec![];
         data.resize(256 << 10, 0);
         Operation::File {
-            entry: entry("big".into(), EntryKind::File { size: 2_u64 << 30, extents: vec![] }),
+            entry: entry(
+                "big".into(),
+                EntryKind::File {
+                    size: 2_u64 << 30,
+                    extents: vec![],
+                },
+            ),
             write: Write::Replace,
         }
         .put(&mut bodies[0]);
         for _ in 0..n {
             fill(&mut data);
             let id = id(&data);
-            extents.push(Extent::Chunk { length: 256 << 10, id });
+            extents.push(Extent::Chunk {
+                length: 256 << 10,
+                id,
+            });
             let mut body = Vec::with_capacity(data.len() + 64);
             put_data_head(&mut body, &id, data.len());
             body.extend_from_slice(&data);
             bodies.push(body);
         }
         Operation::FileEnd.put(bodies.last_mut().unwrap());
-        tree.push(&entry("big".into(), EntryKind::File { size: 2_u64 << 30, extents })).unwrap();
+        tree.push(&entry(
+            "big".into(),
+            EntryKind::File {
+                size: 2_u64 << 30,
+                extents,
+            },
+        ))
+        .unwrap();
     }
     let summary = tree.finish().unwrap().0;
     let at = Instant::now();
     let (report, last) = with_sink(&root.join("root"), &root.join("work"), |peer| {
-        peer.open(Wants { frozen: true, durable });
+        peer.open(Wants {
+            frozen: true,
+            durable,
+        });
         for body in bodies {
             peer.out.parts(DELTA, &[&body]).unwrap();
         }

@@ -33,7 +33,9 @@ impl Bench {
     fn new() -> Self {
         // Not in memory: those file systems are read anew every time.
         let place = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target");
-        let place = std::env::temp_dir().join("content-tests").join(place.len().to_string());
+        let place = std::env::temp_dir()
+            .join("content-tests")
+            .join(place.len().to_string());
         fs::create_dir_all(&place).unwrap();
         Self {
             root: tempfile::tempdir_in(&place).unwrap(),
@@ -50,13 +52,7 @@ impl Bench {
         self.count.set(self.count.get() + 1);
         let tree = self.work.path().join(format!("{}.tree", self.count.get()));
         let facts = self.work.path().join(format!("{}.facts", self.count.get()));
-        let outcome = scan(
-            self.root.path(),
-            options,
-            base,
-            (&tree, &facts),
-            self.work.path(),
-        )?;
+        let outcome = scan(self.root.path(), options, base, (&tree, &facts), self.work.path())?;
         crate::tree::check(File::open(&tree).unwrap(), Some(outcome.tree.id)).unwrap();
         Ok(Taken {
             entries: read_tree(&tree),
@@ -113,12 +109,20 @@ fn naive(root: &Path, at: &Path, out: &mut Vec<String>) {
             use sha2::Digest as _;
             let mut content = Vec::new();
             File::open(at).unwrap().read_to_end(&mut content).unwrap();
-            format!("file {} {:x?}", content.len(), sha2::Sha256::digest(&content).as_slice())
+            format!(
+                "file {} {:x?}",
+                content.len(),
+                sha2::Sha256::digest(&content).as_slice()
+            )
         }
         libc_kind::LINK => format!("link {:?}", fs::read_link(at).unwrap()),
         other => format!("special {other:o} {}", meta.rdev()),
     };
-    let mode = if kind.starts_with("link") { 0 } else { meta.mode() & 0o7777 };
+    let mode = if kind.starts_with("link") {
+        0
+    } else {
+        meta.mode() & 0o7777
+    };
     out.push(format!(
         "{path:?} {kind} {mode:o} {}:{} {}.{}",
         meta.uid(),
@@ -143,8 +147,10 @@ mod libc_kind {
 /// The same words from a scan's entries and the content that their chunks stand for.
 fn told(root: &Path, entries: &[Entry]) -> Vec<String> {
     use std::os::unix::ffi::OsStrExt as _;
-    let by_path: std::collections::HashMap<&[u8], &Entry> =
-        entries.iter().map(|entry| (entry.path.as_slice(), entry)).collect();
+    let by_path: std::collections::HashMap<&[u8], &Entry> = entries
+        .iter()
+        .map(|entry| (entry.path.as_slice(), entry))
+        .collect();
     let mut out: Vec<String> = entries
         .iter()
         .map(|entry| {
@@ -166,7 +172,11 @@ fn told(root: &Path, entries: &[Entry]) -> Vec<String> {
                             Extent::Chunk { length, id } => {
                                 let mut bytes = vec![0; *length as usize];
                                 file.read_exact_at(&mut bytes, at).unwrap();
-                                assert_eq!(*id, ChunkId(*blake3::hash(&bytes).as_bytes()), "{path:?} at {at}");
+                                assert_eq!(
+                                    *id,
+                                    ChunkId(*blake3::hash(&bytes).as_bytes()),
+                                    "{path:?} at {at}"
+                                );
                                 content.extend_from_slice(&bytes);
                             }
                         }
@@ -232,7 +242,10 @@ fn everything(bench: &Bench) {
     fs::hard_link(p("a/link"), p("a/link2")).unwrap();
     use std::os::unix::ffi::OsStrExt as _;
     fs::write(
-        bench.root.path().join(std::ffi::OsStr::from_bytes(b"n\xff\n \\name")),
+        bench
+            .root
+            .path()
+            .join(std::ffi::OsStr::from_bytes(b"n\xff\n \\name")),
         b"x",
     )
     .unwrap();
@@ -248,13 +261,26 @@ fn everything(bench: &Bench) {
     setxattr(p("a"), "user.empty", b"", XattrFlags::empty()).unwrap();
     if is_root() {
         let device = |name, kind, major, minor| {
-            mknodat(CWD, p(name), kind, Mode::from_raw_mode(0o640), makedev(major, minor)).unwrap();
+            mknodat(
+                CWD,
+                p(name),
+                kind,
+                Mode::from_raw_mode(0o640),
+                makedev(major, minor),
+            )
+            .unwrap();
         };
         device("null", FileType::CharacterDevice, 1, 3);
         device("whiteout", FileType::CharacterDevice, 0, 0);
         device("loop", FileType::BlockDevice, 7, 1000);
         std::os::unix::fs::lchown(p("a/link"), Some(1234), Some(4321)).unwrap();
-        setxattr(p("a/middle"), "trusted.secret", [0_u8, 1, 2].as_slice(), XattrFlags::empty()).unwrap();
+        setxattr(
+            p("a/middle"),
+            "trusted.secret",
+            [0_u8, 1, 2].as_slice(),
+            XattrFlags::empty(),
+        )
+        .unwrap();
         setxattr(
             p("a/middle"),
             "security.capability",
@@ -306,10 +332,17 @@ fn a_scan_tells_everything() {
     assert!(matches!(extents.last(), Some(Extent::Hole { .. })));
     if is_root() {
         assert_eq!(
-            find(entries, "a/middle").xattrs.iter().map(|(name, _)| name.as_slice()).collect::<Vec<_>>(),
+            find(entries, "a/middle")
+                .xattrs
+                .iter()
+                .map(|(name, _)| name.as_slice())
+                .collect::<Vec<_>>(),
             [&b"security.capability"[..], b"trusted.secret"]
         );
-        assert_eq!(find(entries, "a/link").xattrs, [(b"trusted.on-link".to_vec(), b"y".to_vec())]);
+        assert_eq!(
+            find(entries, "a/link").xattrs,
+            [(b"trusted.on-link".to_vec(), b"y".to_vec())]
+        );
     }
     // Once more, with other numbers of threads.
     for threads in [1, 7] {
@@ -317,7 +350,10 @@ fn a_scan_tells_everything() {
             threads,
             ..ScanOptions::default()
         };
-        assert_eq!(bench.scan(&options, None).unwrap().outcome.tree, taken.outcome.tree);
+        assert_eq!(
+            bench.scan(&options, None).unwrap().outcome.tree,
+            taken.outcome.tree
+        );
     }
 }
 
@@ -354,18 +390,35 @@ fn mutate(bench: &Bench, entries: &[Entry], seed: u64) {
         let entry = &entries[next(entries.len())];
         use std::os::unix::ffi::OsStrExt as _;
         let path = bench.root.path().join(std::ffi::OsStr::from_bytes(&entry.path));
-        let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+        let Ok(meta) = fs::symlink_metadata(&path) else {
+            continue;
+        };
         let other = bench.path(&format!("moved-{round}-{seed}"));
         match next(9) {
             0 if meta.is_file() && meta.len() > 0 => {
                 let at = next(meta.len() as usize) as u64;
-                File::options().write(true).open(&path).unwrap().write_all_at(b"!", at).unwrap();
+                File::options()
+                    .write(true)
+                    .open(&path)
+                    .unwrap()
+                    .write_all_at(b"!", at)
+                    .unwrap();
             }
             1 if meta.is_file() => {
-                File::options().append(true).open(&path).unwrap().write_all(&noise(next(300_000), seed)).unwrap();
+                File::options()
+                    .append(true)
+                    .open(&path)
+                    .unwrap()
+                    .write_all(&noise(next(300_000), seed))
+                    .unwrap();
             }
             2 if meta.is_file() => {
-                File::options().write(true).open(&path).unwrap().set_len(next(meta.len() as usize + 1) as u64).unwrap();
+                File::options()
+                    .write(true)
+                    .open(&path)
+                    .unwrap()
+                    .set_len(next(meta.len() as usize + 1) as u64)
+                    .unwrap();
             }
             3 if meta.is_file() => {
                 let mut content = fs::read(&path).unwrap();
