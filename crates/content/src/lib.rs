@@ -18,11 +18,13 @@
 //! | [`scan`] | file system → entries; rescan against a base |
 //! | [`message`], [`frame`] | what the two halves of a round say to each other, and the frames that carry it |
 //! | [`source`], [`sink`] | the two halves |
+//! | [`bridge`] | from pipes of tasks to streams of threads |
 //! | [`storage`] | both behind the port [`tranship_core::storage::Storage`] |
 //!
 //! This room leaves to others where an element is (`engine`), how bytes travel (`wire`) and when rounds happen (`migrate`).
 //! All of it is synchronous code for threads of its own; [`storage`] alone knows about tasks.
 
+pub mod bridge;
 pub mod chunk;
 pub mod encoding;
 pub mod entry;

@@ -312,6 +312,7 @@ impl Apply {
     fn node(&mut self, entry: &Entry) -> Result<Facts, SinkError> {
         let path = &entry.path;
         let name = split(path).1;
+        let overlay = self.place.overlay;
         let directory = self.directories.current(&self.place)?;
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
         let special = |kind, device| rustix::fs::mknodat(directory, name, kind, mode, device);
@@ -337,7 +338,7 @@ impl Apply {
         })?;
         let node = open_node(directory, name).map_err(|error| failed(path, "open", error))?;
         let now = rustix::fs::fstat(&node).map_err(|error| failed(path, "look at", error))?;
-        let stat = attributes::set(Node::Path(node.as_fd()), entry, &now)?;
+        let stat = attributes::set(Node::Path(node.as_fd()), entry, &now, overlay)?;
         Ok(facts_of(&stat))
     }
 
@@ -420,6 +421,7 @@ impl Apply {
         }
         let path = &entry.path;
         let name = split(path).1;
+        let overlay = self.place.overlay;
         let directory = self.directories.look(&self.place)?;
         let node = open_node(directory, name).map_err(|error| failed(path, "open", error))?;
         let now = rustix::fs::fstat(&node).map_err(|error| failed(path, "look at", error))?;
@@ -429,7 +431,7 @@ impl Apply {
                 reason: "it is of another type",
             });
         }
-        let stat = attributes::set(Node::Path(node.as_fd()), &entry, &now)
+        let stat = attributes::set(Node::Path(node.as_fd()), &entry, &now, overlay)
             .map_err(|error| explain(error, directory, name))?;
         let facts = match entry.kind {
             EntryKind::Hardlink { .. } => UNKNOWN,

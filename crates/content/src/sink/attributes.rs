@@ -107,7 +107,7 @@ impl Node<'_> {
         };
         Ok(list
             .split(|&byte| byte == 0)
-            .filter(|name| !name.is_empty() && !is_local(name))
+            .filter(|name| !name.is_empty())
             .map(<[u8]>::to_vec)
             .collect())
     }
@@ -127,14 +127,20 @@ impl Node<'_> {
     }
 }
 
-/// An extended attribute that belongs to the machine and not to the tree: labels of its security modules.
-fn is_local(name: &[u8]) -> bool {
-    name.strip_prefix(b"security.")
-        .is_some_and(|rest| rest != b"capability")
+/// An extended attribute that may be there although nobody asked for it: what the machine's security modules and the overlay that is
+/// mounted on it note for themselves.
+fn is_local(name: &[u8], overlay: bool) -> bool {
+    if let Some(rest) = name.strip_prefix(b"security.") {
+        return rest != b"capability";
+    }
+    let inner = name
+        .strip_prefix(b"trusted.overlay.")
+        .or_else(|| name.strip_prefix(b"user.overlay."));
+    overlay && matches!(inner, Some(b"origin" | b"impure" | b"nlink" | b"uuid" | b"upper"))
 }
 
 /// Sets all attributes of an entry and proves that they hold. `now` is what the node is like at this moment.
-pub(super) fn set(node: Node<'_>, entry: &Entry, now: &Stat) -> Result<Stat, SinkError> {
+pub(super) fn set(node: Node<'_>, entry: &Entry, now: &Stat, overlay: bool) -> Result<Stat, SinkError> {
     let path = &entry.path;
     let chown = now.st_uid != entry.uid || now.st_gid != entry.gid;
     if chown {
@@ -152,7 +158,7 @@ pub(super) fn set(node: Node<'_>, entry: &Entry, now: &Stat) -> Result<Stat, Sin
         .names()
         .map_err(|error| failed(path, "list the extended attributes of", error))?;
     if !there.is_empty() || !entry.xattrs.is_empty() {
-        again = set_xattrs(node, entry, &there)?;
+        again = set_xattrs(node, entry, &there, overlay)?;
         if again && !symlink {
             // An inherited ACL makes the mode's group bits something else.
             let mode = node
@@ -171,7 +177,7 @@ pub(super) fn set(node: Node<'_>, entry: &Entry, now: &Stat) -> Result<Stat, Sin
     let stat = node.stat().map_err(|error| failed(path, "look at", error))?;
     check(entry, &stat)?;
     if again {
-        check_xattrs(node, entry)?;
+        check_xattrs(node, entry, overlay)?;
     }
     Ok(stat)
 }
@@ -188,20 +194,17 @@ pub(super) fn set_time(node: Node<'_>, entry: &Entry) -> Result<Stat, SinkError>
 }
 
 /// Makes the extended attributes those of the entry; `true` if that took anything.
-fn set_xattrs(node: Node<'_>, entry: &Entry, there: &[Vec<u8>]) -> Result<bool, SinkError> {
+fn set_xattrs(node: Node<'_>, entry: &Entry, there: &[Vec<u8>], overlay: bool) -> Result<bool, SinkError> {
     let path = &entry.path;
     let mut changed = false;
     for name in there {
-        if !entry.xattrs.iter().any(|(wanted, _)| wanted == name) {
+        if !is_local(name, overlay) && !entry.xattrs.iter().any(|(wanted, _)| wanted == name) {
             node.drop(name)
                 .map_err(|error| refused(path, "remove an extended attribute", error))?;
             changed = true;
         }
     }
     for (name, value) in &entry.xattrs {
-        if is_local(name) {
-            continue;
-        }
         if there.contains(name)
             && node
                 .value(name)
@@ -217,18 +220,20 @@ fn set_xattrs(node: Node<'_>, entry: &Entry, there: &[Vec<u8>]) -> Result<bool, 
     Ok(changed)
 }
 
-fn check_xattrs(node: Node<'_>, entry: &Entry) -> Result<(), SinkError> {
+fn check_xattrs(node: Node<'_>, entry: &Entry, overlay: bool) -> Result<(), SinkError> {
     let path = &entry.path;
-    let mut there = node
+    let there = node
         .names()
         .map_err(|error| failed(path, "list the extended attributes of", error))?;
-    there.sort();
-    let wanted = || entry.xattrs.iter().filter(|(name, _)| !is_local(name));
+    let wanted = || entry.xattrs.iter();
     let differs = |name: &[u8]| SinkError::NotEqual {
         path: shown(path),
         what: format!("extended attribute {}", String::from_utf8_lossy(name)),
     };
-    if let Some(extra) = there.iter().find(|name| !wanted().any(|(want, _)| want == *name)) {
+    if let Some(extra) = there
+        .iter()
+        .find(|name| !is_local(name, overlay) && !wanted().any(|(want, _)| want == *name))
+    {
         return Err(differs(extra));
     }
     for (name, value) in wanted() {

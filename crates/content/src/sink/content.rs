@@ -427,7 +427,7 @@ impl Filling {
                 .map_err(|error| failed(path, "set the size of", error))?;
             now.st_size = self.size as i64;
         }
-        let mut stat = attributes::set(Node::Open(self.file.as_fd()), &entry, &now)?;
+        let mut stat = attributes::set(Node::Open(self.file.as_fd()), &entry, &now, place.overlay)?;
         if let Where::Staged(staged) = &self.to {
             place.exchange(directory, name, path, staged)?;
             // A new name changes the change time.

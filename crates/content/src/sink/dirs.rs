@@ -160,7 +160,7 @@ impl Directories {
         if level.changed {
             let now =
                 rustix::fs::fstat(&directory).map_err(|error| failed(&level.entry.path, "look at", error))?;
-            attributes::set(node, &level.entry, &now)?;
+            attributes::set(node, &level.entry, &now, place.overlay)?;
         } else if level.touched {
             attributes::set_time(node, &level.entry)?;
         }

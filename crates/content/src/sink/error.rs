@@ -130,6 +130,12 @@ pub enum SinkError {
     /// The sink's own record of its tree could not be kept or read.
     #[error("the record of the tree at this side failed")]
     Record(#[from] crate::tree::TreeError),
+    /// Another round writes to the same root.
+    #[error("another round is still writing there")]
+    Busy,
+    /// What is there already could not be read.
+    #[error(transparent)]
+    Scan(#[from] crate::scan::ScanError),
     /// A defect.
     #[error("a defect in the content sink: {0}")]
     Defect(&'static str),
@@ -183,6 +189,8 @@ impl Explain for SinkError {
             Self::Io { .. } => "content.io",
             Self::Tree { .. } => "content.tree-differs",
             Self::Record(error) => error.code(),
+            Self::Scan(error) => error.code(),
+            Self::Busy => "content.busy",
             Self::Defect(_) => "content.defect",
         }
     }
@@ -190,6 +198,8 @@ impl Explain for SinkError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Frame(error) => return error.hint(),
+            Self::Record(error) => return error.hint(),
+            Self::Scan(error) => return error.hint(),
             Self::NoSpace { .. } => "free space or inodes there and run it again: what arrived is kept".into(),
             Self::Immutable { .. } => "clear the flag with chattr -ia, or leave the path out".into(),
             Self::Mount { .. } => "unmount it, or leave the path out".into(),

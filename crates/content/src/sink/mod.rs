@@ -11,6 +11,7 @@ mod apply;
 mod attributes;
 mod content;
 mod dirs;
+mod element;
 mod error;
 mod place;
 mod record;
@@ -26,13 +27,15 @@ use std::time::{Duration, Instant};
 
 use tranship_core::storage::{RoundProgress, RoundReport};
 
+pub use element::DirectorySink;
 pub use error::SinkError;
 pub use place::STAGING_NAME;
 pub use remove::{Usage, clear, usage};
 
 use crate::frame::{FrameError, FrameReader, FrameWriter};
 use crate::message::{Base, Holds, Message, Totals, VERSION_MAX, VERSION_MIN, Wants};
-use crate::tree::{TreeError, TreeSummary};
+use crate::scan::{self, ScanError, ScanOptions};
+use crate::tree::TreeSummary;
 use place::Place;
 use record::{Held, Record};
 use worker::{Outcome, Task};
@@ -46,23 +49,6 @@ const MAX_PASSES: u32 = 3;
 /// After this long without a word, the other side is told that this one is still there.
 const ALIVE: Duration = Duration::from_secs(5);
 
-/// Finds out what a root holds: writes the manifest and the facts of it. With a record of an earlier state, only what changed since
-/// has to be read.
-pub type Scan<'a> = &'a (dyn Fn(&ScanRequest) -> Result<TreeSummary, SinkError> + Sync);
-
-/// What a scan is to do.
-#[derive(Debug, Clone)]
-pub struct ScanRequest {
-    /// The root.
-    pub root: PathBuf,
-    /// Manifest and facts of an earlier state.
-    pub earlier: Option<(PathBuf, PathBuf)>,
-    /// Where the manifest goes.
-    pub manifest: PathBuf,
-    /// Where the facts go.
-    pub facts: PathBuf,
-}
-
 /// What a sink writes to.
 #[derive(Debug, Clone)]
 pub struct SinkOptions {
@@ -70,6 +56,8 @@ pub struct SinkOptions {
     pub root: PathBuf,
     /// A directory for the record of what the root holds, outside the root and of this root alone. Made if it is not there.
     pub work: PathBuf,
+    /// The root is the upper directory of an overlay.
+    pub overlay: bool,
 }
 
 /// The way to the other side, for all threads.
@@ -125,7 +113,6 @@ pub fn round<R: Read, W: Write + Send>(
     input: R,
     output: W,
     options: &SinkOptions,
-    scan: Scan<'_>,
     progress: &(dyn Fn(RoundProgress) + Sync),
 ) -> Result<RoundReport, SinkError> {
     let started = Instant::now();
@@ -143,7 +130,7 @@ pub fn round<R: Read, W: Write + Send>(
                 }
             }
         });
-        let result = converse(&mut frames, &voice, options, scan, progress);
+        let result = converse(&mut frames, &voice, options, progress);
         drop(stop);
         result
     });
@@ -179,7 +166,6 @@ fn converse<R: Read, W: Write + Send>(
     frames: &mut FrameReader<R>,
     voice: &Voice<W>,
     options: &SinkOptions,
-    scan: Scan<'_>,
     progress: &(dyn Fn(RoundProgress) + Sync),
 ) -> Result<Totals, SinkError> {
     voice.say(&Message::Hello {
@@ -200,12 +186,12 @@ fn converse<R: Read, W: Write + Send>(
         }
         other => return unexpected(&other),
     };
-    let record = Record::open(&options.work).map_err(TreeError::Io)?;
-    let place = Arc::new(Place::open(&options.root)?);
+    let record = Record::open(&options.work)?;
+    let place = Arc::new(Place::open(&options.root, options.overlay)?);
     let base = if remove::is_empty(place.root())? {
         None
     } else {
-        Some(held(&record, options, scan)?)
+        Some(held(&record, options)?)
     };
     voice.say(&Message::Holds(match &base {
         None => Holds::Nothing,
@@ -233,7 +219,7 @@ fn converse<R: Read, W: Write + Send>(
     let progress = |wire: u64| progress(shared.progress(wire));
     std::thread::scope(|scope| {
         scope.spawn(|| answer::answer(&place, asked, voice));
-        scope.spawn(|| {
+        let applying = scope.spawn(|| {
             let (queue, report) = (queue, report);
             if let Err(error) = worker.run(&queue, &report) {
                 // The reader may be waiting for the other side, which ends its waiting; and it finds the reason before it finds
@@ -293,6 +279,8 @@ fn converse<R: Read, W: Write + Send>(
         drop(tasks);
         drop(questions);
         drop(outcomes);
+        // What arrived before an end is still applied: the next round need not send it.
+        let _ = applying.join();
         match (result, shared.failure()) {
             (Err(_), Some(error)) => Err(error),
             (result, _) => result,
@@ -301,18 +289,26 @@ fn converse<R: Read, W: Write + Send>(
 }
 
 /// What the root holds, by the record and a look at what changed since, or by reading everything.
-fn held(record: &Record, options: &SinkOptions, scan: Scan<'_>) -> Result<(TreeSummary, Held), SinkError> {
+fn held(record: &Record, options: &SinkOptions) -> Result<(TreeSummary, Held), SinkError> {
     let new = Held {
         manifest: record.path("sink.scan.tree.new"),
         facts: record.path("sink.scan.facts.new"),
     };
-    let earlier = record.held().map(|held| (held.manifest, held.facts));
-    let request = ScanRequest {
-        root: options.root.clone(),
-        earlier,
-        manifest: new.manifest.clone(),
-        facts: new.facts.clone(),
+    let how = ScanOptions {
+        overlay: options.overlay,
+        frozen: true,
+        ..ScanOptions::default()
     };
-    let summary = scan(&request)?;
-    Ok((summary, new))
+    let look = |base: Option<&scan::Base>| {
+        let to = (new.manifest.as_path(), new.facts.as_path());
+        scan::scan(&options.root, &how, base, to, &options.work)
+    };
+    let outcome = match record.held()? {
+        None => look(None)?,
+        Some(base) => match look(Some(&base)) {
+            Err(ScanError::Tree(_)) => look(None)?,
+            other => other?,
+        },
+    };
+    Ok((outcome.tree, new))
 }

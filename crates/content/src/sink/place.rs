@@ -32,6 +32,8 @@ pub(super) struct Place {
     name: Vec<u8>,
     outside: Mutex<Option<OwnedFd>>,
     displaced: Mutex<HashSet<u128>>,
+    /// The root is the upper directory of an overlay.
+    pub(super) overlay: bool,
 }
 
 /// The name of `path` in staging.
@@ -126,7 +128,7 @@ pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
 
 impl Place {
     /// Opens the root, and removes what an earlier round left in staging.
-    pub(super) fn open(path: &Path) -> Result<Self, SinkError> {
+    pub(super) fn open(path: &Path, overlay: bool) -> Result<Self, SinkError> {
         use std::os::unix::ffi::OsStrExt as _;
         let root = open_root(path)?;
         // The same name in every round, so that leftovers are found.
@@ -140,6 +142,7 @@ impl Place {
             name,
             outside: Mutex::new(outside),
             displaced: Mutex::new(HashSet::new()),
+            overlay,
         };
         place.clean()?;
         Ok(place)

@@ -4,28 +4,39 @@
 //! another change time, so an older record stays useful – but not after a crash of the machine, when bytes may have reached the
 //! disk and their times not. A mark that a round began, with the boot in which it did, tells that.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::Stat;
 
-use crate::entry::{Entry, Timestamp};
+use super::SinkError;
+use crate::entry::{Entry, Timestamp, TreeId};
+use crate::scan::Base;
 use crate::tree::{Facts, FactsReader, FactsWriter, TreeError, TreeReader, TreeSummary, TreeWriter};
 
 const MANIFEST: &str = "sink.tree";
 const FACTS: &str = "sink.facts";
 const MARK: &str = "sink.open";
+const LOCK: &str = "sink.lock";
 /// Stands for the end of the round, which is not known while facts are written.
 const ROUND_END: i64 = i64::MAX;
-/// Nanoseconds by which a file's change has to be older than the moment at which its facts are taken for whole: file systems stamp
-/// with the time of the last tick, which is 10 ms old at most.
-const TICK: u64 = 20_000_000;
+/// After this long the clock that stamps files has ticked.
+const TICK: Duration = Duration::from_millis(20);
+/// Seconds by which a scan wants a change to be older than the look at it, because others may write at that moment. While a round
+/// writes nobody else does, so the sink dates its own looks that much later.
+const RACY_SECONDS: i64 = 2;
 
-/// Where the record is.
-#[derive(Debug, Clone)]
+/// How long a round waits for an earlier one that was stopped and has not noticed yet.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where the record is. While it is open, no other round has it.
+#[derive(Debug)]
 pub(super) struct Record {
     directory: PathBuf,
+    /// Locked as long as it is open.
+    _lock: File,
 }
 
 /// A manifest and its facts, by their paths.
@@ -39,18 +50,37 @@ fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
+fn lock(path: &Path) -> Result<File, SinkError> {
+    let file = File::create(path).map_err(TreeError::Io)?;
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if started.elapsed() < PATIENCE => {
+                std::thread::sleep(TICK);
+            }
+            Err(TryLockError::WouldBlock) => return Err(SinkError::Busy),
+            Err(TryLockError::Error(error)) => return Err(SinkError::Record(TreeError::Io(error))),
+        }
+    }
+}
+
 impl Record {
-    pub(super) fn open(directory: &Path) -> io::Result<Self> {
-        std::fs::create_dir_all(directory)?;
-        for left in std::fs::read_dir(directory)? {
-            let left = left?;
+    pub(super) fn open(directory: &Path) -> Result<Self, SinkError> {
+        let record = |error| SinkError::Record(TreeError::Io(error));
+        std::fs::create_dir_all(directory).map_err(record)?;
+        let lock = lock(&directory.join(LOCK))?;
+        for left in std::fs::read_dir(directory).map_err(record)? {
+            let left = left.map_err(record)?;
             let name = left.file_name();
-            if name.to_string_lossy().starts_with("sink.") && name.to_string_lossy().ends_with(".new") {
-                std::fs::remove_file(left.path())?;
+            let name = name.to_string_lossy();
+            if name.starts_with("sink.") && name.ends_with(".new") {
+                std::fs::remove_file(left.path()).map_err(record)?;
             }
         }
         Ok(Self {
             directory: directory.to_path_buf(),
+            _lock: lock,
         })
     }
 
@@ -59,15 +89,26 @@ impl Record {
     }
 
     /// The last record, if it may be used as the base of a rescan.
-    pub(super) fn held(&self) -> Option<Held> {
+    pub(super) fn held(&self) -> Result<Option<Base>, TreeError> {
         if std::fs::read_to_string(self.path(MARK)).is_ok_and(|marked| marked != boot()) {
-            return None;
+            return Ok(None);
         }
-        let held = Held {
-            manifest: self.path(MANIFEST),
-            facts: self.path(FACTS),
+        let tree = self.path(MANIFEST);
+        let facts = self.path(FACTS);
+        if !facts.exists() {
+            return Ok(None);
+        }
+        let mut hash = blake3::Hasher::new();
+        match File::open(&tree) {
+            Ok(file) => hash.update_reader(file)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
         };
-        (held.manifest.exists() && held.facts.exists()).then_some(held)
+        Ok(Some(Base {
+            id: TreeId(*hash.finalize().as_bytes()),
+            tree,
+            facts: Some(facts),
+        }))
     }
 
     /// Notes durably that the root is about to be changed.
@@ -163,7 +204,7 @@ pub(super) struct Output {
 /// Facts of something that this round wrote and nobody else touched.
 pub(super) fn facts_of(stat: &Stat) -> Facts {
     Facts {
-        dev: stat.st_dev,
+        dev: u64::from(rustix::fs::major(stat.st_dev)) << 32 | u64::from(rustix::fs::minor(stat.st_dev)),
         ino: stat.st_ino,
         ctime: Timestamp {
             seconds: stat.st_ctime,
@@ -206,14 +247,9 @@ impl Output {
 /// Dates the facts of what a round wrote, when nothing is written any more.
 pub(super) fn date(held: &Held, summary: &TreeSummary) -> Result<(), TreeError> {
     // Whatever is changed from now on gets a later time than what the round changed.
-    std::thread::sleep(std::time::Duration::from_nanos(TICK));
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
-    let now = Timestamp {
-        seconds: now.as_secs() as i64,
-        nanos: now.subsec_nanos(),
-    };
+    std::thread::sleep(TICK);
+    let mut now = crate::scan::now();
+    now.seconds += RACY_SECONDS;
     let dated = held.facts.with_extension("dated.new");
     let mut reader = FactsReader::new(File::open(&held.facts)?);
     let mut writer = FactsWriter::new(File::create(&dated)?);
@@ -233,8 +269,8 @@ pub(super) fn date(held: &Held, summary: &TreeSummary) -> Result<(), TreeError> 
 /// Gives the bytes of a manifest in pieces that fit into messages.
 pub(super) fn pieces(
     manifest: &Path,
-    mut give: impl FnMut(Vec<u8>) -> Result<(), super::SinkError>,
-) -> Result<(), super::SinkError> {
+    mut give: impl FnMut(Vec<u8>) -> Result<(), SinkError>,
+) -> Result<(), SinkError> {
     let mut file = File::open(manifest).map_err(TreeError::Io)?;
     loop {
         let mut piece = Vec::new();

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use tranship_content::entry::{ChunkId, Entry, EntryKind, Extent, Timestamp, TreeId, compare_paths};
 use tranship_content::frame::{FrameReader, FrameWriter};
 use tranship_content::message::{Base, Holds, Message, Operation, Totals, Wants, Write as How};
-use tranship_content::sink::{self, ScanRequest, SinkError, SinkOptions};
-use tranship_content::tree::{Facts, FactsWriter, TreeReader, TreeSummary, TreeWriter};
+use tranship_content::sink::{self, SinkError, SinkOptions};
+use tranship_content::tree::{TreeReader, TreeSummary, TreeWriter};
 use tranship_core::storage::RoundReport;
 
 pub const PIECE: usize = 64 << 10;
@@ -134,19 +134,6 @@ fn read_entry(root: &Path, path: Vec<u8>, heads: &mut BTreeMap<(u64, u64), Vec<u
     }
 }
 
-/// Writes a manifest and facts.
-pub fn write_tree(entries: &[Entry], manifest: &Path, facts: &Path) -> TreeSummary {
-    let mut writer = TreeWriter::new(fs::File::create(manifest).unwrap());
-    let mut beside = FactsWriter::new(fs::File::create(facts).unwrap());
-    for entry in entries {
-        writer.push(entry).unwrap();
-        beside.push(&Facts::default()).unwrap();
-    }
-    let (summary, _) = writer.finish().unwrap();
-    beside.finish(summary.id).unwrap();
-    summary
-}
-
 pub fn tree_id(entries: &[Entry]) -> TreeSummary {
     let mut writer = TreeWriter::new(std::io::sink());
     for entry in entries {
@@ -155,17 +142,9 @@ pub fn tree_id(entries: &[Entry]) -> TreeSummary {
     writer.finish().unwrap().0
 }
 
-/// A scan that reads everything.
-pub fn scan(request: &ScanRequest) -> Result<TreeSummary, SinkError> {
-    Ok(write_tree(
-        &read_tree(&request.root),
-        &request.manifest,
-        &request.facts,
-    ))
-}
-
 /// The source's end of a conversation.
 pub struct Peer {
+    pub stream: UnixStream,
     pub frames: FrameReader<UnixStream>,
     pub out: FrameWriter<UnixStream>,
     pub base: Vec<Entry>,
@@ -346,10 +325,12 @@ pub fn with_sink<T: Send>(
     let options = SinkOptions {
         root: root.to_path_buf(),
         work: work.to_path_buf(),
+        overlay: false,
     };
     std::thread::scope(|scope| {
         let peer = scope.spawn(move || {
             let mut peer = Peer {
+                stream: here.try_clone().unwrap(),
                 frames: FrameReader::new(here.try_clone().unwrap()),
                 out: FrameWriter::new(here.try_clone().unwrap()),
                 base: Vec::new(),
@@ -360,7 +341,7 @@ pub fn with_sink<T: Send>(
             result
         });
         let input = there.try_clone().unwrap();
-        let result = sink::round(input, there.try_clone().unwrap(), &options, &scan, &|_| {});
+        let result = sink::round(input, there.try_clone().unwrap(), &options, &|_| {});
         let _ = there.shutdown(std::net::Shutdown::Both);
         (result, peer.join().unwrap())
     })
