@@ -32,4 +32,5 @@ pub mod frame;
 pub mod message;
 pub mod scan;
 pub mod sink;
+pub mod source;
 pub mod tree;

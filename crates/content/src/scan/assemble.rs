@@ -285,11 +285,23 @@ impl<'a> Feeder<'a> {
             }) => Some(Hints::new(extents, *size, sizes)),
             _ => None,
         };
+        let file = File::from(file);
+        let in_place = match (&look.base, &hints) {
+            (
+                Some(Entry {
+                    kind: EntryKind::File { size: old, .. },
+                    ..
+                }),
+                Some(hints),
+            ) => super::segment::in_place(&file, hints, *old, size),
+            _ => false,
+        };
         let large = Arc::new(LargeFile(Large {
-            file: File::from(file),
+            file,
             path: path.clone(),
             sizes,
             hints,
+            in_place,
         }));
         let kind = EntryKind::File {
             size,
@@ -629,6 +641,11 @@ impl Recorder {
                 self.push(&entry, &facts)
             }
         }
+    }
+
+    /// The error for the large file that is being recorded.
+    pub(crate) fn changed(&self) -> ScanError {
+        super::read::changed(self.large.as_ref().map_or(&b""[..], |(entry, ..)| &entry.path))
     }
 
     pub(crate) fn finish(self) -> Result<TreeSummary, ScanError> {

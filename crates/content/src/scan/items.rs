@@ -9,7 +9,7 @@ use super::stat::{Kind, Stat};
 use super::walk::{Seen, Walk};
 use super::{Base, ScanError};
 use crate::entry::{Entry, EntryKind, Timestamp, compare_paths};
-use crate::tree::{Facts, FactsReader, MAX_HARDLINK_GROUPS, TreeReader};
+use crate::tree::{Facts, FactsReader, MAX_HARDLINK_GROUPS, TreeReader, TreeSummary};
 
 /// Files are stamped with a clock that ticks every 1 to 10 ms, or only every second or two on some file systems; and a file is
 /// stamped at the beginning of a write whose bytes come a little later. What was changed less than this before a scan began may
@@ -44,7 +44,8 @@ pub(crate) struct BaseEntries {
     facts: Option<FactsReader<File>>,
     ahead: Option<(Entry, Option<Facts>)>,
     id: crate::entry::TreeId,
-    finished: bool,
+    /// What the tree said at its end.
+    summary: Option<TreeSummary>,
 }
 
 impl BaseEntries {
@@ -61,7 +62,7 @@ impl BaseEntries {
             },
             ahead: None,
             id: base.id,
-            finished: false,
+            summary: None,
         };
         entries.advance()?;
         Ok(entries)
@@ -98,15 +99,11 @@ impl BaseEntries {
 
     /// What came was the base, whole, and so were its facts.
     fn finish(&mut self) -> Result<(), ScanError> {
-        if std::mem::replace(&mut self.finished, true) {
+        if self.summary.is_some() {
             return Ok(());
         }
-        if let Some(found) = self
-            .tree
-            .summary()
-            .map(|summary| summary.id)
-            .filter(|id| *id != self.id)
-        {
+        self.summary = self.tree.summary();
+        if let Some(found) = self.summary.map(|summary| summary.id).filter(|id| *id != self.id) {
             return Err(crate::tree::TreeError::Id {
                 found,
                 wanted: self.id,
@@ -260,8 +257,8 @@ pub(crate) struct Todo {
     pub(crate) gone: u64,
     /// Entries to look at.
     pub(crate) looks: u64,
-    /// All entries that the walk met.
-    pub(crate) seen: u64,
+    /// What the base said at its end.
+    pub(crate) base: Option<TreeSummary>,
 }
 
 impl Todo {
@@ -307,7 +304,7 @@ impl Todo {
             file,
             gone,
             looks,
-            seen: items.seen,
+            base: items.base.and_then(|base| base.summary),
         })
     }
 
@@ -440,6 +437,65 @@ impl Items for Replay {
                 link,
                 base: old.map(|(entry, _)| Box::new(entry)),
             },
+        }))
+    }
+}
+
+/// A tree of which some files are read again.
+pub(crate) struct Again<'a> {
+    base: BaseEntries,
+    root: &'a super::stat::Root,
+    directories: super::dirs::Directories,
+    paths: &'a [Vec<u8>],
+}
+
+impl<'a> Again<'a> {
+    pub(crate) fn new(
+        base: &Base,
+        root: &'a super::stat::Root,
+        paths: &'a [Vec<u8>],
+    ) -> Result<Self, ScanError> {
+        Ok(Self {
+            base: BaseEntries::open(base)?,
+            root,
+            directories: super::dirs::Directories::new(root)
+                .map_err(|error| ScanError::io("open", b"", error))?,
+            paths,
+        })
+    }
+}
+
+impl Items for Again<'_> {
+    fn next(&mut self) -> Result<Option<Item>, ScanError> {
+        let Some((entry, facts)) = self.base.take()? else {
+            return Ok(None);
+        };
+        while self
+            .paths
+            .first()
+            .is_some_and(|path| compare_paths(path, &entry.path).is_lt())
+        {
+            self.paths = &self.paths[1..];
+        }
+        if self.paths.first() != Some(&entry.path) {
+            return Ok(Some(Item::Same(Box::new(entry), facts.unwrap_or_default())));
+        }
+        self.paths = &self.paths[1..];
+        let (parent, name) = super::dirs::split(&entry.path);
+        let stat = self
+            .directories
+            .open(parent)
+            .and_then(|directory| super::stat::stat_at(directory, name));
+        Ok(Some(match stat {
+            Ok(stat) if self.root.holds(&stat) && stat.kind == Kind::File => Item::Look {
+                seen: Seen {
+                    path: entry.path,
+                    stat,
+                },
+                link: None,
+                base: None,
+            },
+            _ => Item::Gone(entry.path),
         }))
     }
 }

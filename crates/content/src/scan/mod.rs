@@ -33,7 +33,7 @@ pub use assemble::scan;
 pub(crate) use assemble::{Job, Recorder, run};
 pub use error::ScanError;
 pub use exclude::Excludes;
-pub(crate) use items::{BaseEntries, Compare, Items, Replay, Todo};
+pub(crate) use items::{Again, BaseEntries, Compare, Items, Replay, Todo};
 use mapped::Mapped;
 pub use segment::Hints;
 use stat::Kind;
@@ -127,6 +127,12 @@ impl LargeFile {
     #[must_use]
     pub fn hints(&self) -> Option<&Hints> {
         self.0.hints.as_ref()
+    }
+
+    /// What is at the sink should be written to in place: most of it is where it was.
+    #[must_use]
+    pub fn in_place(&self) -> bool {
+        self.0.in_place
     }
 }
 

@@ -11,7 +11,6 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -19,6 +18,7 @@ use super::read::read_at;
 use super::{Context, Piece, ScanError};
 use crate::chunk::Sizes;
 use crate::entry::{ChunkId, Extent};
+use crate::source::IN_PLACE;
 
 /// A large file that is open.
 #[derive(Debug)]
@@ -27,6 +27,36 @@ pub(crate) struct Large {
     pub(crate) path: Vec<u8>,
     pub(crate) sizes: Sizes,
     pub(crate) hints: Option<Hints>,
+    /// Content that is not where it was is as good as new.
+    pub(crate) in_place: bool,
+}
+
+/// Chunks that are looked at to find out whether content is where it was.
+const SAMPLES: usize = 8;
+
+/// Whether most of a file's content may be where the base has it, so that it is best written to in place. One insertion moves all
+/// that follows, so the far end says most.
+pub(crate) fn in_place(file: &File, hints: &Hints, old_size: u64, size: u64) -> bool {
+    if old_size < IN_PLACE || size < IN_PLACE || !hints.comparable {
+        return false;
+    }
+    if old_size == size {
+        return true;
+    }
+    let there = hints
+        .chunks
+        .partition_point(|chunk| chunk.0 + u64::from(chunk.1) <= size);
+    // The last chunk ended with the file, and would end elsewhere now.
+    let whole = &hints.chunks[..there.min(hints.chunks.len().saturating_sub(1))];
+    let late = &whole[whole.len() / 2..];
+    let mut buffer = Vec::new();
+    late.iter()
+        .step_by((late.len() / SAMPLES).max(1))
+        .any(|(at, length, id, _)| {
+            buffer.resize(*length as usize, 0);
+            read_at(file, &mut buffer, *at).is_ok_and(|got| got == buffer.len())
+                && blake3::hash(&buffer).as_bytes() == &id.0
+        })
 }
 
 /// What the base says about the file's content.
@@ -65,6 +95,13 @@ impl Hints {
     #[must_use]
     pub fn place(&self, id: &ChunkId) -> Option<u64> {
         self.places.get(id).copied()
+    }
+
+    /// A chunk of the base begins in this range.
+    pub(crate) fn begins_within(&self, from: u64, to: u64) -> bool {
+        self.chunks
+            .get(self.index_from(from))
+            .is_some_and(|chunk| chunk.0 < to)
     }
 
     /// Index of the first chunk that begins at or after a place.
@@ -190,6 +227,7 @@ fn piece(large: &Large, extent: Extent, buffer: &Bytes, from: usize, context: &C
         return Piece { extent, bytes: None };
     };
     let held = match &large.hints {
+        Some(_) if large.in_place => false,
         Some(hints) => hints.place(&id).is_some(),
         None => false,
     };
