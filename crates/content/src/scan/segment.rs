@@ -97,11 +97,12 @@ impl Hints {
         self.places.get(id).copied()
     }
 
-    /// A chunk of the base begins in this range.
-    pub(crate) fn begins_within(&self, from: u64, to: u64) -> bool {
-        self.chunks
-            .get(self.index_from(from))
-            .is_some_and(|chunk| chunk.0 < to)
+    /// The base has a hole from exactly `from` at least up to `to`, or the file ends in between.
+    pub(crate) fn hole_at(&self, from: u64, to: u64) -> bool {
+        let next = self.index_from(from);
+        let before = next.checked_sub(1).and_then(|before| self.chunks.get(before));
+        before.map_or(0, |chunk| chunk.0 + u64::from(chunk.1)) == from
+            && self.chunks.get(next).is_none_or(|chunk| chunk.0 >= to)
     }
 
     /// Index of the first chunk that begins at or after a place.
