@@ -553,7 +553,7 @@ mod tests {
         let mut writer = Writer::new(Vec::new());
         writer.append(&entry, &mut io::empty()).unwrap();
         let bytes = writer.finish().unwrap();
-        assert_eq!(bytes.len(), 7 * BLOCK);
+        assert_eq!(bytes.len(), 6 * BLOCK);
         let mut reader = Reader::new(&bytes[..], ReadOptions::strict());
         assert_eq!(reader.next_entry().unwrap().unwrap(), entry);
     }
