@@ -1,6 +1,7 @@
 //! tar streams.
 pub mod acl;
 pub mod compression;
+pub mod confined;
 pub mod copy_rules;
 pub mod entry;
 pub mod error;

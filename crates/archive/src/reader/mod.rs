@@ -131,6 +131,11 @@ impl Names {
         self.seen.insert(key)
     }
 
+    pub(crate) fn remove(&mut self, name: &[u8]) {
+        let key = self.key(name);
+        self.seen.remove(&key);
+    }
+
     pub(crate) fn contains(&self, name: &[u8]) -> bool {
         self.seen.contains(&self.key(name))
     }
