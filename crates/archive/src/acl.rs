@@ -158,6 +158,27 @@ impl Acl {
         Some(bytes)
     }
 
+    /// This list, in which users may be known by name only, can be the same as `numbers`, in which they are not. GNU tar
+    /// writes both side by side.
+    pub(crate) fn agrees_with(&self, numbers: &Self) -> bool {
+        let mut left: Vec<&AclEntry> = numbers.0.iter().collect();
+        // Those with numbers first, so that a name does not take what belongs to one of them.
+        let named =
+            |entry: &AclEntry| matches!(entry.who, Who::User(Name::Text(_)) | Who::Group(Name::Text(_)));
+        let (names, ids): (Vec<&AclEntry>, Vec<&AclEntry>) = self.0.iter().partition(|entry| named(entry));
+        for entry in ids.into_iter().chain(names) {
+            let found = left.iter().position(|other| {
+                let same_tag = std::mem::discriminant(&other.who) == std::mem::discriminant(&entry.who);
+                other.rights == entry.rights && (other.who == entry.who || (same_tag && named(entry)))
+            });
+            match found {
+                Some(found) => left.swap_remove(found),
+                None => return false,
+            };
+        }
+        left.is_empty()
+    }
+
     fn checked(mut entries: Vec<AclEntry>) -> Option<Self> {
         entries.sort();
         let twice = entries
@@ -247,6 +268,18 @@ mod tests {
             acl.to_text(),
             b"user::rw-,user:lisa:r--,group::---,mask::r--,other::---"
         );
+    }
+
+    #[test]
+    fn names_agree_with_any_number_but_rights_have_to_be_the_same() {
+        let acl = |text: &str| Acl::parse(text.as_bytes()).unwrap();
+        let numbers = acl("u::rw-,u:5:r,u:6:w,g::-,m::r,o::-");
+        assert!(acl("u::rw-,u:lisa:r,u:6:w,g::-,m::r,o::-").agrees_with(&numbers));
+        assert!(acl("u::rw-,u:lisa:r,u:tom:w,g::-,m::r,o::-").agrees_with(&numbers));
+        assert!(!acl("u::rw-,u:lisa:r,u:tom:r,g::-,m::r,o::-").agrees_with(&numbers));
+        assert!(!acl("u::rw-,u:lisa:r,u:7:w,g::-,m::r,o::-").agrees_with(&numbers));
+        assert!(!acl("u::rw-,u:lisa:r,g:tom:w,g::-,m::r,o::-").agrees_with(&numbers));
+        assert!(!acl("u::rw-,g::-,m::r,o::-").agrees_with(&numbers));
     }
 
     #[test]

@@ -106,21 +106,43 @@ impl Records {
             .map(move |(key, value)| (key.strip_prefix(prefix).unwrap_or_default(), value.as_slice()))
     }
 
+    /// The two records of an attribute have to say the same.
+    fn check_same(&self, name: &[u8], value: &[u8]) -> Result<(), Defect> {
+        let other = self.values.get([LIBARCHIVE_XATTR, name].concat().as_slice());
+        match other.map(|other| base64(other)) {
+            Some(Some(other)) if other == value => Ok(()),
+            _ => Err(Defect::Xattr { name: lossy(name) }),
+        }
+    }
+
     /// Puts attributes and access control lists into the entry.
     pub(crate) fn attributes(&self, entry: &mut Entry) -> Result<(), Defect> {
         for (name, value) in self.keys_below(XATTR) {
-            let name = decode_name(name);
-            insert(entry, name, value.to_vec())?;
+            // libarchive writes both, and percent-encodes the name in both.
+            if self
+                .values
+                .contains_key([LIBARCHIVE_XATTR, name].concat().as_slice())
+            {
+                self.check_same(name, value)?;
+            } else {
+                insert(entry, decode_name(name), value.to_vec())?;
+            }
         }
         for (name, value) in self.keys_below(LIBARCHIVE_XATTR) {
-            let bad = || Defect::Xattr { name: lossy(name) };
-            let name = percent_decode(name).ok_or_else(bad)?;
-            let value = base64(value).ok_or_else(bad)?;
+            let (name, value) = libarchive_attribute(name, value)?;
             insert(entry, name, value)?;
         }
         entry.acl_access = take_acl(entry, self.get(ACL_ACCESS), XATTR_ACL_ACCESS)?;
         entry.acl_default = take_acl(entry, self.get(ACL_DEFAULT), XATTR_ACL_DEFAULT)?;
         Ok(())
+    }
+}
+
+/// Name and value of an attribute as libarchive writes it.
+fn libarchive_attribute(name: &[u8], value: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Defect> {
+    match (percent_decode(name), base64(value)) {
+        (Some(name), Some(value)) => Ok((name, value)),
+        _ => Err(Defect::Xattr { name: lossy(name) }),
     }
 }
 
@@ -148,7 +170,7 @@ fn take_acl(entry: &mut Entry, text: Option<&[u8]>, attribute: &[u8]) -> Result<
         return Ok(text);
     };
     let acl = Acl::from_xattr(bytes).ok_or(Defect::Acl)?;
-    if text.is_some_and(|text| text != acl) {
+    if text.is_some_and(|text| !text.agrees_with(&acl)) {
         return Err(Defect::Acl);
     }
     entry.xattrs.remove(attribute);

@@ -31,8 +31,11 @@ impl Arena {
         fs::write(outer.path().join("canary/sub/f"), "outside").unwrap();
         let target = match target {
             "absolute" => outer.path().join("canary"),
-            relative => relative.into(),
+            relative => std::path::PathBuf::from(relative),
         };
+        // Inside the root the link leads to a place of the same name, so that going on is possible there.
+        let decoy = root.join(target.to_str().unwrap().trim_start_matches(['.', '/']));
+        fs::create_dir_all(decoy.join("sub")).unwrap();
         symlink(target, root.join("y")).unwrap();
         Self { outer }
     }

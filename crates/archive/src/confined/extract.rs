@@ -12,7 +12,7 @@ use super::error::{Doing as _, ExtractError, SystemError};
 use super::metadata::{Attributes, Settings, apply, file_type, identity, set_mtime, type_of};
 use super::root::{Root, look, open_child, proc_path};
 use super::{Skips, walk};
-use crate::entry::{Entry, Kind, Time};
+use crate::entry::{Entry, Kind, MODE_BITS, Time};
 use crate::fan_out::Sink;
 use crate::path::{PathError, TreePath};
 use crate::reader::{Names, Reader};
@@ -157,6 +157,8 @@ struct Unfinished {
     identity: (u64, u64),
     mode: u32,
     mtime: Time,
+    /// It has an access control list, whose mask is what the mode shows as the group's rights.
+    acl: bool,
 }
 
 impl<'a> Extractor<'a> {
@@ -296,9 +298,14 @@ impl<'a> Extractor<'a> {
                 // It is not there any more, or another one is.
                 _ => continue,
             };
-            let mode = Mode::from_raw_mode(directory.mode);
-            rustix::fs::chmodat(rustix::fs::CWD, proc_path(fd.as_fd()), mode, AtFlags::empty())
-                .doing("change the mode of", &path)?;
+            let now = rustix::fs::fstat(&fd).doing("look at", &path)?.st_mode & MODE_BITS;
+            let kept = if directory.acl { 0o070 } else { 0 };
+            let mode = (directory.mode & !kept) | (now & kept);
+            if mode != now {
+                let mode = Mode::from_raw_mode(mode);
+                rustix::fs::chmodat(rustix::fs::CWD, proc_path(fd.as_fd()), mode, AtFlags::empty())
+                    .doing("change the mode of", &path)?;
+            }
             set_mtime(fd.as_fd(), directory.mtime).doing("set the time of", &path)?;
         }
         Ok(())
@@ -456,6 +463,7 @@ impl<'a> Extractor<'a> {
             path,
             mode,
             mtime: entry.mtime,
+            acl: entry.acl_access.is_some(),
         });
         Ok(())
     }

@@ -63,9 +63,11 @@ pub(super) fn apply(
             .doing("change the owner of", path)?;
     }
     let link = matches!(entry.kind, Kind::Symlink { .. });
-    if clear_inherited && !link && entry.acl_access.is_none() {
-        // An access control list that an earlier entry gave the directory for its children.
-        remove_attribute(fd, XATTR_ACL_ACCESS).doing("remove the access control list of", path)?;
+    if clear_inherited && !link {
+        // Access control lists that an earlier entry gave the directory for its children.
+        if entry.acl_access.is_none() {
+            remove_attribute(fd, XATTR_ACL_ACCESS).doing("remove the access control list of", path)?;
+        }
         if entry.kind.is_directory() && entry.acl_default.is_none() {
             remove_attribute(fd, XATTR_ACL_DEFAULT).doing("remove the access control list of", path)?;
         }

@@ -5,7 +5,7 @@ use crate::error::Defect;
 use crate::header::{self, Block, Format};
 use crate::path::LONGEST_PATH;
 use crate::pax::Records;
-use crate::reader::{Extensions, Limits, checked_id, id};
+use crate::reader::{Extensions, Limits};
 use crate::sparse::decimal;
 
 /// An entry whose sparse map, if it has one, is still to be read.
@@ -81,15 +81,18 @@ pub(super) fn entry(
         & MODE_BITS;
     entry.uid = owner(records, b"uid", block, header::UID, "owner")?;
     entry.gid = owner(records, b"gid", block, header::GID, "group")?;
+    // The header's own time has to be one even if another counts: other readers stop there.
+    let seconds = header::number(header::MTIME.of(block), "time of change")?;
     entry.mtime = match records.get(b"mtime") {
         Some(text) => Time::parse(text).ok_or(Defect::Number {
             what: "time of change",
         })?,
         None => Time {
-            seconds: header::number(header::MTIME.of(block), "time of change")?,
+            seconds,
             nanoseconds: 0,
         },
     };
+    check_unused(block)?;
     if entry.kind == Kind::File {
         entry.size = stored;
     }
@@ -98,6 +101,25 @@ pub(super) fn entry(
         stored,
         sparse,
     })
+}
+
+/// Refuses what other readers stumble over in the header of an extension, though it means nothing.
+pub(super) fn check_extension(block: &Block) -> Result<(), Defect> {
+    header::name(block)?;
+    header::unsigned(header::MODE.of(block), "mode")?;
+    header::number(header::UID.of(block), "owner")?;
+    header::number(header::GID.of(block), "group")?;
+    header::number(header::MTIME.of(block), "time of change")?;
+    check_unused(block)
+}
+
+/// Device numbers are read by others even where there is no device.
+fn check_unused(block: &Block) -> Result<(), Defect> {
+    if header::format(block) != Format::V7 {
+        header::number(header::MAJOR.of(block), "device number")?;
+        header::number(header::MINOR.of(block), "device number")?;
+    }
+    Ok(())
 }
 
 fn without_content(kind: &Kind) -> Option<&'static str> {
@@ -118,11 +140,23 @@ fn owner(
     field: header::Field,
     what: &'static str,
 ) -> Result<u32, Defect> {
+    let header = header::number(field.of(block), what)?;
     match records.get(key) {
         Some(text) if text.starts_with(b"-") => Err(Defect::NumberRange { what }),
         Some(text) => checked_id(decimal(text).ok_or(Defect::Number { what })?, what),
-        None => id(field, block, what),
+        None => {
+            let header = u64::try_from(header).map_err(|_| Defect::NumberRange { what })?;
+            checked_id(header, what)
+        }
     }
+}
+
+/// A number that fits 32 bits and is not the "leave it" of system calls.
+fn checked_id(number: u64, what: &'static str) -> Result<u32, Defect> {
+    u32::try_from(number)
+        .ok()
+        .filter(|&id| id != u32::MAX)
+        .ok_or(Defect::NumberRange { what })
 }
 
 /// The size of the content in the archive. A size in a PAX record is for what the header cannot say; where the header says

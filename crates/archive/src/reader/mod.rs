@@ -12,7 +12,7 @@ use std::io::{self, Read};
 
 use crate::entry::Entry;
 use crate::error::{Defect, ReadError};
-use crate::header::{self, BLOCK, Block, Field};
+use crate::header::{self, BLOCK, Block};
 use crate::path::TreePath;
 use crate::pax::Records;
 use crate::sparse::Extent;
@@ -249,6 +249,9 @@ impl<R: Read> Reader<R> {
             header::verify(&block).map_err(fail)?;
             let size = header::unsigned(header::SIZE.of(&block), "size").map_err(fail)?;
             let kind = block.get(header::KIND).copied().unwrap_or_default();
+            if matches!(kind, b'g' | b'x' | b'L' | b'K') {
+                interpret::check_extension(&block).map_err(fail)?;
+            }
             match kind {
                 b'g' if extensions.any() => {
                     return Err(fail(Defect::DanglingExtension {
@@ -504,17 +507,4 @@ impl<R: Read> Read for Data<'_, R> {
         self.0.content.position += got;
         usize::try_from(got).map_err(io::Error::other)
     }
-}
-
-/// A number of a field that has to fit 32 bits and must not be the "leave it" of system calls.
-fn id(field: Field, block: &Block, what: &'static str) -> Result<u32, Defect> {
-    let number = header::unsigned(field.of(block), what)?;
-    checked_id(number, what)
-}
-
-fn checked_id(number: u64, what: &'static str) -> Result<u32, Defect> {
-    u32::try_from(number)
-        .ok()
-        .filter(|&id| id != u32::MAX)
-        .ok_or(Defect::NumberRange { what })
 }
