@@ -173,8 +173,10 @@ enum Engine<R: Read> {
     Bzip2(bzip2::bufread::BzDecoder<Input<R>>),
     Xz(Box<liblzma::bufread::XzDecoder<Input<R>>>),
     Zstd(zstd::stream::read::Decoder<'static, Input<R>>),
-    /// The end was reached, or an error.
+    /// The end was reached.
     Done,
+    /// There was an error, which must not look like an end.
+    Failed,
 }
 
 /// Decompresses a stream whose format it finds out by itself.
@@ -253,6 +255,7 @@ impl<R: Read> Decoder<R> {
                 Engine::Xz(decoder) => return decoder.read(buffer),
                 Engine::Zstd(decoder) => return decoder.read(buffer),
                 Engine::Done => return Ok(0),
+                Engine::Failed => return Err(io::ErrorKind::InvalidData.into()),
             };
             if got > 0 {
                 return Ok(got);
@@ -340,14 +343,14 @@ impl<R: Read> Read for Decoder<R> {
         let got = match self.read_on(buffer) {
             Ok(got) => got,
             Err(error) => {
-                self.engine = Engine::Done;
+                self.engine = Engine::Failed;
                 return Err(self.explain(error));
             }
         };
         self.output += got as u64;
         match self.options.output {
             Some(limit) if self.output > limit => {
-                self.engine = Engine::Done;
+                self.engine = Engine::Failed;
                 let format = self.format;
                 Err(wrap(CompressionError::Output { format, limit }))
             }

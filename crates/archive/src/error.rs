@@ -162,6 +162,9 @@ pub enum Defect {
     /// Two entries of one name.
     #[error("the archive has an entry of this name already")]
     DuplicateEntry,
+    /// It was read on after an error.
+    #[error("the archive could not be read before this")]
+    AfterError,
     /// The stream itself failed, or what decompresses it.
     #[error("cannot read the archive: {0}")]
     Io(io::Error),
@@ -259,6 +262,7 @@ impl Defect {
             Self::TrailingData => "archive.trailing-data",
             Self::TooManyEntries { .. } => "archive.too-many-entries",
             Self::DuplicateEntry => "archive.duplicate-entry",
+            Self::AfterError => "archive.after-error",
             Self::Io(source) => source
                 .get_ref()
                 .and_then(|inner| inner.downcast_ref::<CompressionError>())

@@ -1,16 +1,14 @@
 //! The same archives, read and written by GNU tar, bsdtar and Python: everybody must see the same.
 
 mod common;
-#[path = "common/generate.rs"]
-mod generate;
 
 use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use common::generate::{self, Abilities};
 use common::{Random, describe, is_root, setting};
-use generate::Abilities;
 use tempfile::TempDir;
 use tranship_archive::TreePath;
 use tranship_archive::confined::{Devices, ExtractOptions, Links, Ownership, Root, extract};

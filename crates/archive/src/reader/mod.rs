@@ -87,9 +87,17 @@ pub struct Reader<R> {
     header_at: u64,
     global: Records,
     entries: u64,
-    finished: bool,
+    state: State,
     names: Names,
     content: Content,
+}
+
+/// How far an archive is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    Ended,
+    Failed,
 }
 
 /// What is left of the present entry's content.
@@ -165,7 +173,7 @@ impl<R: Read> Reader<R> {
             header_at: 0,
             global: Records::default(),
             entries: 0,
-            finished: false,
+            state: State::Open,
             names: Names::new(),
             content: Content::default(),
         }
@@ -177,15 +185,21 @@ impl<R: Read> Reader<R> {
     ///
     /// [`ReadError`]; after one, the archive cannot be read on.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, ReadError> {
-        if self.finished {
-            return Ok(None);
+        match self.state {
+            State::Open => {}
+            State::Ended => return Ok(None),
+            State::Failed => return Err(Defect::AfterError.at(self.header_at)),
         }
-        // An error must not be followed by a guess at what comes next.
-        self.finished = true;
+        // An error must be followed neither by a guess at what comes next nor by what looks like an end.
+        self.state = State::Failed;
         self.skip_content()?;
         self.header_at = self.position;
         let entry = self.read_entry()?;
-        self.finished = entry.is_none();
+        self.state = if entry.is_some() {
+            State::Open
+        } else {
+            State::Ended
+        };
         Ok(entry)
     }
 

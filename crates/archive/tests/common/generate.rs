@@ -4,7 +4,7 @@ use tranship_archive::acl::Acl;
 use tranship_archive::entry::{Device, Entry, Kind, Time};
 use tranship_archive::sparse::{Extent, SparseMap};
 
-use super::{Random, is_root};
+use crate::common::{Random, is_root};
 
 /// What the reader or writer that is compared can do.
 #[derive(Clone, Copy)]

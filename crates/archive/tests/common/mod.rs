@@ -1,6 +1,8 @@
 //! What the tests share.
 #![allow(dead_code, reason = "every test uses a part of it")]
 
+pub mod generate;
+
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
