@@ -41,12 +41,15 @@ pub trait Sink {
     fn finish(&mut self) -> Result<(), Fault>;
 }
 
+/// Opens a sink.
+pub type OpenSink<'a> = Box<dyn FnOnce() -> Result<Box<dyn Sink + 'a>, Fault> + 'a>;
+
 /// Where a part of the archive goes.
 pub struct Outlet<'a> {
     /// What of it, and under which names; from [`crate::filter::split_import`].
     pub spec: FilterSpec,
     /// Opens the sink when the first entry goes to it; elements that nothing goes to are never contacted.
-    pub open: Box<dyn FnOnce() -> Result<Box<dyn Sink + 'a>, Fault> + 'a>,
+    pub open: OpenSink<'a>,
 }
 
 /// What became of one outlet.
@@ -127,7 +130,7 @@ impl Explain for FanOutError {
 }
 
 enum State<'a> {
-    Closed(Option<Box<dyn FnOnce() -> Result<Box<dyn Sink + 'a>, Fault> + 'a>>),
+    Closed(Option<OpenSink<'a>>),
     Open(Box<dyn Sink + 'a>, u64),
     Ended(Outcome),
 }

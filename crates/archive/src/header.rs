@@ -205,8 +205,11 @@ pub(crate) fn name(block: &Block) -> Result<Vec<u8>, Defect> {
     Ok(whole)
 }
 
+/// Offsets and lengths as they stand in an archive, not checked yet.
+pub(crate) type Pairs = Vec<(u64, u64)>;
+
 /// The extents of an old GNU sparse header as they stand there, whether more follow, and the real size.
-pub(crate) fn gnu_sparse(block: &Block) -> Result<(Vec<(u64, u64)>, bool, u64), Defect> {
+pub(crate) fn gnu_sparse(block: &Block) -> Result<(Pairs, bool, u64), Defect> {
     let extents = pairs(block, GNU_SPARSE, 4)?;
     let more = flag(block.get(GNU_EXTENDED))?;
     let real = unsigned(GNU_REAL_SIZE.of(block), "real size")?;
@@ -214,7 +217,7 @@ pub(crate) fn gnu_sparse(block: &Block) -> Result<(Vec<(u64, u64)>, bool, u64), 
 }
 
 /// The extents of a continuation of an old GNU sparse header, and whether more follow.
-pub(crate) fn gnu_sparse_continued(block: &Block) -> Result<(Vec<(u64, u64)>, bool), Defect> {
+pub(crate) fn gnu_sparse_continued(block: &Block) -> Result<(Pairs, bool), Defect> {
     Ok((pairs(block, 0, 21)?, flag(block.get(GNU_CONTINUED))?))
 }
 
@@ -228,7 +231,7 @@ fn flag(byte: Option<&u8>) -> Result<bool, Defect> {
     }
 }
 
-fn pairs(block: &Block, start: usize, count: usize) -> Result<Vec<(u64, u64)>, Defect> {
+fn pairs(block: &Block, start: usize, count: usize) -> Result<Pairs, Defect> {
     let mut pairs = Vec::new();
     let mut ended = false;
     for index in 0..count {

@@ -177,8 +177,11 @@ fn take_acl(entry: &mut Entry, text: Option<&[u8]>, attribute: &[u8]) -> Result<
     Ok(Some(acl))
 }
 
-/// One record: key, value and what follows it.
-fn record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), Defect> {
+/// Key, value and what follows the record.
+type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
+/// The first record.
+fn record(bytes: &[u8]) -> Result<Record<'_>, Defect> {
     let malformed = |what| Defect::PaxMalformed { what };
     let space = bytes
         .iter()

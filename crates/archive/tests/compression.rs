@@ -1,4 +1,10 @@
 //! Compressed streams: every format, whole, in members, cut, damaged, and too large.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that panics has failed"
+)]
 
 use std::io::{self, Read, Write};
 

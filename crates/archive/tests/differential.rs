@@ -1,4 +1,11 @@
 //! The same archives, read and written by GNU tar, bsdtar and Python: everybody must see the same.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test that panics has failed"
+)]
 
 mod common;
 

@@ -1,5 +1,12 @@
 //! Everything that reads what others wrote is fed mutations of it, the same in every run: nothing panics, nothing takes
 //! memory without bound, and what is accepted is what it says it is.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test that panics has failed"
+)]
 
 mod common;
 

@@ -1,4 +1,10 @@
 //! One request over several storage elements: exports merged, imports fanned out.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that panics has failed"
+)]
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};

@@ -9,13 +9,15 @@ mod error;
 mod export;
 mod extract;
 mod metadata;
+mod options;
 mod root;
 mod walk;
 
 pub use error::{ExportError, ExtractError, SystemError};
 pub use export::{ExportOptions, ExportReport, export, export_element};
-pub use extract::{Devices, ExtractOptions, ExtractReport, Extractor, Ownership, SetId, extract};
+pub use extract::{Extractor, extract};
 pub use metadata::Attributes;
+pub use options::{Devices, ExtractOptions, ExtractReport, Ownership, SetId};
 pub use root::{Links, LocateError, PathStat, Root, go_mode};
 
 /// Something that was left out, and why.

@@ -291,7 +291,8 @@ mod tests {
         let volumes = mounts(&[("/volumes/data", "V")]);
         let nested = mounts(&[("/v1", "V1"), ("/v1/v2", "V2"), ("/v1/v2/v3", "V3")]);
         let three = three();
-        let cases: [(u32, &Mounts<&str>, &str, &[&str], &str); 7] = [
+        type Case<'a> = (u32, &'a Mounts<&'static str>, &'a str, &'a [&'a str], &'a str);
+        let cases: [Case<'_>; 7] = [
             (
                 10,
                 &three,

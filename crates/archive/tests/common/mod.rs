@@ -6,8 +6,11 @@ pub mod generate;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use tranship_archive::confined::{ExportOptions, Links, Root, export};
 use tranship_archive::entry::{Entry, Kind};
+use tranship_archive::reader::{ReadOptions, Reader};
 use tranship_archive::writer::Writer;
+use tranship_core::fault::Explain as _;
 
 /// Numbers that look random and are the same in every run: splitmix64.
 pub struct Random(pub u64);
@@ -154,4 +157,22 @@ fn walk(root: &Path, path: &Path, inodes: &mut Vec<u64>, lines: &mut Vec<String>
             walk(root, &child, inodes, lines);
         }
     }
+}
+
+/// Packs a path of a root; the code of the error.
+pub fn pack(root: &Path, request: &str, options: &ExportOptions) -> Result<Vec<u8>, String> {
+    let root = Root::open(root, Links::InRoot).unwrap();
+    let mut writer = Writer::new(Vec::new());
+    export(&root, request.as_bytes(), &mut writer, options).map_err(|error| error.code().to_owned())?;
+    Ok(writer.finish().unwrap())
+}
+
+/// The names in an archive.
+pub fn names(bytes: &[u8]) -> Vec<String> {
+    let mut reader = Reader::new(bytes, ReadOptions::strict());
+    let mut names = Vec::new();
+    while let Some(entry) = reader.next_entry().unwrap() {
+        names.push(String::from_utf8(entry.path).unwrap());
+    }
+    names
 }
