@@ -92,7 +92,7 @@ fn members_one_after_the_other_are_one_stream() {
 #[test]
 fn every_cut_is_an_error() {
     for format in COMPRESSED {
-        let bytes = compress(format, &text()[..3000]);
+        let bytes = compress(format, &text()[..900]);
         for cut in MAGIC..bytes.len() {
             let error = decode(&bytes[..cut], DecodeOptions::default()).unwrap_err();
             assert_eq!(code(&error), "archive.compressed-truncated", "{format} at {cut}");
@@ -125,13 +125,13 @@ fn garbage_after_the_end_is_an_error_but_zeros_are_padding() {
 #[test]
 fn damage_is_found() {
     for format in COMPRESSED {
-        let good = compress(format, &text()[..2000]);
+        let good = compress(format, &text()[..900]);
         // A flip may hit a field that says nothing (gzip's time); the content is never a different one.
         for at in MAGIC..good.len() {
             let mut bytes = good.clone();
             bytes[at] ^= 0x10;
             match decode(&bytes, DecodeOptions::default()) {
-                Ok((_, out)) => assert_eq!(out, text()[..2000], "{format} at {at}"),
+                Ok((_, out)) => assert_eq!(out, text()[..900], "{format} at {at}"),
                 Err(error) => {
                     code(&error);
                 }
@@ -174,7 +174,7 @@ fn output_is_limited_where_asked() {
         ..DecodeOptions::default()
     };
     for format in COMPRESSED {
-        let bomb = compress(format, &vec![0; 64 << 20]);
+        let bomb = compress(format, &vec![0; 16 << 20]);
         assert!(bomb.len() < 100_000);
         let error = decode(&bomb, options).unwrap_err();
         assert_eq!(code(&error), "archive.output-limit", "{format}");
