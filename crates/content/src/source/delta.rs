@@ -370,7 +370,8 @@ impl FileDelta {
     fn same_hole(&self, length: u64) -> bool {
         let end = self.at + length;
         self.known.hints().is_some_and(|hints| {
-            !hints.begins_within(self.at, end)
+            hints.ends_at(self.at)
+                && !hints.begins_within(self.at, end)
                 && if end == self.size {
                     self.base_size == end
                 } else {
@@ -402,6 +403,11 @@ impl FileDelta {
             .unwrap_or(like_this)
             .min(self.base_size);
         self.base_at = end.max(from);
+        // Zeros that were a hole would stay one: nothing is written where nothing differs.
+        let end = match self.known.hints() {
+            Some(hints) if self.in_place => end.min(hints.data_end(from)),
+            _ => end,
+        };
         if end <= from || length < WORTH_ASKING {
             for (id, bytes) in chunks {
                 pending.data(id, bytes)?;
