@@ -210,19 +210,16 @@ fn converse<R: Read, W: Write + Send>(
         None => Holds::Nothing,
         Some((summary, _)) => Holds::Tree(summary.id),
     }))?;
-    loop {
-        match (hear(frames)?, &base) {
-            (Message::Base(Base::Nothing), None) => break,
-            (Message::Base(Base::Tree(id)), Some((summary, _))) if id == summary.id => break,
-            (Message::Base(Base::Send), Some((summary, held))) => {
-                record::pieces(&held.manifest, |piece| {
-                    voice.say(&Message::Manifest(piece.into()))
-                })?;
-                voice.say(&Message::ManifestEnd { tree: summary.id })?;
-                break;
-            }
-            (other, _) => return unexpected(&other),
+    match (hear(frames)?, &base) {
+        (Message::Base(Base::Nothing), None) => {}
+        (Message::Base(Base::Tree(id)), Some((summary, _))) if id == summary.id => {}
+        (Message::Base(Base::Send), Some((summary, held))) => {
+            record::pieces(&held.manifest, |piece| {
+                voice.say(&Message::Manifest(piece.into()))
+            })?;
+            voice.say(&Message::ManifestEnd { tree: summary.id })?;
         }
+        (other, _) => return unexpected(&other),
     }
     let (tasks, queue) = sync_channel(QUEUE);
     let (report, outcomes) = sync_channel(1);

@@ -1,5 +1,7 @@
 //! The real source and the real sink over many random trees and what happens to them, against rsync's judgement.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
 mod support;
 
 use std::fs;
