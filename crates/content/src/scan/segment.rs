@@ -97,20 +97,12 @@ impl Hints {
         self.places.get(id).copied()
     }
 
-    /// A chunk of the base begins in this range.
-    pub(crate) fn begins_within(&self, from: u64, to: u64) -> bool {
-        self.chunks
-            .get(self.index_from(from))
-            .is_some_and(|chunk| chunk.0 < to)
-    }
-
-    /// Something of the base's file ends at this place: a chunk, or a hole before one.
-    pub(crate) fn ends_at(&self, at: u64) -> bool {
-        let index = self.index_from(at);
-        let before = index.checked_sub(1).and_then(|index| self.chunks.get(index));
-        at == 0
-            || before.is_some_and(|chunk| chunk.0 + u64::from(chunk.1) == at)
-            || self.chunks.get(index).is_some_and(|chunk| chunk.0 == at)
+    /// The base has a hole from exactly `from` at least up to `to`, or the file ends in between.
+    pub(crate) fn hole_at(&self, from: u64, to: u64) -> bool {
+        let next = self.index_from(from);
+        let before = next.checked_sub(1).and_then(|before| self.chunks.get(before));
+        before.map_or(0, |chunk| chunk.0 + u64::from(chunk.1)) == from
+            && self.chunks.get(next).is_none_or(|chunk| chunk.0 >= to)
     }
 
     /// Where the data ends that the base has at this place; this place itself, if it has a hole there or nothing.

@@ -366,10 +366,8 @@ impl Filling {
         if self.base_at.1 != self.at {
             return Err(self.content("keeps a part of an extent of the base"));
         }
-        let path = std::mem::take(&mut self.entry.path);
-        let kept = self.keep_until(place, &path, end);
-        self.entry.path = path;
-        kept
+        let path = self.entry.path.clone();
+        self.keep_until(place, &path, end)
     }
 
     fn keep_until(&mut self, place: &Place, path: &[u8], end: u64) -> Result<(), SinkError> {

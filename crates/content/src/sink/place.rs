@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::error::{SinkError, failed};
+use super::refusal::refused;
 use super::remove;
 
 /// Name of the staging directory where it has to be inside the root. A scan leaves it out, at the root only.
@@ -222,7 +223,7 @@ impl Place {
         let staging = self.staging()?;
         let mut displaced = lock(&self.displaced);
         rustix::fs::renameat_with(directory, name, staging, staged.bytes(), RenameFlags::NOREPLACE)
-            .map_err(|error| failed(path, "move away", error))?;
+            .map_err(|error| refused(directory, name, path, "move away", error))?;
         displaced.insert(staged.key);
         Ok(())
     }
@@ -243,9 +244,8 @@ impl Place {
                 displaced.insert(staged.key);
                 Ok(())
             }
-            Err(Errno::NOENT) => {
-                swap(RenameFlags::NOREPLACE).map_err(|error| failed(path, "put in place", error))
-            }
+            Err(Errno::NOENT) => swap(RenameFlags::NOREPLACE)
+                .map_err(|error| refused(directory, name, path, "put in place", error)),
             Err(Errno::INVAL | Errno::NOSYS) => {
                 // A file system that cannot exchange: two steps, between which the name is missing.
                 let mut aside = staged.bytes().to_vec();
@@ -260,7 +260,7 @@ impl Place {
                 displaced.insert(staged.key);
                 Ok(())
             }
-            Err(error) => Err(failed(path, "put in place", error)),
+            Err(error) => Err(refused(directory, name, path, "put in place", error)),
         }
     }
 

@@ -370,8 +370,7 @@ impl FileDelta {
     fn same_hole(&self, length: u64) -> bool {
         let end = self.at + length;
         self.known.hints().is_some_and(|hints| {
-            hints.ends_at(self.at)
-                && !hints.begins_within(self.at, end)
+            hints.hole_at(self.at, end)
                 && if end == self.size {
                     self.base_size == end
                 } else {
