@@ -7,12 +7,14 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tranship_core::fault::{Explain, Fault, FaultKind};
+use tranship_core::node::ElementSize;
 use tranship_core::storage::{
     ElementPlace, ElementSink, ElementSource, Pipe, ProgressFn, RoundOptions, RoundReport, Storage,
     SyncOptions,
 };
 
 use crate::bridge::{IDLE, split};
+use crate::place::{self, Asides, PlaceError};
 use crate::scan::Excludes;
 use crate::sink::{DirectorySink, SinkOptions};
 use crate::source::{Source, SourceOptions};
@@ -21,6 +23,7 @@ use crate::source::{Source, SourceOptions};
 #[derive(Debug, Clone)]
 pub struct DirectStorage {
     work: PathBuf,
+    asides: Asides,
 }
 
 /// Why an element could not be opened.
@@ -53,7 +56,17 @@ impl DirectStorage {
     /// without them everything still works.
     #[must_use]
     pub fn new(work: impl Into<PathBuf>) -> Self {
-        Self { work: work.into() }
+        Self {
+            work: work.into(),
+            asides: Asides::default(),
+        }
+    }
+
+    /// Keeps what makes way in these directories.
+    #[must_use]
+    pub fn with_asides(mut self, asides: Asides) -> Self {
+        self.asides = asides;
+        self
     }
 
     /// Directory and kind of an element, and where its records are.
@@ -106,6 +119,45 @@ impl Storage for DirectStorage {
             overlay,
             work: work.join("sink"),
         })))
+    }
+
+    async fn make(&self, place: &ElementPlace) -> Result<bool, Fault> {
+        let (path, ..) = self.place(place)?;
+        blocking(move || place::make(&path)).await
+    }
+
+    async fn remove(&self, place: &ElementPlace) -> Result<(), Fault> {
+        let (path, ..) = self.place(place)?;
+        blocking(move || place::remove(&path)).await
+    }
+
+    async fn set_aside(&self, place: &ElementPlace, key: &str) -> Result<(), Fault> {
+        let ((path, ..), asides, key) = (self.place(place)?, self.asides.clone(), key.to_owned());
+        blocking(move || asides.set_aside(&path, &key)).await
+    }
+
+    async fn put_back(&self, place: &ElementPlace, key: &str) -> Result<bool, Fault> {
+        let ((path, ..), asides, key) = (self.place(place)?, self.asides.clone(), key.to_owned());
+        blocking(move || asides.put_back(&path, &key)).await
+    }
+
+    async fn drop_aside(&self, place: &ElementPlace, key: &str) -> Result<(), Fault> {
+        let ((path, ..), asides, key) = (self.place(place)?, self.asides.clone(), key.to_owned());
+        blocking(move || asides.drop_aside(&path, &key)).await
+    }
+
+    async fn size(&self, place: &ElementPlace) -> Result<Option<ElementSize>, Fault> {
+        let (path, ..) = self.place(place)?;
+        blocking(move || place::size(&path)).await
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, PlaceError> + Send + 'static,
+) -> Result<T, Fault> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(Fault::from),
+        Err(error) => Err(defect(&error)),
     }
 }
 
