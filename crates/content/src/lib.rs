@@ -33,4 +33,5 @@ pub mod message;
 pub mod scan;
 pub mod sink;
 pub mod source;
+pub mod storage;
 pub mod tree;
