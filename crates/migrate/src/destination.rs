@@ -34,7 +34,7 @@ pub struct Discarded {
 }
 
 /// Where an arrival stands; what the source may rely on after a link was lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ArrivalState {
     /// Things arrive; nothing runs. A lost link discards it.
@@ -45,6 +45,8 @@ pub enum ArrivalState {
     Started,
     /// The container belongs to this node.
     Adopted,
+    /// It is being taken away, and never runs here again.
+    Discarding,
     /// Everything was undone and nothing runs.
     Discarded,
 }

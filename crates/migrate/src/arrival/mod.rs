@@ -100,7 +100,7 @@ impl Arrival {
     pub fn ends_with_its_link(&self) -> bool {
         let record = self.snapshot.borrow();
         match record.state {
-            ArrivalState::Receiving | ArrivalState::Prepared => true,
+            ArrivalState::Receiving | ArrivalState::Prepared | ArrivalState::Discarding => true,
             ArrivalState::Started => record.plan.mode == Mode::Stateless,
             ArrivalState::Adopted | ArrivalState::Discarded => false,
         }
@@ -114,7 +114,7 @@ impl Arrival {
 
     fn refuse_if_over(record: &ArrivalRecord) -> Result<(), Fault> {
         match record.state {
-            ArrivalState::Discarded => Err(Fault::new(
+            ArrivalState::Discarding | ArrivalState::Discarded => Err(Fault::new(
                 "arrival.discarded",
                 FaultKind::Environment,
                 "the destination has discarded this migration",
