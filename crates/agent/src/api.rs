@@ -13,12 +13,20 @@
 //! | `GET /v1/migrations[/ID]` | caller | [`MigrationView`]s |
 //! | `GET /v1/migrations/ID/events` | caller | server-sent [`tranship_core::Event`]s, from the beginning |
 //! | `POST /v1/migrations/ID/abort` | caller | end it in order |
+//! | `GET /v1/volumes` | caller | [`VolumeInfo`]s |
+//! | `POST /v1/copies/ID/receive`, `…/complete`, `…/give-up` | caller | [`ReceiveCopy`]: at the destination of a copy |
+//! | `POST /v1/copies/ID/send` | caller | [`SendCopy`] → server-sent [`CopyEvent`]s |
+//! | `POST /v1/snapshots`, `…/remove` | caller | [`TakeSnapshot`] → server-sent [`CopyEvent`]s |
+//! | `GET /v1/volumes/NAME/manifest` | caller | the tree of a volume or (`NAME@TIME`) snapshot, as in `docs/tree-format.md` |
 //! | `POST /v1/retire` | caller | end the agent if it has nothing to do |
 //! | `POST /v1/peer/STEP` | the source's agent | the steps of [`tranship_migrate::Destination`] |
+//! | `POST /v1/peer/copy` | the source's agent | one round of a copy (full duplex) |
 //! | `POST /v1/peer/element/N` | the source's agent | one round of an element (full duplex; `…/open` asks first) |
 
 use serde::{Deserialize, Serialize};
 use tranship_core::MigrationId;
+use tranship_core::node::ElementSize;
+use tranship_core::storage::{ElementPlace, RoundReport, SyncOptions, VolumeSpec};
 use tranship_migrate::Plan;
 use tranship_migrate::destination::ArrivalState;
 use tranship_migrate::record::{DepartureState, PhaseRecord, RoundRecord};
@@ -84,7 +92,7 @@ pub struct Reached {
 }
 
 /// How the source's agent reaches the destination's.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Route {
     /// A TLS connection of its own.
@@ -100,6 +108,96 @@ pub struct Depart {
     pub plan: Plan,
     /// The way to the destination.
     pub route: Route,
+}
+
+/// Tells a destination which volume a copy fills.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiveCopy {
+    /// The volume, as it is to be made where it is missing.
+    pub volume: VolumeSpec,
+    /// One that is there may be changed: what it holds becomes equal to the source.
+    pub update: bool,
+}
+
+/// Tells a source to send a volume, or a snapshot of one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendCopy {
+    /// Name of the volume.
+    pub volume: String,
+    /// The snapshot in place of the volume's present content, by its time.
+    #[serde(default)]
+    pub snapshot: Option<u64>,
+    /// Where the snapshot is; the agent fills it in.
+    #[serde(skip)]
+    pub place: Option<ElementPlace>,
+    /// How it is read.
+    pub options: SyncOptions,
+    /// Containers that use it are paused for the last round.
+    pub freeze: bool,
+    /// Name of the destination, for messages.
+    pub destination: String,
+    /// The way there.
+    pub route: Route,
+}
+
+/// Asks for a snapshot of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeSnapshot {
+    /// Name of the volume.
+    pub volume: String,
+    /// Containers that use it are paused for the last round.
+    pub freeze: bool,
+    /// Patterns of paths that are left out.
+    pub exclude: Vec<String>,
+}
+
+/// What was kept of a volume at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// The volume's name when it was taken.
+    pub volume: String,
+    /// The volume's GUID.
+    pub guid: String,
+    /// When it was taken, in milliseconds since 1970. With the GUID it names the snapshot.
+    pub timestamp: u64,
+    /// Id of its tree.
+    pub tree: String,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Its entries.
+    pub entries: u64,
+}
+
+/// A volume in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// The volume.
+    #[serde(flatten)]
+    pub spec: VolumeSpec,
+    /// How much it holds, where a quick look tells.
+    pub size: Option<ElementSize>,
+    /// What was kept of it, oldest first.
+    pub snapshots: Vec<SnapshotInfo>,
+}
+
+/// How far a copy is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "event")]
+pub enum CopyEvent {
+    /// Under way.
+    Progress {
+        /// Bytes of content looked at.
+        bytes: u64,
+        /// Entries looked at.
+        entries: u64,
+        /// Bytes on the wire.
+        wire_bytes: u64,
+    },
+    /// It arrived.
+    Done {
+        /// Its rounds.
+        rounds: Vec<RoundReport>,
+    },
 }
 
 /// Which end of a migration an agent is.

@@ -8,7 +8,13 @@ use tranship_core::{Fault, MigrationId};
 use tranship_wire::WireError;
 use tranship_wire::h2::{Client, Duplex};
 
-use crate::api::{Depart, Expect, Expected, Hello, MigrationView, Reach, Reached};
+use crate::api::{
+    CopyEvent, Depart, Expect, Expected, Hello, MigrationView, Reach, Reached, ReceiveCopy, SendCopy,
+    TakeSnapshot, VolumeInfo,
+};
+
+/// How a copy goes. Dropping it ends the copy.
+pub type CopyEvents = std::pin::Pin<Box<dyn Stream<Item = Result<CopyEvent, Fault>> + Send>>;
 
 /// A connection to an agent. Clones share it.
 #[derive(Debug, Clone)]
@@ -147,6 +153,66 @@ impl AgentClient {
         Ok(events
             .map_err(WireError::into_fault)?
             .map(|e| e.map_err(WireError::into_fault)))
+    }
+
+    /// All volumes of the node.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn volumes(&self) -> Result<Vec<VolumeInfo>, Fault> {
+        self.get("/v1/volumes").await
+    }
+
+    /// At the destination: makes ready for a copy.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn receive_copy(&self, id: &MigrationId, asked: &ReceiveCopy) -> Result<(), Fault> {
+        self.post(&format!("/v1/copies/{id}/receive"), asked).await
+    }
+
+    /// At the destination: the copy arrived, or did not.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn end_copy(&self, id: &MigrationId, complete: bool) -> Result<(), Fault> {
+        let how = if complete { "complete" } else { "give-up" };
+        self.post(&format!("/v1/copies/{id}/{how}"), &()).await
+    }
+
+    /// At the source: sends a copy.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn send_copy(&self, id: &MigrationId, asked: &SendCopy) -> Result<CopyEvents, Fault> {
+        self.copy_events(&format!("/v1/copies/{id}/send"), asked).await
+    }
+
+    /// Keeps a snapshot of a volume.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn take_snapshot(&self, id: &MigrationId, asked: &TakeSnapshot) -> Result<CopyEvents, Fault> {
+        self.copy_events(&format!("/v1/snapshots/{id}"), asked).await
+    }
+
+    /// Removes a snapshot of a volume.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn remove_snapshot(&self, volume: &str, timestamp: u64) -> Result<(), Fault> {
+        let path = format!("/v1/snapshots/{volume}/{timestamp}");
+        self.client.delete(&path).await.map_err(WireError::into_fault)
+    }
+
+    async fn copy_events<Q: serde::Serialize + Sync>(
+        &self,
+        path: &str,
+        asked: &Q,
+    ) -> Result<CopyEvents, Fault> {
+        let events = self.client.post_events::<Q, CopyEvent>(path, asked).await;
+        let events = events.map_err(WireError::into_fault)?;
+        Ok(Box::pin(events.map(|e| e.map_err(WireError::into_fault))))
     }
 
     /// Asks a migration to end in order.

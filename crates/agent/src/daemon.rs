@@ -11,6 +11,7 @@ use tranship_wire::WireError;
 use tranship_wire::h2::{self, ServerOptions};
 use tranship_wire::local::LocalListener;
 
+use crate::copies::Copies;
 use crate::guids::Guids;
 use crate::registry::Registry;
 use crate::server::OwnerHandler;
@@ -48,14 +49,17 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Fa
         .with_hint("the agent needs to write there")
     })?;
     let registry = Registry::new(config.ports.clone(), records);
+    let copies = Copies::new(config.ports.clone(), &config.state_directory);
     let agent = Agent::new(
         config.identity,
         Arc::clone(&registry),
         Guids::open(&config.state_directory),
+        Arc::clone(&copies),
     );
     // What a crash left open is settled beside the first questions, not before them: an engine that does not answer
     // must not keep the agent from saying so.
     tokio::spawn(registry.recover());
+    tokio::spawn(async move { copies.recover().await });
     let mut idle_since = tokio::time::Instant::now();
     let mut tick = tokio::time::interval(Duration::from_secs(1).min(config.idle));
     loop {

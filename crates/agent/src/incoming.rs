@@ -114,6 +114,10 @@ impl Incoming {
             }
             door.closed.cancel();
             incoming.doors().remove(&id);
+            // A copy whose caller went away without a word did not arrive.
+            agent.end_copy(&id, false).await.unwrap_or_else(|fault| {
+                tracing::error!("copy {id} could not be undone: {fault}");
+            });
         });
         Ok(offer)
     }

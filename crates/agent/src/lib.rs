@@ -5,6 +5,7 @@
 
 pub mod api;
 mod client;
+mod copies;
 pub mod daemon;
 mod engine;
 mod events;
@@ -18,8 +19,9 @@ mod server;
 mod state;
 mod storage;
 mod store;
+mod volumes;
 
-pub use client::AgentClient;
+pub use client::{AgentClient, CopyEvents};
 pub use engine::NodeEngine;
 pub use host::Shell;
 pub use state::Identity;

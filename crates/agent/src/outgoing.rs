@@ -70,17 +70,24 @@ impl Outgoing {
     /// The other side of a migration.
     #[must_use]
     pub fn destination(self: &Arc<Self>, depart: &Depart) -> Arc<dyn Destination> {
-        Arc::new(RemoteDestination {
-            id: depart.plan.id.clone(),
-            name: depart.plan.destination.clone(),
-            route: depart.route.clone(),
+        Arc::new(self.peer(&depart.plan.id, &depart.plan.destination, &depart.route))
+    }
+
+    /// The other side of a migration or of a copy.
+    #[must_use]
+    pub(crate) fn peer(self: &Arc<Self>, id: &MigrationId, name: &str, route: &Route) -> RemoteDestination {
+        RemoteDestination {
+            id: id.clone(),
+            name: name.to_owned(),
+            route: route.clone(),
             outgoing: Arc::clone(self),
             client: tokio::sync::Mutex::new(None),
-        })
+        }
     }
 }
 
-struct RemoteDestination {
+/// The other side, over a connection that is made again when it was lost.
+pub(crate) struct RemoteDestination {
     id: MigrationId,
     name: String,
     route: Route,
@@ -141,6 +148,13 @@ impl RemoteDestination {
         Ok(client)
     }
 
+    /// Opens a stream in both directions.
+    pub(crate) async fn pipe(&self, path: &str) -> Result<Pipe, Fault> {
+        let client = self.client().await?;
+        let stream = client.duplex(path).await;
+        Ok(Box::new(stream.map_err(|e| lost(e).on_node(self.name.clone()))?))
+    }
+
     async fn step<Q: Serialize + Sync, T: DeserializeOwned>(
         &self,
         step: &str,
@@ -182,9 +196,7 @@ impl Destination for RemoteDestination {
     async fn element(&self, index: usize) -> Result<Pipe, Fault> {
         // What stands in the way is an answer of its own; inside the stream only the two halves of a round speak.
         self.step::<_, ()>(&format!("element/{index}/open"), &()).await?;
-        let client = self.client().await?;
-        let stream = client.duplex(&format!("/v1/peer/element/{index}")).await;
-        Ok(Box::new(stream.map_err(|e| lost(e).on_node(self.name.clone()))?))
+        self.pipe(&format!("/v1/peer/element/{index}")).await
     }
 
     async fn start(&self) -> Result<(), Fault> {

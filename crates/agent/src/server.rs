@@ -19,7 +19,7 @@ use tranship_migrate::{Arrival, Plan};
 use tranship_wire::h2::{self, Body, Handler};
 use tranship_wire::{PeerIdentity, WireError};
 
-use crate::api::{Depart, Expect, Expected, Reach};
+use crate::api::{Depart, Expect, Expected, Reach, ReceiveCopy, SendCopy, TakeSnapshot};
 use crate::events::Cursor;
 use crate::registry::not_found;
 use crate::state::Agent;
@@ -154,6 +154,21 @@ impl Handler for OwnerHandler {
             (&Method::POST, ["v1", "migrations", id, "abort"]) => {
                 answer(parse(id).and_then(|id| self.agent.registry.abort(&id)))
             }
+            (&Method::GET, ["v1", "volumes"]) => answer(self.agent.volumes().await),
+            (&Method::POST, ["v1", "copies", id, what]) => match parse::<MigrationId>(id) {
+                Ok(id) => self.copy(id, what, request).await,
+                Err(fault) => answer::<()>(Err(fault)),
+            },
+            (&Method::POST, ["v1", "snapshots", id]) => {
+                match (parse::<MigrationId>(id), body::<TakeSnapshot>(request).await) {
+                    (Ok(id), Ok(asked)) => h2::events_response(self.agent.take_snapshot(id, asked)),
+                    (Err(fault), _) | (_, Err(fault)) => answer::<()>(Err(fault)),
+                }
+            }
+            (&Method::DELETE, ["v1", "snapshots", volume, timestamp]) => answer(match parse(timestamp) {
+                Ok(timestamp) => self.agent.remove_snapshot(volume, timestamp).await,
+                Err(fault) => Err(fault),
+            }),
             (&Method::POST, ["v1", "retire"]) => {
                 // The asker's own connection does not count.
                 let idle = self.agent.idle(1);
@@ -168,6 +183,23 @@ impl Handler for OwnerHandler {
 }
 
 impl OwnerHandler {
+    async fn copy(&self, id: MigrationId, what: &str, request: Request<RequestBody>) -> Response<Body> {
+        let agent = Arc::clone(&self.agent);
+        match what {
+            "receive" => answer(match body::<ReceiveCopy>(request).await {
+                Ok(asked) => regardless(async move { agent.copies.receive(&id, asked).await }).await,
+                Err(fault) => Err(fault),
+            }),
+            "complete" => answer(regardless(async move { agent.end_copy(&id, true).await }).await),
+            "give-up" => answer(regardless(async move { agent.end_copy(&id, false).await }).await),
+            "send" => match body::<SendCopy>(request).await {
+                Ok(asked) => h2::events_response(agent.send_copy(id, asked)),
+                Err(fault) => answer::<()>(Err(fault)),
+            },
+            _ => h2::not_found(&request),
+        }
+    }
+
     fn events(&self, id: &MigrationId) -> Response<Body> {
         let Some(task) = self.agent.registry.departure(id) else {
             // Over, or never begun here: the view says which.
@@ -203,6 +235,16 @@ impl Handler for PeerHandler {
         }
         if step == "open" {
             return answer(self.open(request).await);
+        }
+        if step == "copy" {
+            let (response, stream) = h2::duplex_response(request);
+            let (agent, id) = (Arc::clone(&self.agent), self.id.clone());
+            tokio::spawn(async move {
+                if let Err(fault) = agent.copies.round(&id, Box::new(stream)).await {
+                    tracing::warn!("a round of copy {id} failed: {fault}");
+                }
+            });
+            return response;
         }
         let Some(arrival) = self.agent.registry.arrival(&self.id) else {
             return answer::<()>(match step {

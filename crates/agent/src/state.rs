@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tranship_core::ids::ContainerName;
 use tranship_core::node::{ContainerReport, NodeFacts, Survey, SurveyRequest};
 use tranship_core::storage::VolumeSpec;
-use tranship_core::{Engine, Fault};
+use tranship_core::{Engine, Fault, MigrationId};
 use tranship_migrate::elements::Target;
 use tranship_migrate::record::ArrivalRecord;
 use tranship_wire::tls::PeerKey;
 
 use crate::api::{Hello, PROTOCOL_MAX, PROTOCOL_MIN};
+use crate::copies::Copies;
 use crate::guids::Guids;
 use crate::incoming::Incoming;
 use crate::node;
@@ -38,8 +39,10 @@ pub struct Agent {
     pub incoming: Arc<Incoming>,
     /// Ways out to destinations.
     pub outgoing: Arc<Outgoing>,
+    /// Copies of volumes outside migrations.
+    pub copies: Arc<Copies>,
     /// Which volume is which.
-    guids: Guids,
+    pub(crate) guids: Guids,
     /// Connections of callers.
     connections: AtomicUsize,
 }
@@ -47,12 +50,13 @@ pub struct Agent {
 impl Agent {
     /// An agent over an engine and its records.
     #[must_use]
-    pub fn new(identity: Identity, registry: Arc<Registry>, guids: Guids) -> Arc<Self> {
+    pub fn new(identity: Identity, registry: Arc<Registry>, guids: Guids, copies: Arc<Copies>) -> Arc<Self> {
         Arc::new(Self {
             incoming: Incoming::new(Arc::clone(&registry), identity.key.clone()),
             outgoing: Outgoing::new(identity.key.clone()),
             identity,
             registry,
+            copies,
             guids,
             connections: AtomicUsize::new(0),
         })
@@ -160,6 +164,14 @@ impl Agent {
         node::survey(self.engine(), request).await
     }
 
+    /// Ends a copy that arrives here.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub async fn end_copy(&self, id: &MigrationId, complete: bool) -> Result<(), Fault> {
+        self.copies.end(id, complete, &self.guids).await
+    }
+
     /// Counts a caller's connection until the guard is dropped.
     #[must_use]
     pub fn connected(self: &Arc<Self>) -> ConnectionGuard {
@@ -173,6 +185,7 @@ impl Agent {
         self.connections.load(Ordering::Relaxed) <= own
             && self.registry.busy() == 0
             && self.incoming.open() == 0
+            && self.copies.busy() == 0
     }
 }
 

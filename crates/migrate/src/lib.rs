@@ -29,6 +29,7 @@ pub use arrival::Arrival;
 pub use departure::Departure;
 pub use destination::Destination;
 pub use options::{MoveOptions, OnSource};
+pub use pipe::breakable;
 pub use plan::{Finding, Mode, Plan, Severity, plan};
 pub use ports::{Host, Ports};
 pub use record::{ArrivalRecord, DepartureRecord, Records};

@@ -22,7 +22,8 @@ struct Watch {
 }
 
 /// The pipe, failing in both directions once `token` is cancelled.
-pub(crate) fn breakable(pipe: Pipe, token: &CancellationToken) -> Pipe {
+#[must_use]
+pub fn breakable(pipe: Pipe, token: &CancellationToken) -> Pipe {
     Box::new(Breakable {
         pipe,
         reading: Watch::new(token),

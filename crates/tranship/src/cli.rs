@@ -9,6 +9,7 @@ use tranship_core::{Fault, NodeAddress};
 use tranship_migrate::options::{ModeRequest, MoveOptions, OnSource, VolumeConflict};
 
 use crate::hooks;
+use crate::volume_address::VolumeAddress;
 
 /// Moves running containers from one machine to another, with everything that makes them those containers.
 #[derive(Debug, Parser)]
@@ -62,6 +63,8 @@ pub enum Command {
     List(ListArgs),
     /// Show one migration as both of its nodes see it
     Status(StatusArgs),
+    /// List, copy, keep and compare volumes
+    Volume(VolumeArgs),
     /// Say what nodes can do, and what to change
     Doctor(DoctorArgs),
     /// Serve one end of migrations (started by tranship itself, over ssh)
@@ -272,6 +275,95 @@ pub struct DoctorArgs {
     /// The nodes to look at; with several, every pair is looked at too
     #[arg(value_name = "NODE", default_value = "local")]
     pub nodes: Vec<NodeAddress>,
+}
+
+/// `tranship volume`
+#[derive(Debug, Clone, Args)]
+pub struct VolumeArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: VolumeCommand,
+}
+
+/// What can be done with volumes.
+#[derive(Debug, Clone, Subcommand)]
+pub enum VolumeCommand {
+    /// List the volumes of a node, who uses them, and their snapshots
+    Ls(VolumeLsArgs),
+    /// Copy a volume with its attributes to another node or name; run again, it sends only what changed
+    Copy(VolumeCopyArgs),
+    /// Keep what a volume holds now, on its own node
+    Snapshot(VolumeSnapshotArgs),
+    /// Compare what two volumes hold, byte by byte and attribute by attribute
+    Verify(VolumeVerifyArgs),
+}
+
+/// `tranship volume ls`
+#[derive(Debug, Clone, Args)]
+pub struct VolumeLsArgs {
+    /// The node
+    #[arg(value_name = "NODE", default_value = "local")]
+    pub node: NodeAddress,
+}
+
+/// `tranship volume copy`
+#[derive(Debug, Clone, Args)]
+pub struct VolumeCopyArgs {
+    /// The volume, as [NODE//]NAME, or a snapshot of it, as [NODE//]NAME@TIME
+    #[arg(value_name = "SRC")]
+    pub source: VolumeAddress,
+    /// The copy, as [NODE//]NAME, or NODE// for the same name
+    #[arg(value_name = "DST")]
+    pub destination: VolumeAddress,
+    /// Make a volume that is there equal to the source, removing what the source does not have
+    #[arg(long)]
+    pub update: bool,
+    /// Pause the containers that use the volume for the last round, so that the copy is of one moment
+    #[arg(long)]
+    pub freeze: bool,
+    /// Leave out what matches
+    #[arg(long, value_name = "PATTERN")]
+    pub exclude: Vec<String>,
+    /// Bytes per second on the wire, at most; K, M and G may follow
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub limit_rate: Option<u64>,
+    /// Compression on the wire: none, zstd, zstd:LEVEL or auto
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub compress: Compression,
+    /// Carry the data through this machine, without trying the direct way
+    #[arg(long)]
+    pub relay: bool,
+}
+
+/// `tranship volume snapshot`
+#[derive(Debug, Clone, Args)]
+pub struct VolumeSnapshotArgs {
+    /// The volume, as [NODE//]NAME; with --rm a snapshot, as [NODE//]NAME@TIME
+    #[arg(value_name = "VOLUME")]
+    pub volume: VolumeAddress,
+    /// Pause the containers that use the volume for the last round, so that the snapshot is of one moment
+    #[arg(long)]
+    pub freeze: bool,
+    /// Leave out what matches
+    #[arg(long, value_name = "PATTERN")]
+    pub exclude: Vec<String>,
+    /// Remove the snapshot
+    #[arg(long, conflicts_with_all = ["freeze", "exclude"])]
+    pub rm: bool,
+}
+
+/// `tranship volume verify`
+#[derive(Debug, Clone, Args)]
+pub struct VolumeVerifyArgs {
+    /// A volume, as [NODE//]NAME, or a snapshot, as [NODE//]NAME@TIME
+    #[arg(value_name = "A")]
+    pub left: VolumeAddress,
+    /// Another one
+    #[arg(value_name = "B")]
+    pub right: VolumeAddress,
+    /// Show at most this many differences
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub limit: usize,
 }
 
 /// `tranship agent`

@@ -41,7 +41,7 @@ impl Progress {
         }
         match event {
             Event::PhaseStarted { phase } => self.start(*phase),
-            Event::Progress { bytes, total, .. } => self.advance(*bytes, *total),
+            Event::Progress { phase, bytes, total } => self.advance(*phase, *bytes, *total),
             Event::PhaseEnded {
                 phase,
                 milliseconds,
@@ -80,7 +80,7 @@ impl Progress {
         }
     }
 
-    fn advance(&mut self, moved: u64, total: Option<u64>) {
+    fn advance(&mut self, phase: Phase, moved: u64, total: Option<u64>) {
         if let Some(bar) = &self.bar {
             if let Some(total) = total
                 && bar.length().is_none()
@@ -89,7 +89,7 @@ impl Progress {
                 if let Ok(style) = ProgressStyle::with_template(style) {
                     bar.set_style(style);
                 }
-                bar.set_message(Phase::Image.label());
+                bar.set_message(phase.label());
                 bar.set_length(total);
             }
             bar.set_position(moved);
@@ -107,7 +107,8 @@ impl Progress {
             .map(|ms| format!(", {} left", duration_ms(ms)))
             .unwrap_or_default();
         self.ui.say(&format!(
-            "  image: {}{of}, {}/s{left}",
+            "  {}: {}{of}, {}/s{left}",
+            phase.label(),
             bytes(moved),
             bytes(rate as u64)
         ));
@@ -122,6 +123,48 @@ impl Progress {
         };
         let line = format!("  {:<11} {}{moved}", phase.label(), duration_ms(milliseconds));
         self.ui.say(&self.ui.paint_err(Style::Dim, &line));
+    }
+}
+
+/// One line that changes in place on a terminal, and comes now and then elsewhere.
+pub struct Line {
+    ui: Ui,
+    bar: Option<ProgressBar>,
+    last: Instant,
+}
+
+impl Line {
+    /// Nothing shown yet.
+    pub fn new(ui: &Ui) -> Self {
+        let bar = (ui.terminal && !ui.quiet && !ui.json).then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.set_style(ProgressStyle::default_spinner());
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        Self {
+            ui: ui.clone(),
+            bar,
+            last: Instant::now(),
+        }
+    }
+
+    /// Shows a text in place of the one before.
+    pub fn show(&mut self, text: String) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(text);
+        } else if self.last.elapsed() >= PLAIN_EVERY {
+            self.last = Instant::now();
+            self.ui.say(&format!("  {text}"));
+        }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
     }
 }
 

@@ -4,6 +4,8 @@
 //! sent before it. So the pings only make sure that a live connection always has something to say, and [`Guarded`]
 //! watches the stream under them: no byte read and no byte accepted for [`Keepalive::silence`] means that it is dead.
 //! On the serving side it also limits how long a peer may take over the header of a request.
+//!
+//! It also keeps two ends that both send in bulk from waiting for each other, see [`Ahead`].
 
 use std::io;
 use std::pin::Pin;
@@ -12,6 +14,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
+
+use crate::ahead::Ahead;
+use crate::h2::READ_AHEAD;
 
 /// When a silent peer is given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +46,9 @@ pub(crate) struct Guarded<IO> {
     moved: Instant,
     armed: Pin<Box<Sleep>>,
     frames: Option<FrameClock>,
+    ahead: Ahead,
+    /// Whether the reader waits for bytes, and has not let a write wait since: then it will be woken by them.
+    reads: bool,
 }
 
 impl<IO> Guarded<IO> {
@@ -52,6 +60,8 @@ impl<IO> Guarded<IO> {
             moved: now,
             armed: Box::pin(tokio::time::sleep_until(now + silence)),
             frames: None,
+            ahead: Ahead::new(READ_AHEAD),
+            reads: false,
         }
     }
 
@@ -64,6 +74,12 @@ impl<IO> Guarded<IO> {
     /// Called whenever the stream has nothing to offer: fails when the time is up, else arms the clock.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         loop {
+            if self.ahead.is_full()
+                && let Some(frames) = &mut self.frames
+            {
+                // It is not the peer that keeps the rest of a header waiting.
+                frames.excuse(Instant::now());
+            }
             let silence = self.moved + self.silence;
             let header = self.frames.as_ref().and_then(FrameClock::deadline);
             let deadline = header.map_or(silence, |header| header.min(silence));
@@ -108,11 +124,51 @@ impl<IO> Guarded<IO> {
     }
 }
 
+impl<IO: AsyncRead + Unpin> Guarded<IO> {
+    /// Called whenever a write has to wait: reads ahead if nobody reads.
+    fn blocked(&mut self, cx: &mut Context<'_>) {
+        if std::mem::take(&mut self.reads) {
+            return;
+        }
+        let (was_empty, now) = (self.ahead.is_empty(), Instant::now());
+        let frames = &mut self.frames;
+        let read = self.ahead.fill(&mut self.io, cx, |bytes| {
+            if let Some(frames) = frames {
+                frames.feed(bytes, now);
+            }
+        });
+        if read > 0 {
+            self.moved = now;
+        }
+        if was_empty && !self.ahead.is_empty() {
+            // The reader may have asked before, and what would have woken it is here already.
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn settle_write<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+        moved: impl FnOnce(&T) -> bool,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_pending() {
+            self.blocked(cx);
+        }
+        self.settle(cx, polled, moved)
+    }
+}
+
 impl<IO: AsyncRead + Unpin> AsyncRead for Guarded<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.reads = false;
+        if !this.ahead.is_empty() {
+            return Poll::Ready(this.ahead.take(buf));
+        }
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
+        this.reads = polled.is_pending();
         ready!(this.settle(cx, polled, |()| true))?;
         if let Some(frames) = &mut this.frames {
             frames.feed(buf.filled().get(before..).unwrap_or_default(), this.moved);
@@ -121,11 +177,11 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guarded<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Guarded<IO> {
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<IO> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.io).poll_write(cx, buf);
-        this.settle(cx, polled, |written| *written > 0)
+        this.settle_write(cx, polled, |written| *written > 0)
     }
 
     fn poll_write_vectored(
@@ -135,7 +191,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Guarded<IO> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
-        this.settle(cx, polled, |written| *written > 0)
+        this.settle_write(cx, polled, |written| *written > 0)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -145,13 +201,13 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Guarded<IO> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.io).poll_flush(cx);
-        this.settle(cx, polled, |()| false)
+        this.settle_write(cx, polled, |()| false)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.io).poll_shutdown(cx);
-        this.settle(cx, polled, |()| false)
+        this.settle_write(cx, polled, |()| false)
     }
 }
 
@@ -190,6 +246,11 @@ impl FrameClock {
 
     fn deadline(&self) -> Option<Instant> {
         self.waiting_since.map(|since| since + self.limit)
+    }
+
+    /// Starts the clock anew, if it runs.
+    fn excuse(&mut self, now: Instant) {
+        self.waiting_since = self.waiting_since.map(|_| now);
     }
 
     fn feed(&mut self, mut bytes: &[u8], now: Instant) {
@@ -314,5 +375,53 @@ mod tests {
         let mut got = Vec::new();
         near.read_to_end(&mut got).await.unwrap();
         assert_eq!(got.len(), 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_ends_that_both_only_write_get_a_frame_through() {
+        let silence = Duration::from_secs(10);
+        let (near, far) = tokio::io::duplex(1 << 10);
+        let mut ends = [near, far].map(|end| Guarded::new(end, silence));
+        let sent = |number: u8| {
+            (0..1 << 20).map(move |at: u32| number.wrapping_add(at.to_be_bytes()[3] ^ at.to_be_bytes()[1]))
+        };
+        let run = ends.iter_mut().zip(0..).map(|(end, number)| async move {
+            // As a connection does that owes something: it reads only after it has written.
+            end.write_all(&sent(number).collect::<Vec<_>>()).await?;
+            let mut got = vec![0; 1 << 20];
+            end.read_exact(&mut got).await?;
+            io::Result::Ok(got == sent(1 - number).collect::<Vec<_>>())
+        });
+        for same in futures_util::future::join_all(run).await {
+            assert!(same.unwrap());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_than_the_bound_is_read_ahead_and_its_end_is_kept() {
+        let silence = Duration::from_secs(10);
+        let (near, mut far) = tokio::io::duplex(1 << 10);
+        let mut near = Guarded::new(near, silence);
+        near.ahead = Ahead::new(5000);
+        let error = {
+            let flood = vec![1; 1 << 20];
+            let empty = vec![0; 1 << 20];
+            tokio::select! {
+                result = near.write_all(&empty) => result.unwrap_err(),
+                result = far.write_all(&flood) => panic!("everything was taken: {result:?}"),
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(near.ahead.bytes().len(), 5000);
+
+        let (near, mut far) = tokio::io::duplex(1 << 10);
+        let mut near = Guarded::new(near, silence);
+        far.write_all(b"last").await.unwrap();
+        far.shutdown().await.unwrap();
+        let blocked = timeout(silence / 2, near.write_all(&[0; 2 << 10])).await;
+        assert!(blocked.is_err());
+        let mut got = Vec::new();
+        near.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, b"last");
     }
 }

@@ -8,6 +8,7 @@
 //! as an error, never as a clean end; and a peer that has gone silent is given up within the time that [`Keepalive`]
 //! says, for requests under way as well.
 
+mod ahead;
 pub mod bootstrap;
 pub mod error;
 mod guard;

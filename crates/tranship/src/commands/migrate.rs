@@ -99,7 +99,14 @@ async fn one(
         outcome: None,
         forgotten: false,
     };
-    let route = route(context, prepared, &id, args.moves.relay).await?;
+    let route = route(
+        context,
+        &prepared.source,
+        &prepared.destination,
+        &id,
+        args.moves.relay,
+    )
+    .await?;
     let depart = Depart { plan, route };
     // Noted before it begins: a caller that dies now must still be able to ask for it.
     if let Err(error) = context.history().add(&entry) {
@@ -132,13 +139,13 @@ async fn one(
 }
 
 /// Opens the direct way from agent to agent, or carries the stream through this process.
-async fn route(
+pub async fn route(
     context: &Context,
-    prepared: &Prepared,
+    source: &Connection,
+    destination: &Connection,
     id: &MigrationId,
     relay: bool,
 ) -> Result<Route, Fault> {
-    let (source, destination) = (&prepared.source, &prepared.destination);
     let expected = destination
         .client
         .expect(&Expect {

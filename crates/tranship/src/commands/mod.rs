@@ -7,6 +7,7 @@ pub mod list;
 pub mod migrate;
 pub mod plan;
 pub mod status;
+pub mod volume;
 
 use std::path::PathBuf;
 

@@ -200,7 +200,7 @@ fn same_node(source: &Connection, destination: &Connection) -> Result<(), Fault>
 }
 
 /// A new migration's id: 10 random letters and digits, easy to read out.
-fn new_id() -> Result<MigrationId, Fault> {
+pub fn new_id() -> Result<MigrationId, Fault> {
     const LETTERS: &[u8; 32] = b"abcdefghjkmnpqrstuvwxyz023456789";
     let mut random = [0u8; 10];
     let bug = |e: String| Fault::new("random.failed", FaultKind::Bug, e);

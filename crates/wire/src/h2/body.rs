@@ -1,16 +1,18 @@
 //! Bodies of requests and answers.
 
+use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use futures_util::{Stream, TryStreamExt};
 use http_body::{Body as _, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::error::{BoxError, WireError};
 
@@ -96,9 +98,13 @@ fn reset_by_peer(error: &hyper::Error) -> bool {
 }
 
 /// The bytes of a body as they come in. It ends without an error only if the sender finished it.
+///
+/// As a [`Stream`] it hands out what came without copying it; as [`AsyncRead`] its errors have a [`WireError`] inside.
 #[derive(Debug)]
 pub struct ByteStream {
     body: Incoming,
+    /// What is left of a piece that did not fit where it was read to.
+    rest: Bytes,
     place: Place,
     ended: bool,
 }
@@ -107,6 +113,7 @@ impl ByteStream {
     pub(super) fn new(body: Incoming, place: Place) -> Self {
         Self {
             body,
+            rest: Bytes::new(),
             place,
             ended: false,
         }
@@ -117,6 +124,9 @@ impl Stream for ByteStream {
     type Item = Result<Bytes, WireError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if !self.rest.is_empty() {
+            return Poll::Ready(Some(Ok(std::mem::take(&mut self.rest))));
+        }
         if self.ended {
             return Poll::Ready(None);
         }
@@ -138,6 +148,25 @@ impl Stream for ByteStream {
                 }
             }
         }
+    }
+}
+
+impl AsyncRead for ByteStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut bytes = match ready!(self.as_mut().poll_next(cx)) {
+            None => return Poll::Ready(Ok(())),
+            Some(Ok(bytes)) => bytes,
+            Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
+        };
+        let take = bytes.len().min(buf.remaining());
+        buf.put_slice(bytes.get(..take).unwrap_or_default());
+        bytes.advance(take);
+        self.rest = bytes;
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::{oneshot, watch};
 use tranship_core::Fault;
 
 use super::body::{Body, ByteStream, Limits, Place, collect, full_body, parse, stream_body};
-use super::duplex::{Duplex, writer};
+use super::duplex::{Duplex, sender};
 use super::events::Events;
 use super::{CONNECTION_WINDOW, FRAME_SIZE, HEADER_LIST, SEND_BUFFER, STREAM_WINDOW};
 use crate::error::{BoxError, WireError, printable};
@@ -249,16 +249,48 @@ impl Client {
         Ok(Events::new(bytes, place))
     }
 
+    /// Sends a value and gets events back as they happen.
+    ///
+    /// # Errors
+    /// Any [`WireError`]; [`WireError::Remote`] for a fault of the other end.
+    pub async fn post_events<Q, T>(&self, path: &str, value: &Q) -> Result<Events<T>, WireError>
+    where
+        Q: Serialize + ?Sized,
+        T: DeserializeOwned,
+    {
+        let place = self.place(&Method::POST, path);
+        let json = serde_json::to_vec(value).map_err(|source| WireError::Unwritable {
+            what: place.what.clone(),
+            source,
+        })?;
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let request = self.build(Method::POST, path, headers, full_body(json))?;
+        let body = self.send(request, &place).await?.into_body();
+        Ok(Events::new(ByteStream::new(body, place.clone()), place))
+    }
+
     /// Opens a byte stream in both directions inside this connection.
     ///
     /// # Errors
     /// Any [`WireError`]; [`WireError::Remote`] for a fault of the other end.
     pub async fn duplex(&self, path: &str) -> Result<Duplex, WireError> {
+        self.duplex_with(path, HeaderMap::new()).await
+    }
+
+    /// The same, with headers that tell the other end what it is for.
+    ///
+    /// # Errors
+    /// Any [`WireError`]; [`WireError::Remote`] for a fault of the other end.
+    pub async fn duplex_with(&self, path: &str, headers: HeaderMap) -> Result<Duplex, WireError> {
         let place = self.place(&Method::POST, path);
-        let (writer, body) = writer();
-        let request = self.build(Method::POST, path, HeaderMap::new(), body)?;
+        let (outgoing, body) = sender(place.clone());
+        let request = self.build(Method::POST, path, headers, body)?;
         let response = self.send(request, &place).await?;
-        Ok(writer.with(ByteStream::new(response.into_body(), place)))
+        Ok(Duplex::new(
+            outgoing,
+            ByteStream::new(response.into_body(), place),
+        ))
     }
 
     fn place(&self, method: &Method, path: &str) -> Place {

@@ -40,7 +40,7 @@ mod server;
 
 pub use body::{Body, ByteStream, Limits, full_body, stream_body};
 pub use client::{Client, ClientOptions};
-pub use duplex::Duplex;
+pub use duplex::{Duplex, DuplexSender};
 pub use events::Events;
 pub use server::{
     Handler, ServerOptions, duplex_response, empty_response, events_response, fault_response,
@@ -49,11 +49,17 @@ pub use server::{
 
 /// How much a peer may send on one stream before it is told that there is room again.
 const STREAM_WINDOW: u32 = 8 << 20;
-/// The same for all streams of a connection together.
-const CONNECTION_WINDOW: u32 = 16 << 20;
-/// Long enough that framing costs nothing, short enough that a ping does not wait long behind one.
-const FRAME_SIZE: u32 = 256 << 10;
+/// The same for all streams of a connection together: several that nobody reads do not stop the others.
+const CONNECTION_WINDOW: u32 = 64 << 20;
+/// The longest frame that is accepted. What is sent is cut to [`PIECE`], so that a ping does not wait long behind one;
+/// this leaves room for a whole piece of a nested connection with its header.
+const FRAME_SIZE: u32 = 512 << 10;
+/// The longest piece of a stream that is sent as one.
+const PIECE: usize = 256 << 10;
 /// How much of a stream's data waits in memory for room at the other end.
 const SEND_BUFFER: usize = 1 << 20;
 /// More than enough for every request there is.
 const HEADER_LIST: u32 = 64 << 10;
+/// How much is read ahead while nothing can be written. One frame is enough where the line tells its other end of
+/// every byte that was read; a line nested in a stream does so once half of a window was read.
+pub(crate) const READ_AHEAD: usize = STREAM_WINDOW as usize / 2 + 2 * FRAME_SIZE as usize;

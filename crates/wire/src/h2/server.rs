@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tranship_core::fault::{Fault, FaultKind};
 
 use super::body::{Body, ByteStream, Limits, Place, collect, full_body, parse, stream_body};
-use super::duplex::{Duplex, writer};
+use super::duplex::{Duplex, sender};
 use super::events::write;
 use super::{CONNECTION_WINDOW, FRAME_SIZE, HEADER_LIST, SEND_BUFFER, STREAM_WINDOW};
 use crate::error::{BoxError, WireError};
@@ -245,10 +245,11 @@ where
 /// Turns a request into a byte stream in both directions. The answer has to be returned for the stream to open.
 #[must_use]
 pub fn duplex_response(request: Request<Incoming>) -> (Response<Body>, Duplex) {
-    let incoming = read_stream(request);
-    let (writer, body) = writer();
+    let place = place(&request);
+    let (outgoing, body) = sender(place.clone());
+    let incoming = ByteStream::new(request.into_body(), place);
     (
         response(StatusCode::OK, "application/octet-stream", body),
-        writer.with(incoming),
+        Duplex::new(outgoing, incoming),
     )
 }
