@@ -400,7 +400,10 @@ fn arrival_view(record: &ArrivalRecord) -> MigrationView {
     let status = match record.state {
         ArrivalState::Adopted => "complete",
         ArrivalState::Discarded => "failed (rolled back)",
-        ArrivalState::Receiving | ArrivalState::Prepared | ArrivalState::Started => "in-progress",
+        ArrivalState::Receiving
+        | ArrivalState::Prepared
+        | ArrivalState::Started
+        | ArrivalState::Discarding => "in-progress",
     };
     MigrationView {
         status: status.to_owned(),

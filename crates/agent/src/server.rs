@@ -247,12 +247,11 @@ impl Handler for PeerHandler {
             return response;
         }
         let Some(arrival) = self.agent.registry.arrival(&self.id) else {
-            return answer::<()>(match step {
-                // What is not known here was never begun, or was undone: nothing of it runs.
-                "state" => return h2::json_response(&None::<()>),
-                "discard" => return h2::json_response(&tranship_migrate::destination::Discarded::default()),
-                _ => Err(not_found(&self.id)),
-            });
+            return match step {
+                "state" => h2::json_response(&None::<()>),
+                // Never begun here, or its records are lost: the source knows which of the two can be.
+                _ => answer::<()>(Err(unknown(&self.id))),
+            };
         };
         let parts: Vec<&str> = step.split('/').collect();
         if let ["element", index, rest @ ..] = parts.as_slice() {
@@ -331,6 +330,14 @@ impl PeerHandler {
         let arrival = self.agent.registry.open_arrival(plan);
         regardless(async move { arrival.open().await }).await
     }
+}
+
+fn unknown(id: &MigrationId) -> Fault {
+    Fault::new(
+        tranship_migrate::destination::UNKNOWN,
+        FaultKind::Environment,
+        format!("the destination has no record of migration {id}"),
+    )
 }
 
 /// When the sender goes away, the stream ends with an error, and so does the engine's call: it is waited for, because an

@@ -255,6 +255,8 @@ impl tranship_core::fault::Explain for RecordError {
 pub trait Records: Send + Sync {
     /// Saves the source's record, durably, in place of the one before.
     async fn save_departure(&self, record: &DepartureRecord) -> Result<(), RecordError>;
+    /// Shows a record that could not be saved to whoever asks.
+    fn show_departure(&self, _record: &DepartureRecord) {}
     /// Saves the destination's record, durably, in place of the one before.
     async fn save_arrival(&self, record: &ArrivalRecord) -> Result<(), RecordError>;
 }

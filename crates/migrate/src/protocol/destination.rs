@@ -107,6 +107,12 @@ impl Destination {
         self.held
     }
 
+    /// Whether the containers that are started now are adopted already.
+    #[must_use]
+    pub fn is_keeping(&self) -> bool {
+        self.doing == Doing::StartKept
+    }
+
     /// What is to be done now.
     #[must_use]
     pub fn action(&self) -> Action {

@@ -2,7 +2,6 @@
 
 use super::flaws::Flaw;
 use super::world::{MESSAGES, MOST_MEMBERS, Model, Next, Run, Step, World, answer_bit, bit};
-use crate::destination::ArrivalState;
 use crate::protocol::destination;
 use crate::protocol::source::Doing;
 
