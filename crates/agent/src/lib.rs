@@ -12,6 +12,7 @@ mod events;
 mod guids;
 mod host;
 mod incoming;
+mod journal;
 pub mod node;
 mod outgoing;
 mod registry;

@@ -70,7 +70,11 @@ impl Registry {
     pub fn new(ports: Ports, records: FileRecords) -> Arc<Self> {
         let (departures, arrivals) = (records.departures(), records.arrivals());
         for damaged in departures.damaged.iter().chain(&arrivals.damaged) {
-            tracing::error!("a record cannot be read and is left alone: {damaged}");
+            tracing::error!(
+                "the journal {} cannot be used and is left as it is: {}",
+                damaged.path.display(),
+                damaged.reason
+            );
         }
         let over: Vec<(u64, MigrationId)> = departures
             .records
