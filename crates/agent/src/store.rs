@@ -19,6 +19,7 @@ use tranship_core::MigrationId;
 use tranship_migrate::record::{ArrivalRecord, DepartureRecord, RecordError, Records};
 
 use crate::journal;
+use crate::log::MigrationLog;
 
 /// The newest records that are kept; older ones that are over go.
 const KEEP: usize = 200;
@@ -27,6 +28,7 @@ const LARGEST: u64 = 256 << 20;
 
 const DEPARTURES: &str = "departures";
 const ARRIVALS: &str = "arrivals";
+const LOGS: &str = "logs";
 const PLAN: &str = "plan";
 
 /// Records under a state directory.
@@ -76,7 +78,7 @@ impl FileRecords {
     /// # Errors
     /// What the file system says.
     pub fn open(directory: &Path) -> std::io::Result<Self> {
-        for sub in [DEPARTURES, ARRIVALS] {
+        for sub in [DEPARTURES, ARRIVALS, LOGS] {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -185,7 +187,14 @@ impl FileRecords {
                 // Another process may have pruned it first.
                 let _ = fs::remove_file(path);
             }
+            self.log(id).remove();
         }
+    }
+
+    /// What people may read of a migration.
+    #[must_use]
+    pub fn log(&self, id: &MigrationId) -> MigrationLog {
+        MigrationLog::at(&self.directory.join(LOGS), id)
     }
 
     /// Gives back what is held open for a migration that is over.
