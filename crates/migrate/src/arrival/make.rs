@@ -211,26 +211,15 @@ impl Arrival {
         self.save(record).await
     }
 
-    /// Makes the containers. One of the same name makes way if the plan says so.
-    ///
-    /// # Errors
-    /// What the engine says.
-    pub async fn create(&self) -> Result<(), Fault> {
-        failpoint::reach("destination.create").await?;
-        let mut record = self.record.lock().await;
-        Self::refuse_if_over(&record)?;
+    /// Makes the containers that are not made yet. One of the same name makes way if the plan says so.
+    pub(super) async fn make_containers(&self, record: &mut ArrivalRecord) -> Result<(), Fault> {
         let members = record.plan.members();
-        if record.containers.len() == members.len() {
-            return Ok(());
-        }
         for (index, member) in members.iter().enumerate() {
             if !record.containers.contains_key(&index) {
-                self.create_member(&mut record, index, member).await?;
+                self.create_member(record, index, member).await?;
             }
         }
-        record.state = crate::destination::ArrivalState::Prepared;
-        self.save(&record).await?;
-        failpoint::reach("destination.created").await
+        Ok(())
     }
 
     async fn create_member(
