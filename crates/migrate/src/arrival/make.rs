@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use tranship_core::container::{ContainerState, MountKind, RestartPolicy};
 use tranship_core::fault::FaultKind;
-use tranship_core::storage::ElementAt;
+use tranship_core::storage::{ElementAt, ElementRoute};
 use tranship_core::{EngineError, Fault, NetworkSpec};
 
 use super::{Arrival, undo};
@@ -99,7 +99,8 @@ impl Arrival {
                         format!("the plan says nothing about the volume {name:?}"),
                     ));
                 };
-                let guid = if element.copied {
+                // Only a tree can make use of what an earlier try left.
+                let guid = if element.copied && element.route == ElementRoute::Tree {
                     spec.guid.clone()
                 } else {
                     String::new()
@@ -152,7 +153,7 @@ impl Arrival {
         if record.undo.contains(&note) {
             return Ok(());
         }
-        let place = self.ports.engine.locate(&at).await?;
+        let place = self.ports.directory(&at).await?;
         record.undo.push(note);
         self.save(record).await?;
         if !self.ports.storage.make(&place).await? {
@@ -173,7 +174,7 @@ impl Arrival {
         if record.undo.contains(&note) {
             return Ok(());
         }
-        let place = self.ports.engine.locate(&at).await?;
+        let place = self.ports.directory(&at).await?;
         record.undo.push(note);
         self.save(record).await?;
         self.ports.storage.set_aside(&place, &key).await
