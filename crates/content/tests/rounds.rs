@@ -1,5 +1,7 @@
 //! Whole rounds, source to sink, judged by GNU tar: what it packs from both sides has to be the same bytes.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
 mod support;
 
 use std::fs::{self, File};
