@@ -215,7 +215,7 @@ impl Node {
         Ok(NodeProcess { child })
     }
 
-    /// Loads a test image (`busybox`, `web:1` or `web:2`; built first where the cache has none) and returns its
+    /// Loads a test image (one of [`super::IMAGES`]; built first where the cache has none) and returns its
     /// full name, such as `tranship-test/busybox:1`.
     ///
     /// # Errors
