@@ -7,7 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tranship_core::container::MountKind;
 use tranship_core::ids::ContainerName;
 use tranship_core::node::{
-    ArrivalFacts, ContainerReport, ElementSize, ImageStore, NodeFacts, PortInUse, Survey, SurveyRequest,
+    ArrivalFacts, ContainerReport, ElementSize, EngineFacts, ImageStore, NodeFacts, PortInUse, Survey,
+    SurveyRequest,
 };
 use tranship_core::storage::{ElementAt, ElementPlace};
 use tranship_core::{ContainerSpec, Engine, Fault};
@@ -33,15 +34,12 @@ pub async fn facts(engine: &dyn Engine) -> Result<NodeFacts, Fault> {
     let direct_layers = user_id == 0
         && engine_facts.image_store == ImageStore::Classic
         && engine_facts.storage_driver == "overlay2";
+    let direct_files = reaches_files(user_id, &engine_facts);
     let space = rustix::fs::statvfs(Path::new(&engine_facts.root_directory)).ok();
-    // Also where the agent is root, the engine's files may be on another machine (Docker Desktop) or in another namespace.
-    let direct_files = user_id == 0
-        && !engine_facts.rootless
-        && std::fs::read_dir(Path::new(&engine_facts.root_directory).join("volumes")).is_ok();
     let mut limits = Vec::new();
     if user_id != 0 {
         limits.push(
-            "the agent does not run as root: layers are read through the engine, which takes longer"
+            "the agent does not run as root: layers and files are read through the engine, which takes longer"
                 .to_owned(),
         );
     }
@@ -65,6 +63,14 @@ pub async fn facts(engine: &dyn Engine) -> Result<NodeFacts, Fault> {
         addresses: addresses(),
         limits,
     })
+}
+
+/// Whether the engine's adapter will find files without the engine: as root, where the engine does not shift user ids and
+/// its data are seen from here.
+fn reaches_files(user_id: u32, engine: &EngineFacts) -> bool {
+    let shifted = engine.rootless || engine.security_options.iter().any(|o| o.contains("name=userns"));
+    let volumes = Path::new(&engine.root_directory).join("volumes");
+    user_id == 0 && !shifted && engine.storage_driver == "overlay2" && volumes.is_dir()
 }
 
 /// Addresses of this machine's interfaces, loopback left out.

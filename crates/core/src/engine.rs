@@ -81,7 +81,7 @@ pub enum EngineError {
     /// The engine does not know the thing.
     #[error("there is no {what} {name:?}")]
     NotFound {
-        /// `container`, `image`, `network`, `volume`.
+        /// `container`, `image`, `network`, `volume`, `file`.
         what: &'static str,
         /// As it was asked for.
         name: String,
@@ -146,6 +146,7 @@ impl Explain for EngineError {
                 "image" => "image.not-found",
                 "network" => "network.not-found",
                 "volume" => "volume.not-found",
+                "file" => "file.not-found",
                 _ => "engine.not-found",
             },
             Self::Conflict { .. } => "engine.conflict",
@@ -194,12 +195,6 @@ pub struct ExecOutcome {
     pub exit_code: Option<i64>,
     /// The last 4 KiB that it wrote, to either stream.
     pub output: String,
-}
-
-fn unsupported(what: &str) -> EngineError {
-    EngineError::Unsupported {
-        message: format!("this engine cannot {what} yet"),
-    }
 }
 
 /// A container engine on one node.
@@ -261,67 +256,47 @@ pub trait Engine: Send + Sync {
     async fn volumes(&self) -> Result<Vec<String>, EngineError>;
 
     /// All volumes with their attributes and the containers that mount them. `guid` is left empty.
-    async fn volume_specs(&self) -> Result<Vec<VolumeSpec>, EngineError> {
-        Err(unsupported("describe volumes"))
-    }
+    async fn volume_specs(&self) -> Result<Vec<VolumeSpec>, EngineError>;
 
     /// Makes a volume with the name, driver, options and labels of `spec`. One of that name that is there already is a
     /// conflict, also where the engine itself would take it for the same.
-    async fn create_volume(&self, _spec: &VolumeSpec) -> Result<(), EngineError> {
-        Err(unsupported("make volumes"))
-    }
+    async fn create_volume(&self, spec: &VolumeSpec) -> Result<(), EngineError>;
 
     /// Where an element's files are and how this process reaches them: directly where it can, else through the engine. For
     /// [`ElementPlace::Archive`] a container of the same image may be made, which is never started;
     /// [`Engine::release`] takes it away.
-    async fn locate(&self, _element: &ElementAt) -> Result<ElementPlace, EngineError> {
-        Err(unsupported("find files"))
-    }
+    async fn locate(&self, element: &ElementAt) -> Result<ElementPlace, EngineError>;
 
     /// Takes away what [`Engine::locate`] made for this place. Done already is done well.
-    async fn release(&self, _place: &ElementPlace) -> Result<(), EngineError> {
-        Ok(())
-    }
+    async fn release(&self, place: &ElementPlace) -> Result<(), EngineError>;
 
     /// The files at a path of a container as a tar archive, as `docker cp CONTAINER:PATH -` gives them.
-    async fn export_path(&self, _container: &ContainerId, _path: &str) -> Result<ByteStream, EngineError> {
-        Err(unsupported("export files"))
-    }
+    async fn export_path(&self, container: &ContainerId, path: &str) -> Result<ByteStream, EngineError>;
 
     /// Unpacks a tar archive into a directory of a container. Numeric owners are kept.
     async fn import_path(
         &self,
-        _container: &ContainerId,
-        _path: &str,
-        _archive: ByteStream,
-    ) -> Result<(), EngineError> {
-        Err(unsupported("import files"))
-    }
+        container: &ContainerId,
+        path: &str,
+        archive: ByteStream,
+    ) -> Result<(), EngineError>;
 
     /// Freezes a container's processes. Paused already is done well.
-    async fn pause(&self, _container: &ContainerId) -> Result<(), EngineError> {
-        Err(unsupported("pause containers"))
-    }
+    async fn pause(&self, container: &ContainerId) -> Result<(), EngineError>;
 
     /// Lets a paused container go on. Running already is done well.
-    async fn unpause(&self, _container: &ContainerId) -> Result<(), EngineError> {
-        Err(unsupported("unpause containers"))
-    }
+    async fn unpause(&self, container: &ContainerId) -> Result<(), EngineError>;
 
     /// Kills a container's main process and waits until it is gone, a paused one included. Stopped already is done well.
-    async fn kill(&self, _container: &ContainerId) -> Result<(), EngineError> {
-        Err(unsupported("kill containers"))
-    }
+    async fn kill(&self, container: &ContainerId) -> Result<(), EngineError>;
 
     /// Runs `command` with `sh -c` in a running container as its own user, and waits for its end; at most `timeout`.
     async fn exec(
         &self,
-        _container: &ContainerId,
-        _command: &str,
-        _timeout: Duration,
-    ) -> Result<ExecOutcome, EngineError> {
-        Err(unsupported("run commands in containers"))
-    }
+        container: &ContainerId,
+        command: &str,
+        timeout: Duration,
+    ) -> Result<ExecOutcome, EngineError>;
 
     /// Removes a volume by name. Done already is done well.
     async fn remove_volume(&self, name: &str) -> Result<(), EngineError>;

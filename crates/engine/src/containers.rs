@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use tranship_core::container::{MountKind, RestartPolicy};
+use tranship_core::container::{MountKind, MountSpec, RestartPolicy};
 use tranship_core::engine::CreateRequest;
 use tranship_core::ids::ContainerName;
 use tranship_core::{ContainerId, ContainerSpec, Engine as _, EngineError, NetworkSpec};
@@ -13,7 +13,9 @@ use crate::docker::DockerEngine;
 use crate::fault::Ask;
 use crate::json::{at, entries, flag, items, text};
 use crate::raw::escape;
-use crate::recreate::{Joins, create_body, expected, further_endpoints, leaves_primary, losses};
+use crate::recreate::{
+    Joins, beforehand, carried, create_body, expected, further_endpoints, leaves_primary, losses,
+};
 
 impl DockerEngine {
     pub(crate) async fn inspect_container(&self, name: &ContainerName) -> Result<ContainerSpec, EngineError> {
@@ -94,9 +96,10 @@ impl DockerEngine {
             message: error.to_string(),
         })?;
         let (image, image_config) = self.image_for(request).await?;
-        let body = create_body(request, &image_config, &image, self.joins())?;
-        let wanted = expected(request, &image_config, &image)?;
+        // Before anything is made: what cannot be asked for at all.
+        create_body(request, &image_config, &image, self.joins())?;
         self.refuse_taken_volumes(request).await?;
+        self.require_carried_volumes(request).await?;
         // Known to be free, so that what bears the name after an answer that broke off is ours.
         match self.document(name.as_str()).await {
             Err(EngineError::NotFound {
@@ -111,8 +114,55 @@ impl DockerEngine {
             }
         }
 
+        let mut request = request.clone();
+        let mut volumes = Vec::new();
+        let made = match self.make_beforehand(&mut request, &mut volumes).await {
+            Ok(()) => {
+                self.recreate_as(&name, &request, &image, &image_config, &ask)
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        if made.is_err() {
+            for volume in volumes {
+                if let Err(left) = self.remove_volume(&volume).await {
+                    tracing::error!(%volume, error = %left, "a volume of a half-made container could not be removed");
+                }
+            }
+        }
+        made
+    }
+
+    /// Makes the anonymous volumes that the create body cannot ask for, and lets the request carry them by name.
+    async fn make_beforehand(
+        &self,
+        request: &mut CreateRequest,
+        volumes: &mut Vec<String>,
+    ) -> Result<(), EngineError> {
+        for volume in beforehand(request) {
+            let name = self
+                .make_anonymous_volume(&volume.driver, &volume.options, &volume.labels)
+                .await?;
+            volumes.push(name.clone());
+            for path in volume.paths {
+                request.carried.insert(path, name.clone());
+            }
+        }
+        Ok(())
+    }
+
+    async fn recreate_as(
+        &self,
+        name: &ContainerName,
+        request: &CreateRequest,
+        image: &str,
+        image_config: &Value,
+        ask: &Ask,
+    ) -> Result<ContainerId, EngineError> {
+        let body = create_body(request, image_config, image, self.joins())?;
+        let wanted = expected(request, image_config, image)?;
         let path = format!("/containers/create?name={}", escape(name.as_str()));
-        let made = match self.raw.post(&path, &body, &ask).await {
+        let made = match self.raw.post(&path, &body, ask).await {
             Ok(answer) => {
                 for warning in items(&answer, &["Warnings"]) {
                     tracing::warn!(container = %name, %warning, "the engine warns about the new container");
@@ -124,12 +174,12 @@ impl DockerEngine {
         let id = match made {
             Ok(id) => id,
             Err(error @ EngineError::Uncertain { .. }) => {
-                self.remove_unsure(&name, request).await;
+                self.remove_unsure(name, request).await;
                 return Err(error);
             }
             Err(error) => return Err(error),
         };
-        match self.complete(&id, request, &wanted, &ask).await {
+        match self.complete(&id, request, &wanted, ask).await {
             Ok(()) => Ok(id),
             Err(error) => {
                 if let Err(left) = self.remove_container(&id).await {
@@ -223,8 +273,8 @@ impl DockerEngine {
 
     /// A named volume that is there already would not be an empty one.
     async fn refuse_taken_volumes(&self, request: &CreateRequest) -> Result<(), EngineError> {
-        let named = |mount: &&tranship_core::container::MountSpec| {
-            mount.kind == MountKind::Volume && !mount.anonymous
+        let named = |mount: &&MountSpec| {
+            mount.kind == MountKind::Volume && !mount.anonymous && carried(request, mount).is_none()
         };
         let mut wanted = request.spec.mounts.iter().filter(named).peekable();
         if wanted.peek().is_none() {
@@ -238,6 +288,19 @@ impl DockerEngine {
             }),
             None => Ok(()),
         }
+    }
+
+    /// A volume that is not there would be made by the engine, without the options and the files of the old one.
+    async fn require_carried_volumes(&self, request: &CreateRequest) -> Result<(), EngineError> {
+        let names = request.spec.mounts.iter().filter(|m| m.kind == MountKind::Volume);
+        let names: BTreeSet<&str> = names
+            .filter_map(|mount| carried(request, mount))
+            .filter(|name| !name.is_empty())
+            .collect();
+        for name in names {
+            self.volume(name).await?;
+        }
+        Ok(())
     }
 
     /// After an answer that broke off: removes what was made under the name, if it is what was asked for.

@@ -11,9 +11,10 @@ use futures_util::StreamExt as _;
 use tranship_core::container::{
     ContainerStatus, ContainerSummary, LayerChanges, PublishedPort, RestartPolicy,
 };
-use tranship_core::engine::{ByteStream, CreateRequest, ImageArchive};
+use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive};
 use tranship_core::ids::{ContainerName, Digest};
 use tranship_core::node::{EngineFacts, ImageStore};
+use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec};
 use tranship_core::{ContainerId, ContainerSpec, Engine, EngineError, ImageSpec, NetworkSpec};
 
 use crate::describe;
@@ -38,7 +39,7 @@ pub struct DockerEngine {
     pub(crate) raw: Raw,
     pub(crate) podman: bool,
     direct: Option<bool>,
-    root_prefix: PathBuf,
+    pub(crate) root_prefix: PathBuf,
 }
 
 /// What the engine says about itself that decides the ways to its images.
@@ -50,6 +51,10 @@ pub(crate) struct Identity {
     pub(crate) driver: String,
     pub(crate) root: PathBuf,
     pub(crate) major: u64,
+    /// Files do not have the owners on disk that they have in containers: without root, or with `userns-remap`.
+    pub(crate) shifts_ids: bool,
+    /// The engine's clock, as it writes it.
+    pub(crate) system_time: String,
 }
 
 impl DockerEngine {
@@ -85,8 +90,8 @@ impl DockerEngine {
         })
     }
 
-    /// Whether to read layers straight from the engine's storage. Without a word it is done when running as root and
-    /// the storage is readable; `false` never does it, `true` tries it as any user.
+    /// Whether to read layers, and reach files, straight in the engine's storage. Without a word it is done when running
+    /// as root and the storage is readable; `false` never does it, `true` tries it as any user.
     #[must_use]
     pub fn with_direct_layers(mut self, direct: bool) -> Self {
         self.direct = Some(direct);
@@ -109,13 +114,16 @@ impl DockerEngine {
         Ok(self.store(&self.identity().await?).is_some())
     }
 
+    /// Whether the engine may be passed by where that is possible.
+    pub(crate) fn wants_direct(&self) -> bool {
+        self.direct
+            .unwrap_or_else(|| rustix::process::geteuid().is_root())
+    }
+
     /// The engine's storage, if it is of the kind that is understood and may be read.
     pub(crate) fn store(&self, identity: &Identity) -> Option<Store> {
-        let wanted = self
-            .direct
-            .unwrap_or_else(|| rustix::process::geteuid().is_root());
         let understood = identity.store == ImageStore::Classic && identity.driver == "overlay2";
-        if !wanted || !understood {
+        if !self.wants_direct() || !understood {
             return None;
         }
         let inside = identity.root.strip_prefix("/").unwrap_or(&identity.root);
@@ -128,7 +136,12 @@ impl DockerEngine {
         let version = info.server_version.unwrap_or_default();
         let driver_status = info.driver_status.unwrap_or_default();
         let driver = info.driver.unwrap_or_default();
+        let security = info.security_options.unwrap_or_default();
         Ok(Identity {
+            shifts_ids: security
+                .iter()
+                .any(|option| option.contains("name=rootless") || option.contains("name=userns")),
+            system_time: info.system_time.unwrap_or_default(),
             id: info.id.unwrap_or_default(),
             host_name: info.name.unwrap_or_default(),
             default_runtime: info.default_runtime.unwrap_or_default(),
@@ -167,6 +180,11 @@ impl DockerEngine {
 
     async fn remove(&self, container: &ContainerId, volumes: bool) -> Result<(), EngineError> {
         let ask = Ask::new("remove", "container", container.as_str());
+        let adopted = if volumes {
+            self.adopted_volumes(container).await?
+        } else {
+            Vec::new()
+        };
         let options = query::RemoveContainerOptionsBuilder::default()
             .force(true)
             .v(volumes)
@@ -177,11 +195,17 @@ impl DockerEngine {
             .await;
         match self.told(removed, &ask) {
             // It is on its way out already (`--rm`, or a second call).
-            Err(EngineError::Conflict { message, .. }) if message.contains("is already in progress") => {
-                Ok(())
-            }
-            other => or_gone(other),
+            Err(EngineError::Conflict { message, .. }) if message.contains("is already in progress") => {}
+            other => or_gone(other)?,
         }
+        for volume in adopted {
+            match self.unmake_volume(&volume).await {
+                // Another container uses it by now: the engine would leave it as well.
+                Ok(()) | Err(EngineError::Conflict { .. }) => {}
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(())
     }
 
     pub(crate) async fn document(&self, container: &str) -> Result<serde_json::Value, EngineError> {
@@ -355,13 +379,58 @@ impl Engine for DockerEngine {
         Ok(volumes.into_iter().map(|volume| volume.name).collect())
     }
 
+    async fn volume_specs(&self) -> Result<Vec<VolumeSpec>, EngineError> {
+        self.all_volumes().await
+    }
+
+    async fn create_volume(&self, spec: &VolumeSpec) -> Result<(), EngineError> {
+        self.make_volume(spec).await
+    }
+
     async fn remove_volume(&self, name: &str) -> Result<(), EngineError> {
-        let ask = Ask::new("remove", "volume", name);
-        let removed = self
-            .docker
-            .remove_volume(&escape(name), None::<query::RemoveVolumeOptions>)
-            .await;
-        or_gone(self.told(removed, &ask))
+        self.unmake_volume(name).await
+    }
+
+    async fn locate(&self, element: &ElementAt) -> Result<ElementPlace, EngineError> {
+        self.place_of(element).await
+    }
+
+    async fn release(&self, place: &ElementPlace) -> Result<(), EngineError> {
+        self.release_place(place).await
+    }
+
+    async fn export_path(&self, container: &ContainerId, path: &str) -> Result<ByteStream, EngineError> {
+        self.files_out(container, path).await
+    }
+
+    async fn import_path(
+        &self,
+        container: &ContainerId,
+        path: &str,
+        archive: ByteStream,
+    ) -> Result<(), EngineError> {
+        self.files_in(container, path, archive).await
+    }
+
+    async fn pause(&self, container: &ContainerId) -> Result<(), EngineError> {
+        self.freeze(container).await
+    }
+
+    async fn unpause(&self, container: &ContainerId) -> Result<(), EngineError> {
+        self.thaw(container).await
+    }
+
+    async fn kill(&self, container: &ContainerId) -> Result<(), EngineError> {
+        self.kill_all(container).await
+    }
+
+    async fn exec(
+        &self,
+        container: &ContainerId,
+        command: &str,
+        timeout: Duration,
+    ) -> Result<ExecOutcome, EngineError> {
+        self.run_in(container, command, timeout).await
     }
 
     async fn create_container(&self, request: &CreateRequest) -> Result<ContainerId, EngineError> {

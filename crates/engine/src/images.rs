@@ -183,7 +183,7 @@ impl DockerEngine {
 }
 
 /// The archive without what the filter leaves out, and an error if it is not a whole tar.
-fn filtered<F>(archive: ByteStream, filter: TarFilter<F>, ask: Ask) -> ByteStream
+pub(crate) fn filtered<F>(archive: ByteStream, filter: TarFilter<F>, ask: Ask) -> ByteStream
 where
     F: FnMut(&[u8]) -> bool + Send + 'static,
 {

@@ -19,20 +19,29 @@
 //! | `images` | layers held, archives out and in |
 //! | `filter` | leaving layers out of a `docker save` |
 //! | `changes` | what a container wrote into its layer |
+//! | `volume` | volumes, their attributes and users |
+//! | `place`, `confined` | where a storage element's files are |
+//! | `files` | files of a container through the archive API |
+//! | `processes` | pausing, killing, running a command |
 
 mod changes;
+mod confined;
 mod containers;
 mod describe;
 mod docker;
 mod export;
 mod fault;
+mod files;
 mod filter;
 mod images;
 mod json;
 mod networks;
+mod place;
+mod processes;
 mod raw;
 pub mod recreate;
 mod store;
 mod tarsplit;
+mod volume;
 
 pub use docker::DockerEngine;

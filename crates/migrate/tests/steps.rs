@@ -6,125 +6,27 @@
     reason = "helpers of tests may panic as tests do"
 )]
 
-use std::sync::{Arc, Mutex};
+mod harness;
 
-use async_trait::async_trait;
+use std::sync::Arc;
+
+use harness::{network, node};
 use tokio::sync::watch;
 use tranship_core::container::{ContainerState, Health, LayerChanges, MountKind, MountSpec};
-use tranship_core::engine::ByteStream;
 use tranship_core::event::{Event, Reporter, Silent};
 use tranship_core::fault::FaultKind;
-use tranship_core::node::{ArrivalFacts, ContainerReport, NodeFacts, Survey};
-use tranship_core::storage::Pipe;
-use tranship_core::{ContainerSpec, Fault, MigrationId, NetworkSpec};
-use tranship_migrate::destination::{Adopted, ArrivalState, Discarded, Opened};
+use tranship_core::node::{ArrivalFacts, ContainerReport, Survey};
+use tranship_core::{ContainerSpec, MigrationId};
 use tranship_migrate::options::{ModeRequest, MoveOptions, OnSource};
 use tranship_migrate::plan::{Plan, PlanInput, plan};
-use tranship_migrate::record::{ArrivalRecord, DepartureRecord, DepartureState, RecordError, Records};
-use tranship_migrate::{Arrival, Departure, Destination};
+use tranship_migrate::record::{DepartureRecord, DepartureState};
 use tranship_testkit::memory::{self, Failure, MemoryEngine};
-
-/// Keeps the last record, as a disk would.
-#[derive(Default)]
-struct Kept(Mutex<(Option<DepartureRecord>, Option<ArrivalRecord>)>);
-
-#[async_trait]
-impl Records for Kept {
-    async fn save_departure(&self, record: &DepartureRecord) -> Result<(), RecordError> {
-        self.0.lock().unwrap().0 = Some(record.clone());
-        Ok(())
-    }
-    async fn save_arrival(&self, record: &ArrivalRecord) -> Result<(), RecordError> {
-        self.0.lock().unwrap().1 = Some(record.clone());
-        Ok(())
-    }
-}
-
-/// The other side without a wire in between.
-struct Direct(Arc<Arrival>);
-
-#[async_trait]
-impl Destination for Direct {
-    async fn open(&self, _plan: &Plan) -> Result<Vec<Opened>, Fault> {
-        self.0.open().await
-    }
-    async fn image(&self, member: usize, archive: ByteStream) -> Result<(), Fault> {
-        // As the agent does: a source that goes away does not end the step.
-        let arrival = Arc::clone(&self.0);
-        tokio::spawn(async move { arrival.image(member, Some(archive)).await })
-            .await
-            .unwrap()
-    }
-    async fn prepare(&self) -> Result<(), Fault> {
-        self.0.prepare().await
-    }
-    async fn create(&self) -> Result<(), Fault> {
-        self.0.create().await
-    }
-    async fn element(&self, index: usize) -> Result<Pipe, Fault> {
-        self.0.open_element(index).await?;
-        let (here, there) = tokio::io::duplex(64 << 10);
-        let arrival = Arc::clone(&self.0);
-        tokio::spawn(async move { arrival.element(index, Box::new(there)).await });
-        Ok(Box::new(here))
-    }
-    async fn go_on(&self) -> Result<(), Fault> {
-        self.0.go_on().await
-    }
-    async fn start(&self) -> Result<(), Fault> {
-        self.0.start().await
-    }
-    async fn ready(&self) -> Result<Adopted, Fault> {
-        self.0.ready().await
-    }
-    async fn adopt(&self) -> Result<Adopted, Fault> {
-        self.0.adopt().await
-    }
-    async fn discard(&self) -> Result<Discarded, Fault> {
-        self.0.discard().await
-    }
-    async fn state(&self) -> Result<Option<ArrivalState>, Fault> {
-        Ok(Some(self.0.record().state))
-    }
-}
 
 struct Scene {
     source: Arc<MemoryEngine>,
     destination: Arc<MemoryEngine>,
     plan: Plan,
     before: (Vec<String>, Vec<String>),
-}
-
-fn network() -> NetworkSpec {
-    NetworkSpec {
-        id: "n1".into(),
-        name: "back".into(),
-        driver: "bridge".into(),
-        scope: "local".into(),
-        internal: false,
-        ipv6: false,
-        options: Default::default(),
-        labels: Default::default(),
-        pools: Vec::new(),
-        used: Default::default(),
-        document: serde_json::json!({}),
-    }
-}
-
-fn node(host: &str) -> NodeFacts {
-    NodeFacts {
-        host_name: host.into(),
-        tranship_version: "0".into(),
-        user_id: 0,
-        clock_ms: 0,
-        engine: memory::facts(),
-        free_bytes: None,
-        free_inodes: None,
-        direct_layers: true,
-        direct_files: true,
-        addresses: Vec::new(),
-        limits: Vec::new(),
-    }
 }
 
 fn scene(options: &MoveOptions, change: impl FnOnce(&mut ContainerSpec)) -> Scene {
@@ -181,24 +83,13 @@ async fn run(
     cancelled: watch::Receiver<bool>,
     reporter: Arc<dyn Reporter>,
 ) -> DepartureRecord {
-    let kept = Arc::new(Kept::default());
-    let arrival = Arc::new(Arrival::new(
-        scene.destination.clone(),
-        kept.clone(),
-        scene.plan.clone(),
-        0,
-    ));
-    let other = Arc::new(Direct(arrival));
-    Departure::new(
-        scene.source.clone(),
-        other,
-        kept,
-        reporter,
+    harness::run(
+        &scene.source,
+        &scene.destination,
+        &scene.plan,
         cancelled,
-        scene.plan.clone(),
-        0,
+        reporter,
     )
-    .run()
     .await
 }
 
@@ -222,7 +113,7 @@ fn options(mode: ModeRequest) -> MoveOptions {
 
 #[tokio::test(start_paused = true)]
 async fn a_container_moves_in_either_mode() {
-    for mode in [ModeRequest::Stateless, ModeRequest::Cold] {
+    for mode in [ModeRequest::Stateless, ModeRequest::Cold, ModeRequest::Warm] {
         let scene = scene(&options(mode), |_| {});
         let record = run_quietly(&scene).await;
         assert_eq!(
@@ -248,7 +139,7 @@ async fn a_container_moves_in_either_mode() {
             here.policy.name, "no",
             "a reboot of the source must not start a second one"
         );
-        assert_eq!(record.downtime_ms.is_some(), mode == ModeRequest::Cold);
+        assert_eq!(record.downtime_ms.is_some(), mode != ModeRequest::Stateless);
         assert_eq!(
             record.plan.transfer.skip_layers, 1,
             "the layer that is there does not travel"
@@ -303,7 +194,7 @@ fn check(scene: &Scene, record: &DepartureRecord, what: &str) {
         }
         other => panic!("{what}: ended as {other:?}"),
     }
-    if record.plan.mode == tranship_migrate::Mode::Cold {
+    if record.plan.mode.is_stateful() {
         assert!(!(here && there), "{what}: two instances run");
     }
 }
@@ -311,7 +202,7 @@ fn check(scene: &Scene, record: &DepartureRecord, what: &str) {
 #[tokio::test(start_paused = true)]
 async fn every_single_failure_ends_well_and_leaves_nothing() {
     let mut cells = 0;
-    for mode in [ModeRequest::Stateless, ModeRequest::Cold] {
+    for mode in [ModeRequest::Stateless, ModeRequest::Cold, ModeRequest::Warm] {
         for replace in [false, true] {
             for failure in [Failure::Before, Failure::After] {
                 for at_source in [true, false] {
@@ -359,7 +250,7 @@ async fn every_single_failure_ends_well_and_leaves_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn no_pair_of_failures_makes_two_instances_or_a_silent_loss() {
-    for mode in [ModeRequest::Stateless, ModeRequest::Cold] {
+    for mode in [ModeRequest::Stateless, ModeRequest::Cold, ModeRequest::Warm] {
         let clean = scene(&options(mode), |_| {});
         let _ = run_quietly(&clean).await;
         let calls = clean.destination.calls().len();
@@ -385,7 +276,7 @@ async fn no_pair_of_failures_makes_two_instances_or_a_silent_loss() {
 
 #[tokio::test(start_paused = true)]
 async fn an_unhealthy_container_goes_back() {
-    for mode in [ModeRequest::Stateless, ModeRequest::Cold] {
+    for mode in [ModeRequest::Stateless, ModeRequest::Cold, ModeRequest::Warm] {
         let scene = scene(&options(mode), |_| {});
         scene.destination.set_health(Health::Unhealthy);
         let record = run_quietly(&scene).await;
@@ -440,6 +331,8 @@ async fn an_abort_rolls_back_until_the_commit_and_not_after() {
         (ModeRequest::Cold, Phase::Create, false),
         (ModeRequest::Cold, Phase::Freeze, false),
         (ModeRequest::Cold, Phase::Start, true),
+        (ModeRequest::Warm, Phase::Freeze, false),
+        (ModeRequest::Warm, Phase::Start, true),
         (ModeRequest::Stateless, Phase::Start, false),
         (ModeRequest::Stateless, Phase::Health, false),
         (ModeRequest::Stateless, Phase::HandOver, true),

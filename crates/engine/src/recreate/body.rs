@@ -51,7 +51,7 @@ pub enum Joins {
 ///
 /// # Errors
 /// [`EngineError::Unsupported`] when the container shares another one's namespaces, is linked to others, or has
-/// volumes or bind mounts and the request does not allow empty ones.
+/// volumes or bind mounts that the request neither carries nor allows to be empty.
 pub fn create_body(
     request: &CreateRequest,
     image_config: &Value,
@@ -70,7 +70,7 @@ pub fn create_body(
     volumes::check(request)?;
     let mut config = config(spec, image_config, image);
     let mut host = host_config(request);
-    volumes::carry(spec, &mut host);
+    volumes::carry(request, &mut host);
     config.insert("HostConfig".into(), Value::Object(host));
 
     let primary = primary_network(&spec.network_mode);
@@ -255,6 +255,7 @@ pub fn expected(request: &CreateRequest, image_config: &Value, image: &str) -> R
     document.insert("Name".into(), format!("/{}", request.name).into());
     document.insert("Config".into(), Value::Object(body));
     document.insert("HostConfig".into(), host);
+    document.insert("Mounts".into(), Value::Array(volumes::expected(request)));
     document.insert("NetworkSettings".into(), json!({ "Networks": networks }));
     Ok(Value::Object(document))
 }

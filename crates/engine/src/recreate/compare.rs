@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
+use super::volumes;
 use crate::describe::{is_generated_name, is_short_id, network_mode};
 use crate::json::{at, flag, is_empty, items, object, text};
 
@@ -73,7 +74,6 @@ pub const IGNORED: &[(&str, &str)] = &[
         "NetworkSettings.Networks.*.DNSNames",
         "follows from the names and the id",
     ),
-    ("Mounts.*.Mode", "how the mount was written, not what it is"),
 ];
 
 /// One field in which two documents differ.
@@ -103,7 +103,8 @@ fn short(value: &Value) -> String {
 /// In what two containers differ, given their inspect documents, one line for each field; empty when they are the
 /// same. Only the fields of [`IGNORED`] are left out; what the engines write in two ways for the same thing counts as
 /// the same: `null`, zero and empty, capabilities with and without `CAP_`, the order of sets, a host name or an alias
-/// made from the id, the names of anonymous volumes, a network's id in place of its name.
+/// made from the id, the names of anonymous volumes, a network's id in place of its name, and in the mode of a mount what
+/// other fields say.
 #[must_use]
 pub fn differences(here: &Value, there: &Value) -> Vec<String> {
     compare(here, there).iter().map(ToString::to_string).collect()
@@ -257,6 +258,7 @@ fn mounts(document: &Value) -> Value {
     let mut mounts = Map::new();
     for mount in items(document, &["Mounts"]) {
         let mut fields = object(mount, &[]);
+        fields.insert("Mode".into(), volumes::mode(mount).into());
         if fields.get("Type") == Some(&json!("volume")) {
             fields.remove("Source");
             if is_generated_name(&text(mount, &["Name"])) {

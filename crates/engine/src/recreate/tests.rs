@@ -13,6 +13,8 @@ use crate::describe::{self, Surroundings};
 use crate::fault::Ask;
 use crate::json::at;
 
+mod mounts;
+
 /// A running container of Docker 26 with many options.
 const RUNNING: &str = include_str!("fixtures/docker-26-running.json");
 
@@ -279,41 +281,6 @@ fn what_depends_on_others_or_holds_data_is_refused() {
             "{result:?}"
         );
     }
-}
-
-#[test]
-fn volumes_lose_the_names_that_the_engine_made_up() {
-    let generated = "58480d97331b4ce3a2bca5b65c925c2e1ffa7006b65408e6401d66ebe91d4382";
-    let mut document = plain();
-    document["Config"]["Volumes"] = json!({ "/image": {} });
-    document["HostConfig"]["Binds"] =
-        json!([format!("{generated}:/old:ro,z"), "named:/named:rw", "/host:/bind"]);
-    document["HostConfig"]["Mounts"] = json!([{ "Type": "volume", "Source": generated, "Target": "/m" }]);
-    document["HostConfig"]["VolumesFrom"] = json!(["other"]);
-    let mount =
-        |name: &str, at: &str| json!({ "Type": "volume", "Name": name, "Destination": at, "RW": false });
-    document["Mounts"] = json!([
-        mount(generated, "/image"), mount(generated, "/old"), mount("named", "/named"), mount(generated, "/m"),
-        mount("theirs", "/from-other"), mount(generated, "/from-other-anonymous"),
-        { "Type": "bind", "Source": "/host", "Destination": "/bind", "RW": true },
-    ]);
-    let mut request = request(document);
-    request.empty_volumes = true;
-    let body = body(&request);
-    let host = &body["HostConfig"];
-    assert_eq!(
-        host["Binds"],
-        json!(["named:/named:rw", "/host:/bind", "theirs:/from-other:ro"])
-    );
-    assert_eq!(
-        host["Mounts"],
-        json!([
-            { "Type": "volume", "Target": "/old", "ReadOnly": true },
-            { "Type": "volume", "Target": "/m" },
-            { "Type": "volume", "Target": "/from-other-anonymous", "ReadOnly": true },
-        ])
-    );
-    assert!(host.get("VolumesFrom").is_none() && !body.to_string().contains(generated));
 }
 
 #[test]

@@ -11,6 +11,9 @@ use tranship_core::{ContainerId, ContainerSpec, Engine as _, EngineError};
 use tranship_engine::DockerEngine;
 use tranship_testkit::testbed::{Node, Testbed, missing_capability};
 
+/// The small image of the testbed.
+pub const BUSYBOX: &str = "tranship-test/busybox:1";
+
 /// One host and the adapter for its engine.
 pub struct Host {
     pub node: Node,

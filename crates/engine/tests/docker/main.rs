@@ -9,7 +9,10 @@
     reason = "helpers of tests are tests; a skip is said on the terminal"
 )]
 
+mod elements;
 mod fidelity;
 mod hosts;
 mod images;
 mod lifecycle;
+mod processes;
+mod volumes;

@@ -1,0 +1,69 @@
+//! Files of a container in and out, through the engine's archive API.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bollard::body_try_stream;
+use bollard::query_parameters as query;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tranship_core::engine::ByteStream;
+use tranship_core::{ContainerId, EngineError};
+
+use crate::docker::{DockerEngine, UNLIMITED};
+use crate::fault::Ask;
+use crate::filter::TarFilter;
+use crate::images::filtered;
+
+impl DockerEngine {
+    /// The archive as the engine sends it. That it is whole is checked: after a failure half-way the engine ends its
+    /// answer as if nothing had been.
+    pub(crate) async fn files_out(&self, id: &ContainerId, path: &str) -> Result<ByteStream, EngineError> {
+        let ask = Ask::new("export", "file", path);
+        let options = query::DownloadFromContainerOptionsBuilder::default()
+            .path(path)
+            .build();
+        let docker = self.patient(UNLIMITED);
+        let endpoint = self.raw.endpoint().to_owned();
+        let errors = ask.clone();
+        let archive = docker
+            .download_from_container(id.as_str(), Some(options))
+            .map_err(move |error| errors.bollard(error, &endpoint));
+        let mut archive: ByteStream = Box::pin(archive);
+        // A refusal comes in place of the first bytes.
+        let first = match archive.next().await {
+            Some(first) => first?,
+            None => return Err(ask.uncertain("the engine sent nothing")),
+        };
+        let whole = Box::pin(stream::iter([Ok(first)]).chain(archive));
+        Ok(filtered(whole, TarFilter::new(|_: &[u8]| false), ask))
+    }
+
+    pub(crate) async fn files_in(
+        &self,
+        id: &ContainerId,
+        path: &str,
+        archive: ByteStream,
+    ) -> Result<(), EngineError> {
+        let ask = Ask::new("import", "file", path);
+        let broken: Arc<Mutex<Option<EngineError>>> = Arc::default();
+        let reason = Arc::clone(&broken);
+        let body = archive.map_err(move |error| {
+            let message = error.to_string();
+            *reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            io::Error::other(message)
+        });
+        let options = query::UploadToContainerOptionsBuilder::default()
+            .path(path)
+            .build();
+        let sent = self
+            .patient(UNLIMITED)
+            .upload_to_container(id.as_str(), Some(options), body_try_stream(body))
+            .await;
+        // What broke the stream says more than the engine's words about an unexpected end.
+        let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match broken {
+            Some(error) => Err(error),
+            None => self.told(sent, &ask),
+        }
+    }
+}
