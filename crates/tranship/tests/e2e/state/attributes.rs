@@ -109,7 +109,15 @@ fn volumes_and_mounts_are_described_the_same_there() {
         "echo 1 > /plain/file; echo 2 > /anonymous/file; echo 3 > /anonymous/too/file; echo 4 > '/with, comma/file'
          rm /etc/group; echo 5 > /etc/new; echo 6 > /usr/lib/python3.13/json/x",
     );
-    let names = ["plain", "labelled", "memory", "Odd_name.with-all.9", "parts", "made", "copied"];
+    let names = [
+        "plain",
+        "labelled",
+        "memory",
+        "Odd_name.with-all.9",
+        "parts",
+        "made",
+        "copied",
+    ];
     let before: Vec<Value> = names.iter().map(|n| volume_document(&world.a, n)).collect();
     let asked = mounts(&world.a);
     world.migrate(&["--mode", "cold"]).expect(0);
@@ -147,10 +155,15 @@ fn a_volume_keeps_its_guid_through_every_move() {
         let plan = world.run(&args).json();
         let elements = plan[0]["elements"].as_array().unwrap();
         let volumes = elements.iter().filter(|e| e["volume"].is_object());
-        volumes.map(|e| e["volume"]["guid"].as_str().unwrap().to_owned()).collect()
+        volumes
+            .map(|e| e["volume"]["guid"].as_str().unwrap().to_owned())
+            .collect()
     };
     let first = guids("a", "b");
-    assert!(first.len() == 2 && first[0] != first[1] && first.iter().all(|g| g.len() >= 8), "{first:?}");
+    assert!(
+        first.len() == 2 && first[0] != first[1] && first.iter().all(|g| g.len() >= 8),
+        "{first:?}"
+    );
     let options = ["--mode", "cold", "--on-source", "remove"];
     world.migrate_between("a", "b", &options).expect(0);
     assert_eq!(guids("b", "a"), first, "at b");
@@ -162,12 +175,24 @@ fn a_volume_keeps_its_guid_through_every_move() {
 #[test]
 fn a_volume_that_is_a_directory_of_the_host_by_its_options_brings_its_data_or_is_refused() {
     let world = world!();
-    world.a.sh("mkdir /srv/kept && echo precious > /srv/kept/file").unwrap();
+    world
+        .a
+        .sh("mkdir /srv/kept && echo precious > /srv/kept/file")
+        .unwrap();
     world.b.sh("mkdir /srv/kept").unwrap();
     world
         .a
         .exec_ok([
-            "docker", "volume", "create", "--opt", "type=none", "--opt", "o=bind", "--opt", "device=/srv/kept", "kept",
+            "docker",
+            "volume",
+            "create",
+            "--opt",
+            "type=none",
+            "--opt",
+            "o=bind",
+            "--opt",
+            "device=/srv/kept",
+            "kept",
         ])
         .unwrap();
     world.hold(&["-v", "kept:/kept"], &["sleep", "infinity"]);
@@ -178,7 +203,11 @@ fn a_volume_that_is_a_directory_of_the_host_by_its_options_brings_its_data_or_is
             continue;
         }
         outcome.expect(0);
-        assert_eq!(world.inside(&world.b, "cat /kept/file").trim(), "precious", "{mode}");
+        assert_eq!(
+            world.inside(&world.b, "cat /kept/file").trim(),
+            "precious",
+            "{mode}"
+        );
         return;
     }
 }

@@ -23,7 +23,11 @@ fn every_kind_of_entry_is_the_same_there() {
     let image = world.hold(&["-v", "data:/data"], &["sleep", "infinity"]);
     let made = world.python(&world.a, &["--privileged"], KINDS, &["/data"]);
     let before = world.listing(&world.a, &image, "data");
-    assert_eq!(made.trim(), before.len().to_string(), "the listing shows everything");
+    assert_eq!(
+        made.trim(),
+        before.len().to_string(),
+        "the listing shows everything"
+    );
     let view = world.migrate(&["--mode", "cold", "--json"]).expect(0).json();
     let round = view[0]["rounds"].as_array().unwrap().last().unwrap().clone();
     assert_eq!(round["frozen"], true);
@@ -41,7 +45,10 @@ fn every_kind_of_entry_is_the_same_there() {
     // What is equal above would not be if any of these were lost.
     let data = volume("data");
     for (change, back) in [
-        ("touch -hd @5.000000001 links/dangling", "touch -hd @5 links/dangling"),
+        (
+            "touch -hd @5.000000001 links/dangling",
+            "touch -hd @5 links/dangling",
+        ),
         ("chmod u-s modes/file-4755", "chmod u+s modes/file-4755"),
         ("truncate -s 0 sizes/1", "true"),
         ("mkdir empty/more", "rmdir empty/more"),
@@ -53,7 +60,10 @@ fn every_kind_of_entry_is_the_same_there() {
             "rsync does not see: {change}"
         );
         let now = world.listing(&world.b, &image, "data");
-        assert!(!compare(&before, &now).is_empty(), "the listing does not see: {change}");
+        assert!(
+            !compare(&before, &now).is_empty(),
+            "the listing does not see: {change}"
+        );
         world.b.sh(&format!("cd {data} && {back}")).unwrap();
     }
 

@@ -63,15 +63,27 @@ newline"
 
 /// What the engine itself puts into every container.
 const OF_THE_ENGINE: &[&str] = &[
-    "proc", "sys", "dev", "etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/mtab", ".dockerenv",
+    "proc",
+    "sys",
+    "dev",
+    "etc/hosts",
+    "etc/hostname",
+    "etc/resolv.conf",
+    "etc/mtab",
+    ".dockerenv",
 ];
 
 /// What the container sees, and what the engine says that it changed.
 fn view(world: &World, node: &tranship_testkit::testbed::Node) -> (Vec<String>, Vec<String>) {
-    let arguments: Vec<&str> = std::iter::once("/").chain(OF_THE_ENGINE.iter().copied()).collect();
+    let arguments: Vec<&str> = std::iter::once("/")
+        .chain(OF_THE_ENGINE.iter().copied())
+        .collect();
     let listing = world.python(node, &["--privileged"], LISTING, &arguments);
     // The engine makes the root and /etc anew with every container, unless the container wrote there.
-    let listing = listing.lines().filter(|line| !line.starts_with("b'.' ")).map(ToOwned::to_owned);
+    let listing = listing
+        .lines()
+        .filter(|line| !line.starts_with("b'.' "))
+        .map(ToOwned::to_owned);
     let mut changes: Vec<String> = node
         .exec_ok(["docker", "diff", "web"])
         .unwrap()
@@ -94,13 +106,19 @@ fn the_container_sees_the_same_files_there() {
         .unwrap();
     assert!(output.success(), "{}{}", output.stdout, output.stderr);
     let before = view(&world, &world.a);
-    assert!(compare(&untouched.0, &before.0).len() > 100, "nothing was changed");
+    assert!(
+        compare(&untouched.0, &before.0).len() > 100,
+        "nothing was changed"
+    );
     world.migrate(&["--mode", "cold"]).expect(0);
     let after = view(&world, &world.b);
     assert_none(&compare(&before.0, &after.0), "what the container sees");
     assert_none(&compare(&before.1, &after.1), "what the engine calls changes");
     // What was installed works.
-    world.inside(&world.b, "tree --version && dpkg --status tree | grep -q '^Status: install ok installed'");
+    world.inside(
+        &world.b,
+        "tree --version && dpkg --status tree | grep -q '^Status: install ok installed'",
+    );
 
     // Back: what was done at b in between is seen at a, deletions of its own additions included.
     world.inside(
@@ -111,24 +129,39 @@ fn the_container_sees_the_same_files_there() {
     let options = ["--mode", "warm", "--replace"];
     world.migrate_between("b", "a", &options).expect(0);
     let after = view(&world, &world.a);
-    assert_none(&compare(&before.0, &after.0), "what the container sees after the way back");
-    assert_none(&compare(&before.1, &after.1), "what the engine calls changes after the way back");
+    assert_none(
+        &compare(&before.0, &after.0),
+        "what the container sees after the way back",
+    );
+    assert_none(
+        &compare(&before.1, &after.1),
+        "what the engine calls changes after the way back",
+    );
 }
 
 #[test]
 fn a_layer_that_stays_behind_is_said_and_what_the_image_has_does_not_travel() {
     let world = world!();
     world.hold(&[], &["sleep", "infinity"]);
-    world.inside(&world.a, "head -c 5000000 /dev/urandom > /root/written; rm /etc/group");
+    world.inside(
+        &world.a,
+        "head -c 5000000 /dev/urandom > /root/written; rm /etc/group",
+    );
     let plan = world.findings("web", &["--mode", "cold", "--without-layer"]);
-    assert!(plan.iter().any(|(code, _)| code == "layer.left-behind"), "{plan:?}");
+    assert!(
+        plan.iter().any(|(code, _)| code == "layer.left-behind"),
+        "{plan:?}"
+    );
     let view = world
         .migrate(&["--mode", "cold", "--rename", "web", "--json"])
         .expect(0)
         .json();
     let rounds = view[0]["rounds"].as_array().unwrap();
     let literal: u64 = rounds.iter().map(|r| r["literal_bytes"].as_u64().unwrap()).sum();
-    assert!((5_000_000..5_500_000).contains(&literal), "{literal} bytes of layer for 5000000");
+    assert!(
+        (5_000_000..5_500_000).contains(&literal),
+        "{literal} bytes of layer for 5000000"
+    );
     world.inside(&world.b, "test -s /root/written && ! test -e /etc/group");
     world
         .migrate_between("b", "a", &["--mode", "cold", "--without-layer", "--replace"])

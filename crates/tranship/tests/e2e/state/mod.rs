@@ -44,7 +44,8 @@ impl World {
     /// Runs a shell script in `web` on that host.
     #[track_caller]
     fn inside(&self, node: &Node, script: &str) -> String {
-        node.exec_ok(["docker", "exec", "web", "sh", "-ec", script]).unwrap()
+        node.exec_ok(["docker", "exec", "web", "sh", "-ec", script])
+            .unwrap()
     }
 
     /// Runs a Python script in `web` on that host.
@@ -102,8 +103,19 @@ impl World {
     fn listing(&self, node: &Node, image: &str, volume: &str) -> Vec<String> {
         let mount = format!("{volume}:/listed:ro");
         let args = [
-            "docker", "run", "--rm", "-i", "--privileged", "--network", "none", "-v", &mount, image, "python3",
-            "-", "/listed",
+            "docker",
+            "run",
+            "--rm",
+            "-i",
+            "--privileged",
+            "--network",
+            "none",
+            "-v",
+            &mount,
+            image,
+            "python3",
+            "-",
+            "/listed",
         ];
         let output = node.exec_with_input(args, LISTING.as_bytes()).unwrap();
         assert!(output.success(), "{}", output.stderr);
@@ -139,7 +151,8 @@ fn volume(name: &str) -> String {
 
 /// The volume that a container has at a path.
 fn volume_at(node: &Node, container: &str, path: &str) -> String {
-    let mounts: Value = serde_json::from_str(&crate::world::inspect(node, container, "{{json .Mounts}}")).unwrap();
+    let mounts: Value =
+        serde_json::from_str(&crate::world::inspect(node, container, "{{json .Mounts}}")).unwrap();
     let found = mounts
         .as_array()
         .unwrap()
@@ -152,7 +165,8 @@ fn volume_at(node: &Node, container: &str, path: &str) -> String {
 /// Lines that only one of two listings has; `-` before, `+` after.
 fn compare(before: &[String], after: &[String]) -> Vec<String> {
     use std::collections::BTreeSet;
-    let (old, new): (BTreeSet<&String>, BTreeSet<&String>) = (before.iter().collect(), after.iter().collect());
+    let (old, new): (BTreeSet<&String>, BTreeSet<&String>) =
+        (before.iter().collect(), after.iter().collect());
     let gone = old.difference(&new).map(|line| format!("- {line}"));
     let come = new.difference(&old).map(|line| format!("+ {line}"));
     gone.chain(come).collect()
@@ -165,7 +179,12 @@ fn assert_none(differences: &[String], what: &str) {
         differences.is_empty(),
         "{what}: {} differences\n{}",
         differences.len(),
-        differences.iter().take(40).cloned().collect::<Vec<_>>().join("\n")
+        differences
+            .iter()
+            .take(40)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("\n")
     );
 }
 
