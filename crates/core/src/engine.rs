@@ -55,6 +55,7 @@ pub struct CreateRequest {
     pub empty_volumes: bool,
     /// The mounts whose data comes along, by their path in the container: for a named volume its name at the destination,
     /// for an anonymous one an empty text (the engine makes up a new name), for a bind mount the path of the host there.
+    /// Named volumes must be there. One that is still empty may be filled from the image while the container is made.
     #[serde(default)]
     pub carried: BTreeMap<String, String>,
     /// Ask the engine for new addresses even where the user fixed them.

@@ -35,7 +35,11 @@ impl DockerEngine {
             None => return Err(ask.uncertain("the engine sent nothing")),
         };
         let whole = Box::pin(stream::iter([Ok(first)]).chain(archive));
-        Ok(filtered(whole, TarFilter::new(|_: &[u8]| false), ask))
+        Ok(filtered(
+            whole,
+            TarFilter::new(|_: &[u8]| false).with_end_mark(),
+            ask,
+        ))
     }
 
     pub(crate) async fn files_in(

@@ -25,6 +25,9 @@ pub(crate) struct TarFilter<F> {
     extensions: BytesMut,
     long_name: Option<Vec<u8>>,
     size: Option<u64>,
+    /// Blocks of zeros in a row; two of them end an archive.
+    zeros: u8,
+    marked: bool,
 }
 
 enum State {
@@ -45,7 +48,16 @@ impl<F: FnMut(&[u8]) -> bool> TarFilter<F> {
             extensions: BytesMut::new(),
             long_name: None,
             size: None,
+            zeros: 0,
+            marked: false,
         }
+    }
+
+    /// The stream is whole only with the mark that ends an archive. An engine that fails between two entries leaves it
+    /// out, and ends its answer otherwise as if nothing had been.
+    pub(crate) fn with_end_mark(mut self) -> Self {
+        self.marked = true;
+        self
     }
 
     /// Takes in the next piece and appends what stays to `out`.
@@ -81,7 +93,9 @@ impl<F: FnMut(&[u8]) -> bool> TarFilter<F> {
 
     /// Whether the stream may end here.
     pub(crate) fn is_complete(&self) -> bool {
-        matches!(self.state, State::Header) && self.pending.is_empty() && self.extensions.is_empty()
+        let between = matches!(self.state, State::Header);
+        let ended = !self.marked || self.zeros > 1;
+        between && ended && self.pending.is_empty() && self.extensions.is_empty()
     }
 
     /// Collects up to `length` bytes; true when they are there.
@@ -95,9 +109,11 @@ impl<F: FnMut(&[u8]) -> bool> TarFilter<F> {
     fn header(&mut self, out: &mut Vec<Bytes>) -> Result<(), NotATar> {
         let block = self.pending.split().freeze();
         if block.iter().all(|b| *b == 0) {
+            self.zeros = self.zeros.saturating_add(1);
             out.push(block);
             return Ok(());
         }
+        self.zeros = 0;
         let mut header = tar::Header::new_old();
         header.as_mut_bytes().copy_from_slice(&block);
         let sum: u32 = (block.iter().enumerate())
@@ -270,5 +286,13 @@ mod tests {
         let mut wrong = bytes.clone();
         wrong[3] ^= 1;
         assert!(filter(&wrong, &[512], "drop").is_err());
+        // Between two entries, or with half of the mark, only the mark tells.
+        for (length, whole) in [(3584, false), (4096, false), (4608, true)] {
+            let mut filter = TarFilter::new(|_: &[u8]| false).with_end_mark();
+            filter
+                .push(Bytes::copy_from_slice(&bytes[..length]), &mut Vec::new())
+                .unwrap();
+            assert_eq!(filter.is_complete(), whole, "{length}");
+        }
     }
 }

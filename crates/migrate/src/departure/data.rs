@@ -33,6 +33,8 @@ const WORTH_IT: f64 = 0.7;
 const SIDE_BY_SIDE: usize = 4;
 /// What the freeze takes beside the data: stopping, a record, starting. An estimate for predictions.
 const FREEZE_FIXED_MS: u64 = 700;
+/// Entries that are looked at in a millisecond when nothing of them changed. An estimate for predictions.
+const LOOKS_PER_MS: u64 = 250;
 
 /// An element that is open for reading.
 pub(super) struct OpenElement {
@@ -163,7 +165,7 @@ impl Departure {
                 .round_of_all(Phase::Bulk, options, total.filter(|t| *t > 0))
                 .await?;
             self.stop_if_cancelled()?;
-            let predicted = predict(&round, previous.as_ref());
+            let predicted = predict(&self.record.rounds);
             self.record.predicted_downtime_ms = Some(predicted);
             self.save().await?;
             self.reporter.report(Event::Note {
@@ -417,23 +419,54 @@ async fn round_of_one(
     }
 }
 
-/// Milliseconds that a freeze right after this round would last: what was written during the round has to travel, as fast as
-/// the round went, after a look at everything.
-fn predict(round: &RoundRecord, previous: Option<&RoundRecord>) -> u64 {
-    let Some(previous) = previous else {
-        // Nothing is known yet about how fast it changes; that nothing changes is the most that can be said for it.
-        return FREEZE_FIXED_MS.saturating_add(round.took_ms / 10);
+/// Milliseconds that a freeze right after these rounds would last: a look at everything, and what was written while the last
+/// round ran, as fast as bytes went in the fastest one.
+fn predict(rounds: &[RoundRecord]) -> u64 {
+    let Some(last) = rounds.last() else {
+        return FREEZE_FIXED_MS;
+    };
+    let per_ms = rounds
+        .iter()
+        .map(|r| r.literal_bytes / r.took_ms.max(1))
+        .max()
+        .unwrap_or(0)
+        .max(1);
+    let Some(previous) = rounds.iter().rev().nth(1) else {
+        // The first round tells how much there is, not how fast it changes.
+        return FREEZE_FIXED_MS.saturating_add(last.entries / LOOKS_PER_MS);
     };
     // What this round sent was written while the one before ran.
-    let written = round.literal_bytes.saturating_mul(round.took_ms) / previous.took_ms.max(1);
-    let rate_per_ms = (round.literal_bytes / round.took_ms.max(1)).max(1);
-    let copying = (written / rate_per_ms).min(round.took_ms);
-    let looking = round
-        .took_ms
-        .saturating_sub(round.literal_bytes / rate_per_ms.max(100_000));
-    FREEZE_FIXED_MS.saturating_add(copying.max(looking.min(round.took_ms)))
+    let written = last.literal_bytes.saturating_mul(last.took_ms) / previous.took_ms.max(1);
+    let looking = last.took_ms.saturating_sub(last.literal_bytes / per_ms);
+    FREEZE_FIXED_MS
+        .saturating_add(looking)
+        .saturating_add(written / per_ms)
 }
 
 fn seconds(milliseconds: u64) -> f64 {
     Duration::from_millis(milliseconds).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(entries: u64, literal_bytes: u64, took_ms: u64) -> RoundRecord {
+        RoundRecord {
+            entries,
+            literal_bytes,
+            took_ms,
+            ..RoundRecord::default()
+        }
+    }
+
+    #[test]
+    fn the_freeze_is_a_look_and_what_was_written_meanwhile() {
+        assert_eq!(predict(&[]), FREEZE_FIXED_MS);
+        assert_eq!(predict(&[round(100_000, 1 << 30, 5_000)]), FREEZE_FIXED_MS + 400);
+        // 200 bytes a millisecond travel; of the second round's 200 ms, 100 ms went for 20,000 bytes that were written in
+        // 10 s, so 400 bytes were written during it.
+        let rounds = [round(10, 2_000_000, 10_000), round(10, 20_000, 200)];
+        assert_eq!(predict(&rounds), FREEZE_FIXED_MS + 100 + 2);
+    }
 }
