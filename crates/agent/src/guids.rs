@@ -15,8 +15,8 @@ pub const LABEL: &str = "tranship.guid";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Known {
     guid: String,
-    /// When the volume was made: one of the same name that was made later is another one.
-    created_at: String,
+    /// What tells the volume from a later one of the same name.
+    birth: String,
 }
 
 /// The GUIDs of this node's volumes, in one file of the state directory.
@@ -51,7 +51,7 @@ impl Guids {
         {
             let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(known) = known.get(&volume.name)
-                && known.created_at == volume.created_at
+                && known.birth == birth(volume)
             {
                 return known.guid.clone();
             }
@@ -75,7 +75,7 @@ impl Guids {
             volume.name.clone(),
             Known {
                 guid: guid.to_owned(),
-                created_at: volume.created_at.clone(),
+                birth: birth(volume),
             },
         );
         let Ok(bytes) = serde_json::to_vec_pretty(&*known) else {
@@ -84,6 +84,21 @@ impl Guids {
         if let Err(error) = crate::store::write_durably(&self.file, &bytes) {
             tracing::warn!("the GUIDs of volumes were not saved: {error}");
         }
+    }
+}
+
+/// What tells a volume from a later one of the same name. The engine's own `CreatedAt` is the time of the last change of the volume's
+/// directory (moby, `volume/local`), so the directory's inode and time of birth are better, where they can be had.
+fn birth(volume: &VolumeSpec) -> String {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    let directory = volume.mountpoint.as_deref().and_then(Path::parent);
+    let flags = StatxFlags::BTIME | StatxFlags::INO;
+    let known = directory.and_then(|d| statx(CWD, d, AtFlags::SYMLINK_NOFOLLOW, flags).ok());
+    match known {
+        Some(s) if StatxFlags::from_bits_retain(s.stx_mask).contains(StatxFlags::BTIME) => {
+            format!("{} {}.{:09}", s.stx_ino, s.stx_btime.tv_sec, s.stx_btime.tv_nsec)
+        }
+        _ => volume.created_at.clone(),
     }
 }
 

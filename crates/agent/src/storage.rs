@@ -1,5 +1,6 @@
 //! The node's storage elements: their content through `content`, their directories as wholes beside it.
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
 use tranship_content::place::{self, Asides, PlaceError};
+use tranship_content::scan::Excludes;
+use tranship_content::sink::{DirectorySink, SinkOptions};
+use tranship_content::source::{DirectorySource, SourceOptions};
 use tranship_core::fault::FaultKind;
+use tranship_core::ids::Digest;
 use tranship_core::node::ElementSize;
 use tranship_core::storage::{ElementPlace, ElementSink, ElementSource, Storage, SyncOptions};
 use tranship_core::{Engine, Fault};
@@ -31,6 +36,26 @@ impl NodeStorage {
             state_directory,
             asides: OnceCell::new(),
         }
+    }
+
+    /// Where a half of a round keeps what it knows of a place between rounds.
+    fn work(&self, half: &str, place: &ElementPlace) -> Result<PathBuf, Fault> {
+        let path = directory(place)?;
+        let name = Digest::of(path.as_os_str().as_encoded_bytes());
+        let directory = self.state_directory.join("content").join(half).join(name.hex());
+        let made = std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory);
+        made.map_err(|e| {
+            Fault::new(
+                "agent.state",
+                FaultKind::Environment,
+                format!("{} cannot be made: {e}", directory.display()),
+            )
+            .with_hint("the agent's state directory needs space and write permission")
+        })?;
+        Ok(directory)
     }
 
     /// Where what makes way is kept: beside the engine's own data, because there it is on the same file system.
@@ -61,6 +86,10 @@ fn directory(place: &ElementPlace) -> Result<PathBuf, Fault> {
     }
 }
 
+fn is_overlay(place: &ElementPlace) -> bool {
+    matches!(place, ElementPlace::Directory { overlay: true, .. })
+}
+
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PlaceError> + Send + 'static,
 ) -> Result<T, Fault> {
@@ -75,15 +104,28 @@ impl Storage for NodeStorage {
     async fn source(
         &self,
         place: &ElementPlace,
-        _options: &SyncOptions,
+        options: &SyncOptions,
     ) -> Result<Box<dyn ElementSource>, Fault> {
-        directory(place)?;
-        Err(Fault::new("content.todo", FaultKind::Bug, "not wired"))
+        let options = SourceOptions {
+            root: directory(place)?,
+            overlay: is_overlay(place),
+            work: self.work("source", place)?,
+            excludes: Excludes::new(&options.exclude).map_err(|e| Fault::of(&e))?,
+            compression: options.compression,
+            limit_rate: options.limit_rate,
+            threads: 0,
+        };
+        let opened = tokio::task::spawn_blocking(move || DirectorySource::open(options)).await;
+        let source = opened.map_err(|e| Fault::new("agent.task", FaultKind::Bug, e.to_string()))??;
+        Ok(Box::new(source))
     }
 
     async fn sink(&self, place: &ElementPlace) -> Result<Box<dyn ElementSink>, Fault> {
-        directory(place)?;
-        Err(Fault::new("content.todo", FaultKind::Bug, "not wired"))
+        Ok(Box::new(DirectorySink::new(SinkOptions {
+            root: directory(place)?,
+            work: self.work("sink", place)?,
+            overlay: is_overlay(place),
+        })))
     }
 
     async fn make(&self, place: &ElementPlace) -> Result<bool, Fault> {

@@ -370,6 +370,9 @@ impl<'a> Reader<'a> {
                 });
             }
         };
+        if mode != 0 && matches!(kind, EntryKind::Symlink { .. }) {
+            return Err(DecodeError::Range("the mode of a link"));
+        }
         if path.is_empty() && kind != EntryKind::Directory {
             return Err(DecodeError::Range("the kind of the root"));
         }

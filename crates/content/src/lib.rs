@@ -19,14 +19,20 @@
 //! | [`message`], [`frame`] | what the two halves of a round say to each other, and the frames that carry it |
 //! | [`source`], [`sink`] | the two halves |
 //! | [`place`] | elements' directories as wholes: set aside, brought back, measured |
+//! | [`bridge`] | from pipes of tasks to streams of threads |
 //! | [`storage`] | both behind the port [`tranship_core::storage::Storage`] |
 //!
 //! This room leaves to others where an element is (`engine`), how bytes travel (`wire`) and when rounds happen (`migrate`).
 //! All of it is synchronous code for threads of its own; [`storage`] alone knows about tasks.
 
+pub mod bridge;
+pub mod chunk;
 pub mod encoding;
 pub mod entry;
 pub mod frame;
 pub mod message;
 pub mod place;
+pub mod scan;
+pub mod sink;
+pub mod source;
 pub mod tree;

@@ -148,7 +148,7 @@ pub enum Base {
 /// A question for hashes of short blocks of base files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
-    /// Bytes of a block: 512 to 1 MiB. The last block of a range may be shorter.
+    /// Bytes of a block: 32 to 1 MiB. The last block of a range may be shorter.
     pub block: u32,
     /// Where.
     pub ranges: Vec<AskRange>,
@@ -516,7 +516,7 @@ impl Message {
 
 fn ask(reader: &mut Reader<'_>) -> Result<Ask, DecodeError> {
     let block = reader.number32("the size of a block")?;
-    if !(512..=1 << 20).contains(&block) {
+    if !(32..=1 << 20).contains(&block) {
         return Err(DecodeError::Range("the size of a block"));
     }
     let count = reader.number()?;

@@ -307,6 +307,9 @@ pub(crate) fn beforehand(request: &CreateRequest) -> Vec<Beforehand> {
         .collect()
 }
 
+/// What a volume's mode may say without anything being lost in `Mounts`. Podman writes its defaults out.
+const ORDINARY: [&str; 8] = ["rw", "ro", "nocopy", "z", "rprivate", "rbind", "nosuid", "nodev"];
+
 /// Whether the mode of a volume that is named in `Binds` has words that `Mounts` has no field for.
 fn is_peculiar(spec: &ContainerSpec, mount: &MountSpec) -> bool {
     texts(&spec.document, &["HostConfig", "Binds"])
@@ -314,7 +317,7 @@ fn is_peculiar(spec: &ContainerSpec, mount: &MountSpec) -> bool {
         .any(|bind| {
             let (_, target, mode) = bind_parts(bind);
             clean(target) == clean(&mount.destination)
-                && words(mode.unwrap_or_default()).any(|word| !matches!(word, "rw" | "ro" | "nocopy" | "z"))
+                && words(mode.unwrap_or_default()).any(|word| !ORDINARY.contains(&word))
         })
 }
 

@@ -382,7 +382,9 @@ async fn rounds(
             let done = round_of_one(destination, element, options, given_up, progress).await;
             done.map_err(|mut fault| {
                 fault.message = format!("{label}: {}", fault.message);
-                let there = fault.code.starts_with("wire.") || fault.code.starts_with("arrival.");
+                let there = ["wire.", "arrival.", "content.link-lost"]
+                    .iter()
+                    .any(|prefix| fault.code.starts_with(prefix));
                 fault.on_node(if there { &plan.destination } else { &plan.source })
             })
         }));
@@ -408,7 +410,7 @@ async fn round_of_one(
         };
         match round.await {
             Err(fault)
-                if (link_lost(&fault) || fault.code == "content.link")
+                if (link_lost(&fault) || fault.code == "content.link-lost")
                     && begun.elapsed() < PATIENCE
                     && !given_up.is_cancelled() =>
             {

@@ -231,12 +231,12 @@ fn volumes_that_no_body_can_ask_for_are_made_before() {
     let mut document = mixed();
     let hash = |n: u32| format!("{n:064x}");
     let binds = document["HostConfig"]["Binds"].as_array_mut().unwrap();
-    binds.push(format!("{GENERATED}:/again:ro").into());
+    binds.push(format!("{GENERATED}:/again").into());
     binds.push(format!("{}:/only:ro", hash(8)).into());
     binds.push(format!("{}:/relabelled:Z", hash(9)).into());
     let mounts = document["Mounts"].as_array_mut().unwrap();
     for (name, at, rw) in [
-        (GENERATED, "/again", false),
+        (GENERATED, "/again", true),
         (&hash(8), "/only", false),
         (&hash(9), "/relabelled", true),
     ] {
@@ -260,7 +260,7 @@ fn volumes_that_no_body_can_ask_for_are_made_before() {
     let new = "f".repeat(64);
     for wanted in [
         format!("{new}:/kept"),
-        format!("{new}:/again:ro"),
+        format!("{new}:/again"),
         format!("{new}:/only:ro"),
         format!("{new}:/relabelled:Z"),
     ] {

@@ -1,0 +1,349 @@
+//! Large files, cut in segments by several threads at once, as if one had cut them from the beginning to the end.
+//!
+//! A segment is a part of a stretch of data. A thread cuts it as if a chunk began where it begins. Cuts depend on the bytes
+//! since the cut before only, so the chunks of a segment are those of the whole file from the first place on where the cuts
+//! coincide. [`Stitch`] puts segments together: where the chunks before a segment reach into it, it cuts on until that happens,
+//! usually within a chunk or two.
+//!
+//! Of a file that the base has, a segment begins where an old chunk began, and chunks are first assumed to be where they were: if
+//! the hash says so, that is right, and nothing has to be cut. After the first chunk that is different cuts are looked for until
+//! they meet the old ones again.
+
+use std::collections::HashMap;
+use std::fs::File;
+
+use bytes::Bytes;
+
+use super::read::read_at;
+use super::{Context, Piece, ScanError};
+use crate::chunk::Sizes;
+use crate::entry::{ChunkId, Extent};
+use crate::source::IN_PLACE;
+
+/// A large file that is open.
+#[derive(Debug)]
+pub(crate) struct Large {
+    pub(crate) file: File,
+    pub(crate) path: Vec<u8>,
+    pub(crate) sizes: Sizes,
+    pub(crate) hints: Option<Hints>,
+    /// Content that is not where it was is as good as new.
+    pub(crate) in_place: bool,
+}
+
+/// Chunks that are looked at to find out whether content is where it was.
+const SAMPLES: usize = 8;
+
+/// Whether most of a file's content may be where the base has it, so that it is best written to in place. One insertion moves all
+/// that follows, so the far end says most.
+pub(crate) fn in_place(file: &File, hints: &Hints, old_size: u64, size: u64) -> bool {
+    if old_size < IN_PLACE || size < IN_PLACE || !hints.comparable {
+        return false;
+    }
+    if old_size == size {
+        return true;
+    }
+    let there = hints
+        .chunks
+        .partition_point(|chunk| chunk.0 + u64::from(chunk.1) <= size);
+    // The last chunk ended with the file, and would end elsewhere now.
+    let whole = &hints.chunks[..there.min(hints.chunks.len().saturating_sub(1))];
+    let late = &whole[whole.len() / 2..];
+    let mut buffer = Vec::new();
+    late.iter()
+        .step_by((late.len() / SAMPLES).max(1))
+        .any(|(at, length, id, _)| {
+            buffer.resize(*length as usize, 0);
+            read_at(file, &mut buffer, *at).is_ok_and(|got| got == buffer.len())
+                && blake3::hash(&buffer).as_bytes() == &id.0
+        })
+}
+
+/// What the base says about the file's content.
+#[derive(Debug)]
+pub struct Hints {
+    /// Where each chunk begins, ascending; its length and name, and whether it ends a stretch of data.
+    chunks: Vec<(u64, u32, ChunkId, bool)>,
+    /// The same by name: one place of each.
+    places: HashMap<ChunkId, u64>,
+    /// Chunks would be cut at the same places now.
+    comparable: bool,
+}
+
+impl Hints {
+    /// From the base's extents of a file that was `old_size` bytes and is to be cut as one of `sizes`.
+    pub(crate) fn new(extents: &[Extent], old_size: u64, sizes: Sizes) -> Self {
+        let mut chunks = Vec::new();
+        let mut places = HashMap::new();
+        let mut at = 0;
+        for (index, extent) in extents.iter().enumerate() {
+            if let Extent::Chunk { length, id } = extent {
+                let last = !matches!(extents.get(index + 1), Some(Extent::Chunk { .. }));
+                chunks.push((at, *length, *id, last));
+                places.entry(*id).or_insert(at);
+            }
+            at += extent.length();
+        }
+        Self {
+            chunks,
+            places,
+            comparable: Sizes::of(old_size) == sizes,
+        }
+    }
+
+    /// A place in the base's file where this chunk is.
+    #[must_use]
+    pub fn place(&self, id: &ChunkId) -> Option<u64> {
+        self.places.get(id).copied()
+    }
+
+    /// The base has a hole from exactly `from` at least up to `to`, or the file ends in between.
+    pub(crate) fn hole_at(&self, from: u64, to: u64) -> bool {
+        let next = self.index_from(from);
+        let before = next.checked_sub(1).and_then(|before| self.chunks.get(before));
+        before.map_or(0, |chunk| chunk.0 + u64::from(chunk.1)) == from
+            && self.chunks.get(next).is_none_or(|chunk| chunk.0 >= to)
+    }
+
+    /// Index of the first chunk that begins at or after a place.
+    fn index_from(&self, at: u64) -> usize {
+        self.chunks.partition_point(|chunk| chunk.0 < at)
+    }
+
+    /// The chunk of the base that begins at a place.
+    #[must_use]
+    pub(crate) fn chunk_at(&self, at: u64) -> Option<(u32, ChunkId)> {
+        let (from, length, id, _) = *self.chunks.get(self.index_from(at))?;
+        (from == at).then_some((length, id))
+    }
+}
+
+/// A part of a stretch of data.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Range {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    /// Where the stretch ends.
+    pub(crate) end: u64,
+}
+
+/// Where the segment that begins at `from` in a stretch up to `end` should stop.
+pub(crate) fn segment_end(large: &Large, from: u64, end: u64) -> u64 {
+    // Short segments waste more at their seams, long ones take more memory.
+    let length = if large.sizes.max() <= 256 << 10 {
+        8 << 20
+    } else {
+        16 << 20
+    };
+    if end - from <= length + length / 2 {
+        return end;
+    }
+    if let Some(hints) = large.hints.as_ref().filter(|hints| hints.comparable) {
+        let at = hints.index_from(from + length);
+        if let Some((begin, ..)) = hints.chunks.get(at)
+            && *begin <= from + 2 * length
+            && *begin < end
+        {
+            return *begin;
+        }
+    }
+    from + length
+}
+
+/// What became of a segment.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) range: Range,
+    /// Chunks from the beginning of the range on, one after the other; the last may reach beyond it.
+    pieces: Vec<Piece>,
+    /// The file ended before the range did.
+    short: bool,
+}
+
+/// Cuts a segment.
+pub(crate) fn cut(large: &Large, range: Range, context: &Context<'_>) -> Result<Segment, ScanError> {
+    let most = large.sizes.max() as u64;
+    let wanted = (range.to + most).min(range.end) - range.from;
+    // Most of a segment that the base knows needs no look beyond its end.
+    let first = range.to - range.from;
+    let comparable = large.hints.as_ref().filter(|hints| hints.comparable);
+    let mut buffer = vec![0; if comparable.is_some() { first } else { wanted } as usize];
+    let io = |error| ScanError::io("read", &large.path, error);
+    let mut got = read_at(&large.file, &mut buffer, range.from).map_err(io)?;
+    let mut short = got < buffer.len();
+    buffer.truncate(got);
+    let mut buffer = Bytes::from(buffer);
+    let mut whole = comparable.is_none() || wanted == first;
+    let mut pieces = Vec::new();
+    let mut at = range.from;
+    while at < range.to && at < range.from + got as u64 {
+        let from = (at - range.from) as usize;
+        let mut known = None;
+        if let Some(hints) = comparable {
+            let index = hints.index_from(at);
+            if let Some(&(begin, length, id, last)) = hints.chunks.get(index)
+                && begin == at
+                && from + length as usize <= got
+            {
+                let found = ChunkId(*blake3::hash(&buffer[from..from + length as usize]).as_bytes());
+                // A chunk that ended where its stretch ended would have gone on if the stretch had.
+                if found == id && (!last || at + u64::from(length) == range.end) {
+                    pieces.push(Piece {
+                        extent: Extent::Chunk { length, id },
+                        bytes: None,
+                    });
+                    at += u64::from(length);
+                    continue;
+                }
+                known = Some((length, found));
+            }
+        }
+        if !whole && !short && got - from < large.sizes.max() {
+            // Looking for a cut takes what is beyond the end.
+            let mut more = vec![0; wanted as usize];
+            more[..got].copy_from_slice(&buffer);
+            got += read_at(&large.file, &mut more[got..], range.from + got as u64).map_err(io)?;
+            short = got < more.len();
+            more.truncate(got);
+            buffer = Bytes::from(more);
+            whole = true;
+        }
+        let length = large.sizes.cut(&buffer[from..]);
+        let id = match known {
+            Some((same, id)) if same as usize == length => id,
+            _ => ChunkId(*blake3::hash(&buffer[from..from + length]).as_bytes()),
+        };
+        let extent = Extent::Chunk {
+            length: length as u32,
+            id,
+        };
+        pieces.push(piece(large, extent, &buffer, from, context));
+        at += length as u64;
+    }
+    Ok(Segment { range, pieces, short })
+}
+
+fn piece(large: &Large, extent: Extent, buffer: &Bytes, from: usize, context: &Context<'_>) -> Piece {
+    let Extent::Chunk { length, id } = extent else {
+        return Piece { extent, bytes: None };
+    };
+    let held = match &large.hints {
+        Some(_) if large.in_place => false,
+        Some(hints) => hints.place(&id).is_some(),
+        None => false,
+    };
+    let bytes = (!held && context.wants(&extent)).then(|| {
+        let part = from..from + length as usize;
+        // Where few chunks are kept, they should not keep the whole segment with them.
+        if large.hints.is_some() {
+            Bytes::copy_from_slice(&buffer[part])
+        } else {
+            buffer.slice(part)
+        }
+    });
+    Piece { extent, bytes }
+}
+
+/// Puts segments together.
+#[derive(Debug)]
+pub(crate) struct Stitch {
+    /// Up to here the file is cut.
+    at: u64,
+    size: u64,
+    /// Content that is missing because the file became shorter.
+    short: bool,
+}
+
+impl Stitch {
+    pub(crate) fn new(size: u64) -> Self {
+        Self {
+            at: 0,
+            size,
+            short: false,
+        }
+    }
+
+    /// The next segment of the file, in order; gives its pieces to `put`.
+    pub(crate) fn add<E: From<ScanError>>(
+        &mut self,
+        large: &Large,
+        segment: Segment,
+        context: &Context<'_>,
+        put: &mut dyn FnMut(Piece) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.short {
+            return Ok(());
+        }
+        let range = segment.range;
+        let mut begin = range.from;
+        let mut pieces = segment.pieces.into_iter().peekable();
+        loop {
+            // Leave out what begins before the place up to which the file is cut already.
+            while begin < self.at
+                && let Some(piece) = pieces.next()
+            {
+                begin += piece.extent.length();
+            }
+            if begin == self.at || self.at >= range.to {
+                break;
+            }
+            // The chunks before reach to where no chunk of this segment begins: cut on.
+            let length = (large.sizes.max() as u64).min(range.end - self.at) as usize;
+            let mut buffer = vec![0; length];
+            let got = read_at(&large.file, &mut buffer, self.at)
+                .map_err(|error| E::from(ScanError::io("read", &large.path, error)))?;
+            buffer.truncate(got);
+            if got < length {
+                self.short = true;
+            }
+            if got == 0 {
+                break;
+            }
+            let length = large.sizes.cut(&buffer);
+            let extent = Extent::Chunk {
+                length: length as u32,
+                id: ChunkId(*blake3::hash(&buffer[..length]).as_bytes()),
+            };
+            let buffer = Bytes::from(buffer);
+            put(piece(large, extent, &buffer, 0, context))?;
+            self.at += length as u64;
+        }
+        if begin == self.at {
+            for piece in pieces {
+                self.at += piece.extent.length();
+                put(piece)?;
+            }
+        }
+        self.short |= segment.short && self.at < range.end;
+        Ok(())
+    }
+
+    /// A hole, after the last segment of the stretch before it.
+    pub(crate) fn hole<E>(
+        &mut self,
+        length: u64,
+        put: &mut dyn FnMut(Piece) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.short {
+            return Ok(());
+        }
+        self.at += length;
+        put(Piece {
+            extent: Extent::Hole { length },
+            bytes: None,
+        })
+    }
+
+    /// The end of the file. `false`: it became shorter while it was read, and its end is a hole now.
+    pub(crate) fn end<E>(&mut self, put: &mut dyn FnMut(Piece) -> Result<(), E>) -> Result<bool, E> {
+        if self.at < self.size {
+            put(Piece {
+                extent: Extent::Hole {
+                    length: self.size - self.at,
+                },
+                bytes: None,
+            })?;
+        }
+        Ok(!self.short && self.at >= self.size)
+    }
+}

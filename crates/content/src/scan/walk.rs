@@ -1,0 +1,157 @@
+//! Walks a directory in canonical order and looks at each entry, without reading any.
+
+use std::mem::MaybeUninit;
+
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+use super::dirs::Directories;
+use super::stat::{Kind, Names, Root, Stat, stat_at};
+use super::{Excludes, ScanError};
+use crate::tree::MAX_DEPTH;
+
+/// An entry that the walk met.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) path: Vec<u8>,
+    pub(crate) stat: Stat,
+}
+
+struct Level {
+    names: Names,
+    next: usize,
+    /// Length of the directory's path.
+    length: usize,
+}
+
+/// The walk. Its memory is the names in the directories from the root to where it is.
+pub(crate) struct Walk<'a> {
+    root: &'a Root,
+    excludes: &'a Excludes,
+    frozen: bool,
+    directories: Directories,
+    levels: Vec<Level>,
+    path: Vec<u8>,
+    /// The path is that of a directory which has not been entered yet.
+    enter: bool,
+    begun: bool,
+    buffer: Box<[MaybeUninit<u8>]>,
+}
+
+impl<'a> Walk<'a> {
+    pub(crate) fn new(root: &'a Root, excludes: &'a Excludes, frozen: bool) -> Result<Self, ScanError> {
+        Ok(Self {
+            root,
+            excludes,
+            frozen,
+            directories: Directories::new(root).map_err(|error| ScanError::io("open", b"", error))?,
+            levels: Vec::new(),
+            path: Vec::new(),
+            enter: false,
+            begun: false,
+            buffer: Box::new_uninit_slice(64 << 10),
+        })
+    }
+
+    /// The next entry, the root first.
+    pub(crate) fn next(&mut self) -> Result<Option<Seen>, ScanError> {
+        if !self.begun {
+            self.begun = true;
+            self.enter = true;
+            let stat =
+                super::stat::stat_of(&self.root.fd).map_err(|error| ScanError::io("look at", b"", error))?;
+            return Ok(Some(Seen {
+                path: Vec::new(),
+                stat,
+            }));
+        }
+        if std::mem::take(&mut self.enter) {
+            self.enter_directory()?;
+        }
+        loop {
+            let Some(level) = self.levels.last_mut() else {
+                return Ok(None);
+            };
+            self.path.truncate(level.length);
+            let Some((name, kind)) = level.names.get(level.next) else {
+                self.levels.pop();
+                continue;
+            };
+            level.next += 1;
+            let parent = self.directories.open(&self.path);
+            if level.length > 0 {
+                self.path.push(b'/');
+            }
+            self.path.extend_from_slice(name);
+            if !self.excludes.is_empty()
+                && kind != FileType::Unknown
+                && self.excludes.matches(&self.path, kind == FileType::Directory)
+            {
+                continue;
+            }
+            let stat = match parent.and_then(|parent| stat_at(parent, name)) {
+                Ok(stat) => stat,
+                // It, or a directory above it, went away or was replaced.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {
+                    if self.frozen {
+                        return Err(self.changed());
+                    }
+                    continue;
+                }
+                Err(error) => return Err(ScanError::io("look at", &self.path, error)),
+            };
+            if kind == FileType::Unknown && self.excludes.matches(&self.path, stat.kind == Kind::Directory) {
+                continue;
+            }
+            if !self.root.holds(&stat) {
+                // Another file system begins here. A directory stays as the empty place where it was; a file that is mounted
+                // over another hides what is the element's own.
+                if stat.kind != Kind::Directory {
+                    continue;
+                }
+            } else if stat.kind == Kind::Directory {
+                self.enter = true;
+            }
+            return Ok(Some(Seen {
+                path: self.path.clone(),
+                stat,
+            }));
+        }
+    }
+
+    fn enter_directory(&mut self) -> Result<(), ScanError> {
+        if self.levels.len() > MAX_DEPTH {
+            return Err(crate::tree::TreeError::Depth.into());
+        }
+        let directory = match self.directories.open(&self.path) {
+            Ok(directory) => directory,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) if !self.frozen => return Ok(()),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => return Err(self.changed()),
+            Err(error) => return Err(ScanError::io("open", &self.path, error)),
+        };
+        // A file description of its own: reading moves its position, and others may have it open.
+        let directory = super::stat::open_directory(&*directory, b".")
+            .map_err(|error| ScanError::io("open", &self.path, error))?;
+        let names = match Names::read(&directory, &self.path, &mut self.buffer) {
+            // It was removed while it was open.
+            Err(ScanError::Io { source, .. })
+                if source.raw_os_error() == Some(Errno::NOENT.raw_os_error()) && !self.frozen =>
+            {
+                Names::default()
+            }
+            other => other?,
+        };
+        self.levels.push(Level {
+            names,
+            next: 0,
+            length: self.path.len(),
+        });
+        Ok(())
+    }
+
+    fn changed(&self) -> ScanError {
+        ScanError::Changed {
+            path: super::error::shown(&self.path),
+        }
+    }
+}
