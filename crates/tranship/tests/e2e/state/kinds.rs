@@ -82,10 +82,14 @@ fn every_kind_of_entry_is_the_same_there() {
 }
 
 #[test]
-fn directories_deeper_than_a_path_can_say_are_the_same_there() {
+fn directories_deeper_than_a_path_can_say_and_holes_larger_than_the_disk_are_the_same_there() {
     let world = world!();
     let image = world.hold(&["-v", "data:/data"], &["sleep", "infinity"]);
     world.python(&world.a, &[], DEEPER, &[]);
+    world.inside(
+        &world.a,
+        "truncate -s 4T /data/hole; echo x | dd of=/data/hole bs=1M seek=2000000 conv=notrunc 2> /dev/null",
+    );
     let before = world.listing(&world.a, &image, "data");
     assert!(before.len() > 400, "{}", before.len());
     world.migrate(&["--mode", "cold"]).expect(0);

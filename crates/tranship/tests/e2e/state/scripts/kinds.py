@@ -54,7 +54,7 @@ for name, size, places in (
     ("nothing-else", 5 * MEBI, []),
     ("many", 8 * MEBI, range(0, 8 * MEBI, 128 << 10)),
     ("odd", 2 * MEBI + 17, [MEBI + 4096]),
-    ("huge", 40 << 30, [20 << 30]),
+    ("large", 300 * MEBI, [150 * MEBI]),
 ):
     with open(f"holes/{name}", "wb") as file:
         for place in places:
