@@ -163,6 +163,25 @@ impl AgentClient {
         self.get("/v1/volumes").await
     }
 
+    /// The manifest of a volume, or of a snapshot by its time.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn manifest(
+        &self,
+        volume: &str,
+        snapshot: Option<u64>,
+    ) -> Result<tranship_wire::h2::ByteStream, Fault> {
+        let time = snapshot.map_or_else(String::new, |time| format!("@{time}"));
+        let path = format!("/v1/volumes/{volume}{time}/manifest");
+        let (_, bytes) = self
+            .client
+            .receive_stream(&path)
+            .await
+            .map_err(WireError::into_fault)?;
+        Ok(bytes)
+    }
+
     /// At the destination: makes ready for a copy.
     ///
     /// # Errors

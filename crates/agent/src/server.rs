@@ -155,6 +155,7 @@ impl Handler for OwnerHandler {
                 answer(parse(id).and_then(|id| self.agent.registry.abort(&id)))
             }
             (&Method::GET, ["v1", "volumes"]) => answer(self.agent.volumes().await),
+            (&Method::GET, ["v1", "volumes", name, "manifest"]) => self.manifest(name).await,
             (&Method::POST, ["v1", "copies", id, what]) => match parse::<MigrationId>(id) {
                 Ok(id) => self.copy(id, what, request).await,
                 Err(fault) => answer::<()>(Err(fault)),
@@ -183,6 +184,25 @@ impl Handler for OwnerHandler {
 }
 
 impl OwnerHandler {
+    async fn manifest(&self, name: &str) -> Response<Body> {
+        let (name, snapshot) = match name.split_once('@') {
+            None => (name, Ok(None)),
+            Some((name, time)) => (name, parse::<u64>(time).map(Some)),
+        };
+        let file = match snapshot {
+            Ok(snapshot) => self.agent.manifest(name, snapshot).await,
+            Err(fault) => Err(fault),
+        };
+        match file {
+            Ok(file) => {
+                let parts =
+                    tokio_util::io::ReaderStream::with_capacity(tokio::fs::File::from_std(file), 256 << 10);
+                h2::stream_response(http::HeaderMap::new(), parts)
+            }
+            Err(fault) => answer::<()>(Err(fault)),
+        }
+    }
+
     async fn copy(&self, id: MigrationId, what: &str, request: Request<RequestBody>) -> Response<Body> {
         let agent = Arc::clone(&self.agent);
         match what {

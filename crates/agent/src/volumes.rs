@@ -10,6 +10,7 @@ use std::sync::Arc;
 use futures_util::Stream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tranship_content::scan::{ScanOptions, scan};
 use tranship_core::fault::FaultKind;
 use tranship_core::storage::{
     ElementAt, ElementPlace, Pipe, ProgressFn, RoundProgress, RoundReport, SyncOptions,
@@ -103,6 +104,36 @@ impl Agent {
         })
     }
 
+    /// The manifest of a volume or of a snapshot, read anew.
+    ///
+    /// # Errors
+    /// `volume.not-found`, `snapshot.not-found`; what the file system says.
+    pub async fn manifest(&self, volume: &str, snapshot: Option<u64>) -> Result<std::fs::File, Fault> {
+        let engine = self.registry.engine();
+        let place = match snapshot {
+            Some(timestamp) => self.snapshot_place(volume, timestamp).await?,
+            None => {
+                self.volume(volume).await?;
+                let name = volume.to_owned();
+                engine.locate(&ElementAt::Volume { name }).await?
+            }
+        };
+        let ElementPlace::Directory { path, .. } = place.clone() else {
+            engine.release(&place).await?;
+            return Err(Fault::new(
+                "content.route",
+                FaultKind::Environment,
+                format!("the volume {volume:?} is reached through the engine only, which cannot be compared"),
+            )
+            .with_hint("log in as root there"));
+        };
+        let facts = self.registry.engine().facts().await?;
+        let scratch = Path::new(&facts.root_directory).join("tranship");
+        let scan = tokio::task::spawn_blocking(move || scan_to_file(&path, &scratch));
+        scan.await
+            .map_err(|e| Fault::new("agent.task", FaultKind::Bug, e.to_string()))?
+    }
+
     /// Removes a snapshot.
     ///
     /// # Errors
@@ -185,6 +216,26 @@ impl Agent {
             kept
         })
     }
+}
+
+/// Scans a directory into a manifest that has no name any more.
+fn scan_to_file(path: &Path, scratch: &Path) -> Result<std::fs::File, Fault> {
+    let failed = |e: std::io::Error| {
+        Fault::new(
+            "agent.state",
+            FaultKind::Environment,
+            format!("a manifest could not be written below {}: {e}", scratch.display()),
+        )
+    };
+    std::fs::create_dir_all(scratch).map_err(failed)?;
+    let directory = tempfile::Builder::new()
+        .prefix("scan-")
+        .tempdir_in(scratch)
+        .map_err(failed)?;
+    let (tree, facts) = (directory.path().join("tree"), directory.path().join("facts"));
+    let options = ScanOptions::default();
+    scan(path, &options, None, (&tree, &facts), directory.path()).map_err(|e| Fault::of(&e))?;
+    std::fs::File::open(&tree).map_err(failed)
 }
 
 /// Gives a finished snapshot its name, and notes it.

@@ -16,6 +16,7 @@
 //! | [`tree`] | manifests on disk: written and read as streams |
 //! | [`chunk`] | content-defined cutting |
 //! | [`scan`] | file system → entries; rescan against a base |
+//! | [`compare`] | what is different between two trees |
 //! | [`message`], [`frame`] | what the two halves of a round say to each other, and the frames that carry it |
 //! | [`source`], [`sink`] | the two halves |
 //! | [`place`] | elements' directories as wholes: set aside, brought back, measured |
@@ -27,6 +28,7 @@
 
 pub mod bridge;
 pub mod chunk;
+pub mod compare;
 pub mod encoding;
 pub mod entry;
 pub mod frame;

@@ -67,7 +67,6 @@ pub struct ElementPlan {
     /// Where it is at the source.
     pub at: ElementAt,
     /// Where it goes.
-    #[serde(flatten)]
     pub target: Target,
     /// Its path in the first container that has it.
     pub path: String,

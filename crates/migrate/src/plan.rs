@@ -95,7 +95,6 @@ pub struct PlannedHook {
     /// Which of the plan's containers.
     pub member: usize,
     /// The command.
-    #[serde(flatten)]
     pub hook: Hook,
 }
 

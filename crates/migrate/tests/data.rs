@@ -217,6 +217,22 @@ async fn everything_arrives_in_both_modes() {
     }
 }
 
+#[test]
+fn a_plan_survives_its_way_over_the_wire() {
+    let options = MoveOptions {
+        hooks: vec![Hook {
+            when: HookTime::PreFreeze,
+            place: HookPlace::Host,
+            command: "sync".into(),
+            timeout: 5,
+        }],
+        ..options(ModeRequest::Cold)
+    };
+    let plan = scene(&options, |_| {}).plan;
+    let text = serde_json::to_string(&plan).unwrap();
+    assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_written_until_the_freeze_arrives() {
     let scene = scene(&options(ModeRequest::Warm), |_| {});

@@ -3,6 +3,7 @@
 mod copy;
 mod ls;
 mod snapshot;
+mod verify;
 
 use std::time::Instant;
 
@@ -23,11 +24,7 @@ pub async fn run(context: &Context, args: &VolumeArgs) -> Result<(), Fault> {
         VolumeCommand::Ls(args) => ls::run(context, args).await,
         VolumeCommand::Copy(args) => copy::run(context, args).await,
         VolumeCommand::Snapshot(args) => snapshot::run(context, args).await,
-        VolumeCommand::Verify(_) => Err(Fault::new(
-            "usage.verify",
-            FaultKind::Usage,
-            "not in this version",
-        )),
+        VolumeCommand::Verify(args) => verify::run(context, args).await,
     }
 }
 
