@@ -260,16 +260,26 @@ impl Node {
     ///
     /// [`Error::Unsupported`] where the host's control groups do not count it.
     pub fn processor_time(&self) -> Result<Duration> {
-        let counted = self.bed.cgroups().processor_time(&self.bed.record.name, self.name());
-        counted.ok_or_else(|| Error::Unsupported("control groups here do not count processor time".to_owned()))
+        let counted = self
+            .bed
+            .cgroups()
+            .processor_time(&self.bed.record.name, self.name());
+        counted
+            .ok_or_else(|| Error::Unsupported("control groups here do not count processor time".to_owned()))
     }
 
     /// Anonymous memory in bytes that the node's processes of these names hold now: what they need for themselves, without
     /// files that are mapped or cached.
     #[must_use]
     pub fn memory_of(&self, programs: &[&str]) -> u64 {
-        let processes = self.bed.cgroups().processes(&self.bed.record.name, Some(self.name()));
-        processes.iter().filter_map(|process| process.memory_if(programs)).sum()
+        let processes = self
+            .bed
+            .cgroups()
+            .processes(&self.bed.record.name, Some(self.name()));
+        processes
+            .iter()
+            .filter_map(|process| process.memory_if(programs))
+            .sum()
     }
 
     /// Kills the engine as a crash would: its containers go on, nobody answers any more.

@@ -59,7 +59,12 @@ impl ProcessId {
         if !programs.contains(&field("Name:")?.trim()) {
             return None;
         }
-        let kibibytes: u64 = field("RssAnon:")?.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+        let kibibytes: u64 = field("RssAnon:")?
+            .trim()
+            .strip_suffix(" kB")?
+            .trim()
+            .parse()
+            .ok()?;
         Some(kibibytes * 1024)
     }
 

@@ -102,13 +102,19 @@ pub(super) fn run(runs: usize, rows: &[String], small: bool) -> Outcome {
     }
     let mut freezes = Vec::new();
     if wanted("f") {
-        freezes.push(("100,000 files, nothing changed", freeze(&a, &b, SMALL_FILES, "true", runs, share)?));
+        freezes.push((
+            "100,000 files, nothing changed",
+            freeze(&a, &b, SMALL_FILES, "true", runs, share)?,
+        ));
     }
     if wanted("g") {
         let fill = "head -c $((1073741824 / N)) /dev/urandom | split -b 16777216 -a 3 -d - file";
         // In the container, whose volume is at /data.
         let dirty = "cd /data && for f in file*; do head -c 163840 /dev/urandom | dd of=$f bs=16384 seek=7 conv=notrunc; done";
-        freezes.push(("1 GiB, 10 MiB of it changed right before", freeze(&a, &b, fill, dirty, runs, share)?));
+        freezes.push((
+            "1 GiB, 10 MiB of it changed right before",
+            freeze(&a, &b, fill, dirty, runs, share)?,
+        ));
     }
     print(&table, &freezes, runs, share);
     Ok(())
@@ -152,12 +158,22 @@ fn copies(nodes: [&Node; 2], case: &Case, runs: usize, share: u32) -> Outcome<Ve
 fn copy(a: &Node, b: &Node, way: &str) -> Outcome {
     match way {
         "tranship" => {
-            let said = a.exec_ok(["tranship", "volume", "copy", VOLUME, &format!("ssh://root@b//{VOLUME}"), "--update", "--json"]);
+            let said = a.exec_ok([
+                "tranship",
+                "volume",
+                "copy",
+                VOLUME,
+                &format!("ssh://root@b//{VOLUME}"),
+                "--update",
+                "--json",
+            ]);
             said?;
         }
         "rsync -aHAX" => {
             make(b)?;
-            a.sh(&format!("rsync -aHAX --numeric-ids --delete {DIRECTORY}/ root@b:{DIRECTORY}/"))?;
+            a.sh(&format!(
+                "rsync -aHAX --numeric-ids --delete {DIRECTORY}/ root@b:{DIRECTORY}/"
+            ))?;
         }
         _ => {
             make(b)?;
@@ -177,12 +193,18 @@ fn make(node: &Node) -> Outcome {
 
 /// A copy that is not equal measures nothing.
 fn same(a: &Node) -> Outcome {
-    let said = a.sh(&format!("rsync -aHAXn --numeric-ids --delete -i {DIRECTORY}/ root@b:{DIRECTORY}/"))?;
+    let said = a.sh(&format!(
+        "rsync -aHAXn --numeric-ids --delete -i {DIRECTORY}/ root@b:{DIRECTORY}/"
+    ))?;
     if said.is_empty() {
         Ok(())
     } else {
         let lines = said.lines().count();
-        Err(format!("the copy differs in {lines} entries:\n{}", said.lines().take(10).collect::<Vec<_>>().join("\n")).into())
+        Err(format!(
+            "the copy differs in {lines} entries:\n{}",
+            said.lines().take(10).collect::<Vec<_>>().join("\n")
+        )
+        .into())
     }
 }
 
@@ -227,8 +249,16 @@ fn freeze(a: &Node, b: &Node, fill: &str, dirty: &str, runs: usize, share: u32) 
             "--quiet",
         ])?;
         let views: Value = serde_json::from_str(&view)?;
-        let milliseconds = |value: &Value| value.as_u64().map(Duration::from_millis).ok_or("the report lacks a time");
-        let last = views[0]["rounds"].as_array().and_then(|rounds| rounds.last()).ok_or("no rounds")?;
+        let milliseconds = |value: &Value| {
+            value
+                .as_u64()
+                .map(Duration::from_millis)
+                .ok_or("the report lacks a time")
+        };
+        let last = views[0]["rounds"]
+            .as_array()
+            .and_then(|rounds| rounds.last())
+            .ok_or("no rounds")?;
         freezes.push(Freeze {
             look: milliseconds(&last["took_ms"])?,
             downtime: milliseconds(&views[0]["downtime_ms"])?,
@@ -241,13 +271,28 @@ fn freeze(a: &Node, b: &Node, fill: &str, dirty: &str, runs: usize, share: u32) 
 }
 
 fn print(table: &[(&Case, Vec<Vec<Cost>>)], freezes: &[(&str, Vec<Freeze>)], runs: usize, share: u32) {
-    let scale = if share == 1 { String::new() } else { format!("; everything 1/{share} as large") };
-    println!("\nmedians of {runs} runs, largest memory of all; {}{scale}", machine());
-    println!("\n| case | way | time | tranship is faster | processor, both hosts | memory, both hosts | on the wire |");
+    let scale = if share == 1 {
+        String::new()
+    } else {
+        format!("; everything 1/{share} as large")
+    };
+    println!(
+        "\nmedians of {runs} runs, largest memory of all; {}{scale}",
+        machine()
+    );
+    println!(
+        "\n| case | way | time | tranship is faster | processor, both hosts | memory, both hosts | on the wire |"
+    );
     println!("|---|---|---|---|---|---|---|");
     for (case, costs) in table {
         let medians: Vec<Cost> = costs.iter().map(|list| medians(list)).collect();
-        let ours = medians.last().copied().unwrap_or_default().time.as_secs_f64().max(0.001);
+        let ours = medians
+            .last()
+            .copied()
+            .unwrap_or_default()
+            .time
+            .as_secs_f64()
+            .max(0.001);
         for (way, cost) in WAYS.iter().zip(&medians) {
             let ratio = if *way == "tranship" {
                 String::new()
@@ -275,7 +320,8 @@ fn print(table: &[(&Case, Vec<Vec<Cost>>)], freezes: &[(&str, Vec<Freeze>)], run
         println!("|---|---|---|");
     }
     for (what, list) in freezes {
-        let middle = |figure: fn(&Freeze) -> Duration| super::measure::median(list.iter().map(figure).collect());
+        let middle =
+            |figure: fn(&Freeze) -> Duration| super::measure::median(list.iter().map(figure).collect());
         println!(
             "| {what} | {:.2} s | {:.2} s |",
             middle(|f| f.look).as_secs_f64(),

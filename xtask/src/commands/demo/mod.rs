@@ -82,7 +82,16 @@ impl Stage {
     fn command(&self, name: &str, mode: &str) -> Command {
         let mut command = Command::new(&self.tranship);
         command
-            .args(["migrate", name, "--from", "ssh://root@a", "--to", "ssh://root@b", "--mode", mode])
+            .args([
+                "migrate",
+                name,
+                "--from",
+                "ssh://root@a",
+                "--to",
+                "ssh://root@b",
+                "--mode",
+                mode,
+            ])
             .env("TRANSHIP_SSH_CONFIG", self.bed.ssh_config())
             .env("TRANSHIP_STATE_DIR", self.state.path())
             .stdin(Stdio::null());
@@ -98,7 +107,10 @@ fn show_containers(node: &Node, all: bool) -> Result<(), Box<dyn Error>> {
     if all {
         words.push("-a");
     }
-    words.extend(["--format", "table {{.Names}}\t{{.Image}}\t{{.Status}}\t{{.Ports}}"]);
+    words.extend([
+        "--format",
+        "table {{.Names}}\t{{.Image}}\t{{.Status}}\t{{.Ports}}",
+    ]);
     print!("{}", node.exec_ok(words)?);
     Ok(())
 }

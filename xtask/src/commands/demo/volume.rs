@@ -30,11 +30,12 @@ pub(super) fn run(stage: &Stage, mode: &str) -> Result<(), Box<dyn Error>> {
     println!("\nA service with a volume: it answers for a line once fsync has returned.");
     let image = a.load_image("python")?;
     let options = ["-p", "7000:7000", "-v", "lines:/lines", "--restart", "always"];
-    a.exec_ok(["docker", "run", "-d", "--name", "lines"].iter().chain(&options).chain(&[
-        image.as_str(),
-        "append-service",
-        "/lines",
-    ]))?;
+    a.exec_ok(
+        ["docker", "run", "-d", "--name", "lines"]
+            .iter()
+            .chain(&options)
+            .chain(&[image.as_str(), "append-service", "/lines"]),
+    )?;
     let hosts = [a.address(), b.address()];
     wait_until_answered(hosts[0])?;
     // Something to carry beside the lines.
@@ -74,7 +75,10 @@ pub(super) fn run(stage: &Stage, mode: &str) -> Result<(), Box<dyn Error>> {
 fn lost(node: &Node, seen: &Seen) -> Result<usize, Box<dyn Error>> {
     let log = node.sh(&format!("cat {LOG}"))?;
     // `SEQUENCE START TEXT`
-    let lines: Vec<&str> = log.lines().map(|line| line.splitn(3, ' ').nth(2).unwrap_or_default()).collect();
+    let lines: Vec<&str> = log
+        .lines()
+        .map(|line| line.splitn(3, ' ').nth(2).unwrap_or_default())
+        .collect();
     let missing = seen.answered.iter().flatten().filter(|(sequence, text)| {
         let index = usize::try_from(sequence.saturating_sub(1)).unwrap_or(usize::MAX);
         lines.get(index).is_none_or(|line| line != text)
@@ -95,7 +99,9 @@ fn write_without_end(hosts: [Ipv4Addr; 2], stop: &AtomicBool) -> Seen {
             number += 1;
             let text = format!("line {number} of the client");
             // Without an answer the client knows nothing of this line, and goes on with another.
-            let Ok(sequence) = append(&mut stream, &text) else { break };
+            let Ok(sequence) = append(&mut stream, &text) else {
+                break;
+            };
             seen.answered[node].push((sequence, text));
             seen.longest_gap = seen.longest_gap.max(last.elapsed());
             last = Instant::now();

@@ -60,17 +60,6 @@ fn volumes_and_mounts_are_described_the_same_there() {
         "é=ü",
         "labelled",
     ]);
-    create(&[
-        "--driver",
-        "local",
-        "--opt",
-        "type=tmpfs",
-        "--opt",
-        "device=tmpfs",
-        "--opt",
-        "o=size=10m,uid=1000,mode=1770",
-        "memory",
-    ]);
     create(&["Odd_name.with-all.9"]);
     create(&["parts"]);
     world
@@ -83,8 +72,6 @@ fn volumes_and_mounts_are_described_the_same_there() {
             "plain:/plain",
             "-v",
             "labelled:/labelled:ro",
-            "-v",
-            "memory:/memory",
             "-v",
             "Odd_name.with-all.9:/usr/lib/python3.13/json:nocopy",
             "-v",
@@ -112,7 +99,6 @@ fn volumes_and_mounts_are_described_the_same_there() {
     let names = [
         "plain",
         "labelled",
-        "memory",
         "Odd_name.with-all.9",
         "parts",
         "made",
@@ -125,7 +111,7 @@ fn volumes_and_mounts_are_described_the_same_there() {
         assert_eq!(&volume_document(&world.b, name), before, "{name}");
     }
     assert_eq!(mounts(&world.b), asked);
-    for name in names.iter().filter(|name| **name != "memory") {
+    for name in &names {
         assert_none(&world.differences(&volume(name), &volume(name)), name);
     }
     for path in ["/anonymous", "/anonymous/too", "/with, comma"] {
@@ -210,4 +196,41 @@ fn a_volume_that_is_a_directory_of_the_host_by_its_options_brings_its_data_or_is
         );
         return;
     }
+}
+
+#[test]
+fn a_volume_in_memory_is_made_again_as_after_a_restart() {
+    let world = world!();
+    world
+        .a
+        .exec_ok([
+            "docker",
+            "volume",
+            "create",
+            "--opt",
+            "type=tmpfs",
+            "--opt",
+            "device=tmpfs",
+            "--opt",
+            "o=size=10m,uid=1000,mode=1770",
+            "memory",
+        ])
+        .unwrap();
+    world.hold(
+        &["-v", "memory:/memory", "-v", "data:/data"],
+        &["sleep", "infinity"],
+    );
+    world.inside(&world.a, "echo x > /memory/x; echo x > /data/x");
+    let before = volume_document(&world.a, "memory");
+    let findings = world.findings("web", &["--mode", "cold"]);
+    assert!(
+        findings.iter().any(|(code, _)| code.starts_with("volume.")),
+        "the plan says nothing: {findings:?}"
+    );
+    world.migrate(&["--mode", "cold"]).expect(0);
+    assert_eq!(volume_document(&world.b, "memory"), before);
+    world.inside(
+        &world.b,
+        "mount | grep -q 'tmpfs on /memory' && ! test -e /memory/x && test -e /data/x",
+    );
 }
