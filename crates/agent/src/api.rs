@@ -18,6 +18,8 @@
 //! | `POST /v1/copies/ID/send` | caller | [`SendCopy`] → server-sent [`CopyEvent`]s |
 //! | `POST /v1/snapshots`, `…/remove` | caller | [`TakeSnapshot`] → server-sent [`CopyEvent`]s |
 //! | `GET /v1/volumes/NAME/manifest` | caller | the tree of a volume or (`NAME@TIME`) snapshot, as in `docs/tree-format.md` |
+//! | `GET /v1/volumes/NAME/archive` | caller | a volume or (`NAME@TIME`) snapshot as a tar archive |
+//! | `PUT /v1/volumes/NAME/archive` | caller | a tar archive becomes a volume, described in [`VOLUME_HEADER`] |
 //! | `POST /v1/retire` | caller | end the agent if it has nothing to do |
 //! | `POST /v1/peer/STEP` | the source's agent | the steps of [`tranship_migrate::Destination`] |
 //! | `POST /v1/peer/copy` | the source's agent | one round of a copy (full duplex) |
@@ -139,6 +141,9 @@ pub struct SendCopy {
     /// The way there.
     pub route: Route,
 }
+
+/// The header in which the attributes of a volume come that an archive becomes, as JSON in ASCII.
+pub const VOLUME_HEADER: &str = "tranship-volume";
 
 /// Asks for a snapshot of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

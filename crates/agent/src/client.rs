@@ -1,10 +1,12 @@
 //! The agent API from the asking side, one method per request.
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use tranship_core::event::Event;
 use tranship_core::ids::ContainerName;
 use tranship_core::node::{ContainerReport, NodeFacts, Survey, SurveyRequest};
-use tranship_core::{Fault, MigrationId};
+use tranship_core::storage::VolumeSpec;
+use tranship_core::{Fault, FaultKind, MigrationId};
 use tranship_wire::WireError;
 use tranship_wire::h2::{Client, Duplex};
 
@@ -12,6 +14,7 @@ use crate::api::{
     CopyEvent, Depart, Expect, Expected, Hello, MigrationView, Reach, Reached, ReceiveCopy, SendCopy,
     TakeSnapshot, VolumeInfo,
 };
+use crate::archives::Imported;
 
 /// How a copy goes. Dropping it ends the copy.
 pub type CopyEvents = std::pin::Pin<Box<dyn Stream<Item = Result<CopyEvent, Fault>> + Send>>;
@@ -20,6 +23,23 @@ pub type CopyEvents = std::pin::Pin<Box<dyn Stream<Item = Result<CopyEvent, Faul
 #[derive(Debug, Clone)]
 pub struct AgentClient {
     client: Client,
+}
+
+/// JSON text without anything but ASCII, as headers want it.
+fn ascii(json: &str) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_ascii() && !c.is_ascii_control() {
+            text.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                // Writing into a String cannot fail.
+                let _ = write!(text, "\\u{unit:04x}");
+            }
+        }
+    }
+    text
 }
 
 impl AgentClient {
@@ -180,6 +200,47 @@ impl AgentClient {
             .await
             .map_err(WireError::into_fault)?;
         Ok(bytes)
+    }
+
+    /// A volume as a tar archive, or a snapshot of it by its time.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn export_volume(
+        &self,
+        volume: &str,
+        snapshot: Option<u64>,
+    ) -> Result<tranship_wire::h2::ByteStream, Fault> {
+        let time = snapshot.map_or_else(String::new, |time| format!("@{time}"));
+        let path = format!("/v1/volumes/{volume}{time}/archive");
+        let (_, bytes) = self
+            .client
+            .receive_stream(&path)
+            .await
+            .map_err(WireError::into_fault)?;
+        Ok(bytes)
+    }
+
+    /// Makes a volume of a tar archive.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn import_volume(
+        &self,
+        spec: &VolumeSpec,
+        archive: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    ) -> Result<Imported, Fault> {
+        let invalid = |e: String| Fault::new("request.invalid", FaultKind::Usage, e);
+        let text = serde_json::to_string(spec).map_err(|e| invalid(e.to_string()))?;
+        let value = http::HeaderValue::from_str(&ascii(&text)).map_err(|e| invalid(e.to_string()))?;
+        let mut headers = http::HeaderMap::new();
+        headers.insert(crate::api::VOLUME_HEADER, value);
+        let path = format!("/v1/volumes/{}/archive", spec.name);
+        let sent = self
+            .client
+            .send_stream(http::Method::PUT, &path, headers, archive)
+            .await;
+        sent.map_err(WireError::into_fault)
     }
 
     /// At the destination: makes ready for a copy.

@@ -4,6 +4,7 @@
 //! caller only watches. [`api`] lists what it can be asked.
 
 pub mod api;
+mod archives;
 mod client;
 mod copies;
 pub mod daemon;
@@ -21,6 +22,7 @@ mod storage;
 mod store;
 mod volumes;
 
+pub use archives::Imported;
 pub use client::{AgentClient, CopyEvents};
 pub use engine::NodeEngine;
 pub use host::Shell;

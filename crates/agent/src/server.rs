@@ -75,6 +75,14 @@ where
         .map_err(|e: T::Err| Fault::new("request.invalid", FaultKind::Usage, e.to_string()))
 }
 
+/// `NAME` or `NAME@TIME`.
+fn volume_and_time(text: &str) -> Result<(&str, Option<u64>), Fault> {
+    match text.split_once('@') {
+        None => Ok((text, None)),
+        Some((name, time)) => Ok((name, Some(parse(time)?))),
+    }
+}
+
 async fn body<T: serde::de::DeserializeOwned>(request: Request<RequestBody>) -> Result<T, Fault> {
     h2::read_json(request).await.map_err(WireError::into_fault)
 }
@@ -156,6 +164,19 @@ impl Handler for OwnerHandler {
             }
             (&Method::GET, ["v1", "volumes"]) => answer(self.agent.volumes().await),
             (&Method::GET, ["v1", "volumes", name, "manifest"]) => self.manifest(name).await,
+            (&Method::GET, ["v1", "volumes", name, "archive"]) => {
+                let archive = match volume_and_time(name) {
+                    Ok((name, time)) => self.agent.export_volume(name, time).await,
+                    Err(fault) => Err(fault),
+                };
+                match archive {
+                    Ok(archive) => {
+                        h2::stream_response(http::HeaderMap::new(), archive.map(|p| p.map_err(Box::new)))
+                    }
+                    Err(fault) => answer::<()>(Err(fault)),
+                }
+            }
+            (&Method::PUT, ["v1", "volumes", _, "archive"]) => self.import(request).await,
             (&Method::POST, ["v1", "copies", id, what]) => match parse::<MigrationId>(id) {
                 Ok(id) => self.copy(id, what, request).await,
                 Err(fault) => answer::<()>(Err(fault)),
@@ -185,12 +206,8 @@ impl Handler for OwnerHandler {
 
 impl OwnerHandler {
     async fn manifest(&self, name: &str) -> Response<Body> {
-        let (name, snapshot) = match name.split_once('@') {
-            None => (name, Ok(None)),
-            Some((name, time)) => (name, parse::<u64>(time).map(Some)),
-        };
-        let file = match snapshot {
-            Ok(snapshot) => self.agent.manifest(name, snapshot).await,
+        let file = match volume_and_time(name) {
+            Ok((name, snapshot)) => self.agent.manifest(name, snapshot).await,
             Err(fault) => Err(fault),
         };
         match file {
@@ -201,6 +218,26 @@ impl OwnerHandler {
             }
             Err(fault) => answer::<()>(Err(fault)),
         }
+    }
+
+    /// The volume's attributes come in a header, the archive as the body.
+    async fn import(&self, request: Request<RequestBody>) -> Response<Body> {
+        let spec = request
+            .headers()
+            .get(crate::api::VOLUME_HEADER)
+            .and_then(|value| serde_json::from_slice(value.as_bytes()).ok());
+        let Some(spec) = spec else {
+            return answer::<()>(Err(Fault::new(
+                "request.invalid",
+                FaultKind::Usage,
+                "the request does not say which volume",
+            )));
+        };
+        let agent = Arc::clone(&self.agent);
+        let parts = h2::read_stream(request)
+            .map(|p| p.map_err(|e| std::io::Error::other(e.into_fault().to_string())));
+        let imported = regardless(async move { agent.import_volume(&spec, Box::pin(parts)).await });
+        answer(imported.await)
     }
 
     async fn copy(&self, id: MigrationId, what: &str, request: Request<RequestBody>) -> Response<Body> {

@@ -37,4 +37,5 @@ pub mod place;
 pub mod scan;
 pub mod sink;
 pub mod source;
+pub mod storage;
 pub mod tree;

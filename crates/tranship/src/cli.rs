@@ -294,6 +294,10 @@ pub enum VolumeCommand {
     Copy(VolumeCopyArgs),
     /// Keep what a volume holds now, on its own node
     Snapshot(VolumeSnapshotArgs),
+    /// Write a volume as a tar archive, with all attributes
+    Export(VolumeExportArgs),
+    /// Make a volume from a tar archive, plain or compressed
+    Import(VolumeImportArgs),
     /// Compare what two volumes hold, byte by byte and attribute by attribute
     Verify(VolumeVerifyArgs),
 }
@@ -350,6 +354,34 @@ pub struct VolumeSnapshotArgs {
     /// Remove the snapshot
     #[arg(long, conflicts_with_all = ["freeze", "exclude"])]
     pub rm: bool,
+}
+
+/// `tranship volume export`
+#[derive(Debug, Clone, Args)]
+pub struct VolumeExportArgs {
+    /// The volume, as [NODE//]NAME, or a snapshot of it, as [NODE//]NAME@TIME
+    #[arg(value_name = "VOLUME")]
+    pub volume: VolumeAddress,
+    /// The archive; - is standard output
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub output: PathBuf,
+}
+
+/// `tranship volume import`
+#[derive(Debug, Clone, Args)]
+pub struct VolumeImportArgs {
+    /// The new volume, as [NODE//]NAME
+    #[arg(value_name = "VOLUME")]
+    pub volume: VolumeAddress,
+    /// The archive; - is standard input
+    #[arg(value_name = "FILE", default_value = "-")]
+    pub input: PathBuf,
+    /// A label of the volume; several times for several
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
+    pub label: Vec<(String, String)>,
+    /// An option of the volume's driver; several times for several
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
+    pub opt: Vec<(String, String)>,
 }
 
 /// `tranship volume verify`
@@ -459,6 +491,13 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     match number.checked_mul(factor) {
         Some(bytes @ 1..) => Ok(bytes),
         _ => Err(format!("{text:?} is out of range")),
+    }
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("it is written KEY=VALUE".into()),
     }
 }
 

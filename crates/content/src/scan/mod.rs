@@ -197,6 +197,11 @@ impl<'a> Context<'a> {
         }
     }
 
+    /// Whether any bytes are wanted.
+    fn wants_any(&self) -> bool {
+        !matches!(self.wanted, Wanted::Nothing)
+    }
+
     /// Whether times say nothing about the content of such entries.
     fn silent(&self, kind: Kind) -> bool {
         self.silent && kind == Kind::File

@@ -35,7 +35,7 @@ pub(crate) struct Large {
 const SAMPLES: usize = 8;
 
 /// Whether most of a file's content may be where the base has it, so that it is best written to in place. One insertion moves all
-/// that follows, so the far end says most.
+/// that follows, so the far end says it.
 pub(crate) fn in_place(file: &File, hints: &Hints, old_size: u64, size: u64) -> bool {
     if old_size < IN_PLACE || size < IN_PLACE || !hints.comparable {
         return false;
@@ -48,7 +48,7 @@ pub(crate) fn in_place(file: &File, hints: &Hints, old_size: u64, size: u64) -> 
         .partition_point(|chunk| chunk.0 + u64::from(chunk.1) <= size);
     // The last chunk ended with the file, and would end elsewhere now.
     let whole = &hints.chunks[..there.min(hints.chunks.len().saturating_sub(1))];
-    let late = &whole[whole.len() / 2..];
+    let late = &whole[whole.len() - whole.len().div_ceil(8)..];
     let mut buffer = Vec::new();
     late.iter()
         .step_by((late.len() / SAMPLES).max(1))
@@ -103,6 +103,22 @@ impl Hints {
         let before = next.checked_sub(1).and_then(|before| self.chunks.get(before));
         before.map_or(0, |chunk| chunk.0 + u64::from(chunk.1)) == from
             && self.chunks.get(next).is_none_or(|chunk| chunk.0 >= to)
+    }
+
+    /// Where the data ends that the base has at this place; this place itself, if it has a hole there or nothing.
+    pub(crate) fn data_end(&self, at: u64) -> u64 {
+        let mut index = self
+            .chunks
+            .partition_point(|chunk| chunk.0 + u64::from(chunk.1) <= at);
+        let mut end = at;
+        while let Some(chunk) = self.chunks.get(index).filter(|chunk| chunk.0 <= end) {
+            end = chunk.0 + u64::from(chunk.1);
+            index += 1;
+            if chunk.3 {
+                break;
+            }
+        }
+        end
     }
 
     /// Index of the first chunk that begins at or after a place.
@@ -227,12 +243,13 @@ fn piece(large: &Large, extent: Extent, buffer: &Bytes, from: usize, context: &C
     let Extent::Chunk { length, id } = extent else {
         return Piece { extent, bytes: None };
     };
-    let held = match &large.hints {
-        Some(_) if large.in_place => false,
-        Some(hints) => hints.place(&id).is_some(),
-        None => false,
+    let wanted = match &large.hints {
+        // Other places, in this file or another, may not be what they were when it is written.
+        Some(_) if large.in_place => context.wants_any(),
+        Some(hints) => hints.place(&id).is_none() && context.wants(&extent),
+        None => context.wants(&extent),
     };
-    let bytes = (!held && context.wants(&extent)).then(|| {
+    let bytes = wanted.then(|| {
         let part = from..from + length as usize;
         // Where few chunks are kept, they should not keep the whole segment with them.
         if large.hints.is_some() {

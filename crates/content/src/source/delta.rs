@@ -402,6 +402,11 @@ impl FileDelta {
             .unwrap_or(like_this)
             .min(self.base_size);
         self.base_at = end.max(from);
+        // Zeros that were a hole would stay one: nothing is written where nothing differs.
+        let end = match self.known.hints() {
+            Some(hints) if self.in_place => end.min(hints.data_end(from)),
+            _ => end,
+        };
         if end <= from || length < WORTH_ASKING {
             for (id, bytes) in chunks {
                 pending.data(id, bytes)?;

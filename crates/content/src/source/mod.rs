@@ -16,7 +16,6 @@ mod adapt;
 mod blocks;
 mod body;
 mod delta;
-mod element;
 mod error;
 mod index;
 mod pending;
@@ -30,7 +29,6 @@ use std::time::Instant;
 
 use tranship_core::storage::{Compression, RoundOptions, RoundProgress, RoundReport};
 
-pub use element::DirectorySource;
 pub use error::SourceError;
 pub(crate) use index::IN_PLACE;
 
