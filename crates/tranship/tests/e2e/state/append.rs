@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::{long, volume};
@@ -42,7 +42,7 @@ fn ask(stream: &mut BufReader<TcpStream>, line: &str) -> std::io::Result<(u64, u
 }
 
 /// Appends lines, one connection at a time, to whichever host answers, until told to stop.
-fn client(name: usize, hosts: [Ipv4Addr; 2], stop: &AtomicBool) -> Vec<Acknowledged> {
+fn client(name: usize, hosts: [Ipv4Addr; 2], stop: &AtomicBool, count: &AtomicUsize) -> Vec<Acknowledged> {
     let mut acknowledged = Vec::new();
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -54,11 +54,14 @@ fn client(name: usize, hosts: [Ipv4Addr; 2], stop: &AtomicBool) -> Vec<Acknowled
             number += 1;
             let text = format!("{name}-{number}");
             match ask(&mut stream, &format!("{text}\n")) {
-                Ok((sequence, start)) => acknowledged.push(Acknowledged {
-                    sequence,
-                    start,
-                    text,
-                }),
+                Ok((sequence, start)) => {
+                    acknowledged.push(Acknowledged {
+                        sequence,
+                        start,
+                        text,
+                    });
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
                 // It may have been written or not; nobody was told.
                 Err(_) => break,
             }
@@ -148,12 +151,17 @@ fn no_line_that_was_answered_for_is_lost() {
     let hosts = [world.a.address(), world.b.address()];
     wait_until(|| connect(hosts[0]).is_ok());
     let stop = Arc::new(AtomicBool::new(false));
+    let count = Arc::new(AtomicUsize::new(0));
     let clients: Vec<_> = (0..3)
         .map(|name| {
-            let stop = Arc::clone(&stop);
-            std::thread::spawn(move || client(name, hosts, &stop))
+            let (stop, count) = (Arc::clone(&stop), Arc::clone(&count));
+            std::thread::spawn(move || client(name, hosts, &stop, &count))
         })
         .collect();
+    let wait_for_lines = || {
+        let before = count.load(Ordering::Relaxed);
+        wait_until(|| count.load(Ordering::Relaxed) >= before + 200);
+    };
     let watcher = std::thread::spawn({
         let stop = Arc::clone(&stop);
         move || overlaps(hosts, &stop)
@@ -162,7 +170,7 @@ fn no_line_that_was_answered_for_is_lost() {
     for turn in 0..moves {
         let (from, to) = if turn % 2 == 0 { ("a", "b") } else { ("b", "a") };
         let mode = if turn % 4 < 2 { "cold" } else { "warm" };
-        std::thread::sleep(Duration::from_millis(500));
+        wait_for_lines();
         let options = ["--mode", mode, "--replace", "--volume-conflict", "replace"];
         let options = if turn == 0 { &options[..2] } else { &options[..] };
         // A move that fails in the middle is one more thing that must lose nothing.
@@ -174,7 +182,7 @@ fn no_line_that_was_answered_for_is_lost() {
         }
         world.migrate_between(from, to, options).expect(0);
     }
-    std::thread::sleep(Duration::from_millis(500));
+    wait_for_lines();
     stop.store(true, Ordering::Relaxed);
     let mut acknowledged: Vec<Acknowledged> = clients.into_iter().flat_map(|c| c.join().unwrap()).collect();
     acknowledged.sort_by_key(|line| line.sequence);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use postgres::{Client, NoTls};
@@ -33,7 +33,7 @@ struct Seen {
 }
 
 /// Inserts rows, each a commit of its own, at whichever host answers.
-fn client(name: i64, hosts: [Ipv4Addr; 2], stop: &AtomicBool) -> Seen {
+fn client(name: i64, hosts: [Ipv4Addr; 2], stop: &AtomicBool, commits: &AtomicUsize) -> Seen {
     let mut seen = Seen::default();
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -46,7 +46,10 @@ fn client(name: i64, hosts: [Ipv4Addr; 2], stop: &AtomicBool) -> Seen {
             let id = name * 1_000_000_000 + number;
             let insert = "insert into rows (id, text) values ($1, repeat(md5($1::text), 8))";
             match server.execute(insert, &[&id]) {
-                Ok(_) => seen.acknowledged.push(id),
+                Ok(_) => {
+                    seen.acknowledged.push(id);
+                    commits.fetch_add(1, Ordering::Relaxed);
+                }
                 Err(_) => {
                     seen.unknown += 1;
                     break;
@@ -150,12 +153,17 @@ fn no_commit_that_was_acknowledged_is_lost() {
     prepare(&world);
     let hosts = [world.a.address(), world.b.address()];
     let stop = Arc::new(AtomicBool::new(false));
+    let commits = Arc::new(AtomicUsize::new(0));
     let clients: Vec<_> = (1..=3)
         .map(|name| {
-            let stop = Arc::clone(&stop);
-            std::thread::spawn(move || client(name, hosts, &stop))
+            let (stop, commits) = (Arc::clone(&stop), Arc::clone(&commits));
+            std::thread::spawn(move || client(name, hosts, &stop, &commits))
         })
         .collect();
+    let wait_for_commits = || {
+        let before = commits.load(Ordering::Relaxed);
+        wait_until(|| commits.load(Ordering::Relaxed) >= before + 100);
+    };
     let watcher = std::thread::spawn({
         let stop = Arc::clone(&stop);
         move || overlaps(hosts, &stop)
@@ -173,7 +181,7 @@ fn no_commit_that_was_acknowledged_is_lost() {
         } else {
             "cold"
         };
-        std::thread::sleep(Duration::from_secs(1));
+        wait_for_commits();
         let options = [
             "--mode",
             mode,
@@ -192,7 +200,7 @@ fn no_commit_that_was_acknowledged_is_lost() {
         assert!(ids.len() > held, "nothing was written since the last move");
         held = ids.len();
     }
-    std::thread::sleep(Duration::from_secs(1));
+    wait_for_commits();
     stop.store(true, Ordering::Relaxed);
     let seen: Vec<Seen> = clients.into_iter().map(|c| c.join().unwrap()).collect();
     let (ids, count) = rows(hosts[moves % 2]);
