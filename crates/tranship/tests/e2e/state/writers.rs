@@ -23,9 +23,7 @@ const KINDS: [&str; 9] = [
 /// Starts writers in `web` at `a`; they end with the container.
 fn write(world: &World, kinds: &[&str], directory: &str) -> Vec<NodeProcess> {
     let start = |kind: &&str| {
-        let command = [
-            "docker", "exec", "web", "nice", "python3", "-c", WRITERS, directory, kind,
-        ];
+        let command = ["docker", "exec", "web", "python3", "-c", WRITERS, directory, kind];
         let mut process = world.a.spawn(command).unwrap();
         let mut said = [0u8; 7];
         process.stdout().unwrap().read_exact(&mut said).unwrap();

@@ -10,6 +10,7 @@ import time
 directory = os.path.join(sys.argv[1], sys.argv[2])
 os.makedirs(directory, exist_ok=True)
 os.chdir(directory)
+os.nice(10)
 chance = random.Random(sys.argv[2])
 PAGE = 4096
 
