@@ -324,6 +324,11 @@ pub fn with_sink<T: Send>(
     source: impl FnOnce(&mut Peer) -> T + Send,
 ) -> (Result<RoundReport, SinkError>, T) {
     let (here, there) = UnixStream::pair().unwrap();
+    // Whoever waits for what never comes fails.
+    for end in [&here, &there] {
+        end.set_read_timeout(Some(std::time::Duration::from_secs(20)))
+            .unwrap();
+    }
     let options = SinkOptions {
         root: root.to_path_buf(),
         work: work.to_path_buf(),
