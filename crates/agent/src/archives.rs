@@ -11,8 +11,9 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 use tranship_archive::TreePath;
 use tranship_archive::compression::{DecodeOptions, Decoder};
 use tranship_archive::confined::{
-    Devices, ExportOptions, ExtractOptions, Links, Root, export_element, extract,
+    Devices, ExportOptions, ExtractOptions, Extractor, Links, Root, export_element,
 };
+use tranship_archive::entry::Entry;
 use tranship_archive::filter::FilterSpec;
 use tranship_archive::reader::{Limits, ReadOptions, Reader};
 use tranship_archive::writer::Writer;
@@ -91,14 +92,7 @@ impl Agent {
         snapshot: Option<u64>,
     ) -> Result<impl Stream<Item = Result<Bytes, Fault>> + Send + use<>, Fault> {
         let path = self.directory_of(volume, snapshot).await?;
-        let (sender, receiver) = mpsc::channel(PIECES);
-        tokio::task::spawn_blocking(move || {
-            if let Err(fault) = write_archive(&path, Pieces(sender.clone())) {
-                // Nobody may be left to hear it.
-                let _ = sender.blocking_send(Err(fault));
-            }
-        });
-        Ok(tokio_stream(receiver))
+        Ok(directory_archive(path))
     }
 
     /// Makes a volume and fills it from a tar archive, compressed or not. The volume goes again if the archive is not whole.
@@ -125,7 +119,7 @@ impl Agent {
         let taken_in = async {
             let path = self.directory_of(&spec.name, None).await?;
             let input = SyncIoBridge::new(StreamReader::new(archive));
-            let thread = tokio::task::spawn_blocking(move || read_archive(&path, input));
+            let thread = tokio::task::spawn_blocking(move || read_archive(&path, input, |_| {}));
             thread
                 .await
                 .map_err(|e| Fault::new("agent.task", FaultKind::Bug, e.to_string()))?
@@ -138,7 +132,22 @@ impl Agent {
     }
 }
 
-fn tokio_stream(
+/// A directory as an archive, whose names begin with `./`.
+pub(crate) fn directory_archive(
+    path: std::path::PathBuf,
+) -> impl Stream<Item = Result<Bytes, Fault>> + Send + use<> {
+    let (sender, receiver) = mpsc::channel(PIECES);
+    tokio::task::spawn_blocking(move || {
+        if let Err(fault) = write_archive(&path, Pieces(sender.clone())) {
+            // Nobody may be left to hear it.
+            let _ = sender.blocking_send(Err(fault));
+        }
+    });
+    pieces(receiver)
+}
+
+/// What comes out of a channel, as a stream.
+pub(crate) fn pieces(
     receiver: mpsc::Receiver<Result<Bytes, Fault>>,
 ) -> impl Stream<Item = Result<Bytes, Fault>> + Send {
     futures_util::stream::unfold(receiver, |mut receiver| async move {
@@ -163,7 +172,12 @@ fn write_archive(path: &Path, out: Pieces) -> Result<(), Fault> {
         .map_err(|e| Fault::new("archive.write", FaultKind::Environment, e.to_string()))
 }
 
-fn read_archive(path: &Path, input: impl io::Read) -> Result<Imported, Fault> {
+/// Unpacks an archive into a directory, tells of each entry, and makes everything durable.
+pub(crate) fn read_archive(
+    path: &Path,
+    input: impl io::Read,
+    mut tell: impl FnMut(&Entry),
+) -> Result<Imported, Fault> {
     let root = Root::open(path, Links::Refuse).map_err(|e| Fault::of(&e))?;
     let plain = Decoder::new(input, DecodeOptions::default()).map_err(|e| Fault::of(&e))?;
     let options = ReadOptions {
@@ -181,8 +195,19 @@ fn read_archive(path: &Path, input: impl io::Read) -> Result<Imported, Fault> {
         root_metadata: true,
         ..ExtractOptions::default()
     };
-    let report =
-        extract(&mut reader, &root, &TreePath::root(), extract_options).map_err(|e| Fault::of(&e))?;
+    let mut extractor =
+        Extractor::new(&root, TreePath::root(), extract_options).map_err(|e| Fault::of(&e))?;
+    let mut buffer = vec![0; 64 << 10];
+    while let Some(entry) = reader.next_entry().map_err(|e| Fault::of(&e))? {
+        tell(&entry);
+        extractor.start(&entry).map_err(|e| Fault::of(&e))?;
+        while let Some(extent) = reader.read_extent(&mut buffer).map_err(|e| Fault::of(&e))? {
+            let length = usize::try_from(extent.length).unwrap_or(usize::MAX);
+            let bytes = buffer.get(..length).unwrap_or_default();
+            extractor.write(extent.offset, bytes).map_err(|e| Fault::of(&e))?;
+        }
+    }
+    let report = extractor.end().map_err(|e| Fault::of(&e))?;
     let directory = std::fs::File::open(path).and_then(|d| rustix::fs::syncfs(&d).map_err(io::Error::from));
     directory.map_err(|e| {
         Fault::new(

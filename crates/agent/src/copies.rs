@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tranship_core::container::ContainerState;
 use tranship_core::fault::FaultKind;
 use tranship_core::storage::{
-    ElementAt, ElementPlace, ElementSink, ElementSource, Pipe, ProgressFn, RoundOptions, RoundProgress,
-    RoundReport, VolumeSpec,
+    ElementAt, ElementPlace, ElementRoute, ElementSink, ElementSource, Pipe, ProgressFn, RoundOptions,
+    RoundProgress, RoundReport, VolumeSpec,
 };
 use tranship_core::{ContainerId, Engine, EngineError, Fault, MigrationId};
 use tranship_migrate::Ports;
@@ -129,7 +129,7 @@ impl Copies {
             if made {
                 self.bring_back(&place, &asked.volume.guid).await;
             }
-            let sink = self.ports.storage.sink(&place).await?;
+            let sink = self.ports.storage.sink(&place, ElementRoute::Tree).await?;
             Ok::<_, Fault>((place, sink))
         };
         let (place, sink) = match opened.await {

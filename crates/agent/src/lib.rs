@@ -20,6 +20,7 @@ mod server;
 mod state;
 mod storage;
 mod store;
+mod tar_route;
 mod volumes;
 
 pub use archives::Imported;

@@ -9,8 +9,10 @@ use tokio::sync::OnceCell;
 use tranship_content::place::Asides;
 use tranship_content::storage::DirectStorage;
 use tranship_core::node::ElementSize;
-use tranship_core::storage::{ElementPlace, ElementSink, ElementSource, Storage, SyncOptions};
+use tranship_core::storage::{ElementPlace, ElementRoute, ElementSink, ElementSource, Storage, SyncOptions};
 use tranship_core::{Engine, Fault};
+
+use crate::tar_route::{TarSink, TarSource};
 
 /// How long what arrived of a migration that failed is kept for the next try.
 const PARTIAL: Duration = Duration::from_secs(24 * 3600);
@@ -55,11 +57,23 @@ impl Storage for NodeStorage {
         place: &ElementPlace,
         options: &SyncOptions,
     ) -> Result<Box<dyn ElementSource>, Fault> {
+        if options.route == ElementRoute::Archive || matches!(place, ElementPlace::Archive { .. }) {
+            return Ok(Box::new(TarSource {
+                engine: Arc::clone(&self.engine),
+                place: place.clone(),
+            }));
+        }
         self.direct().await?.source(place, options).await
     }
 
-    async fn sink(&self, place: &ElementPlace) -> Result<Box<dyn ElementSink>, Fault> {
-        self.direct().await?.sink(place).await
+    async fn sink(&self, place: &ElementPlace, route: ElementRoute) -> Result<Box<dyn ElementSink>, Fault> {
+        if route == ElementRoute::Archive || matches!(place, ElementPlace::Archive { .. }) {
+            return Ok(Box::new(TarSink {
+                engine: Arc::clone(&self.engine),
+                place: place.clone(),
+            }));
+        }
+        self.direct().await?.sink(place, route).await
     }
 
     async fn make(&self, place: &ElementPlace) -> Result<bool, Fault> {

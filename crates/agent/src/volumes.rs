@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tranship_content::scan::{ScanOptions, scan};
 use tranship_core::fault::FaultKind;
 use tranship_core::storage::{
-    ElementAt, ElementPlace, Pipe, ProgressFn, RoundProgress, RoundReport, SyncOptions,
+    ElementAt, ElementPlace, ElementRoute, Pipe, ProgressFn, RoundProgress, RoundReport, SyncOptions,
 };
 use tranship_core::{Fault, MigrationId};
 
@@ -177,7 +177,9 @@ impl Agent {
             };
             let storage = Arc::clone(&agent.registry.ports().storage);
             storage.make(&unfinished).await?;
-            let sink = Arc::new(tokio::sync::Mutex::new(storage.sink(&unfinished).await?));
+            let sink = Arc::new(tokio::sync::Mutex::new(
+                storage.sink(&unfinished, ElementRoute::Tree).await?,
+            ));
             let pipe = || {
                 let (here, there) = tokio::io::duplex(BUFFER);
                 let sink = Arc::clone(&sink);
@@ -198,6 +200,7 @@ impl Agent {
                     exclude: asked.exclude.clone(),
                     compression: tranship_core::storage::Compression::None,
                     limit_rate: None,
+                    route: ElementRoute::Tree,
                 },
                 freeze: asked.freeze,
                 destination: String::new(),

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use tranship_core::fault::{Explain, Fault, FaultKind};
 use tranship_core::node::ElementSize;
 use tranship_core::storage::{
-    ElementPlace, ElementSink, ElementSource, Pipe, ProgressFn, RoundOptions, RoundReport, Storage,
-    SyncOptions,
+    ElementPlace, ElementRoute, ElementSink, ElementSource, Pipe, ProgressFn, RoundOptions, RoundReport,
+    Storage, SyncOptions,
 };
 
 use crate::bridge::{IDLE, split};
@@ -112,7 +112,7 @@ impl Storage for DirectStorage {
         }))
     }
 
-    async fn sink(&self, place: &ElementPlace) -> Result<Box<dyn ElementSink>, Fault> {
+    async fn sink(&self, place: &ElementPlace, _route: ElementRoute) -> Result<Box<dyn ElementSink>, Fault> {
         let (root, overlay, work) = self.place(place)?;
         Ok(Box::new(DirectorySink::new(SinkOptions {
             root,

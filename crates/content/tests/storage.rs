@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tranship_content::storage::DirectStorage;
-use tranship_core::storage::{ElementPlace, RoundOptions, Storage as _, SyncOptions};
+use tranship_core::storage::{ElementPlace, ElementRoute, RoundOptions, Storage as _, SyncOptions};
 
 fn place(path: &std::path::Path) -> ElementPlace {
     ElementPlace::Directory {
@@ -25,7 +25,7 @@ async fn an_element_goes_from_one_directory_to_another() {
     }
     let storage = DirectStorage::new(at.path().join("work"));
     let mut source = storage.source(&place(&a), &SyncOptions::default()).await.unwrap();
-    let mut sink = storage.sink(&place(&b)).await.unwrap();
+    let mut sink = storage.sink(&place(&b), ElementRoute::Tree).await.unwrap();
     for round in 0..3 {
         let (one, two) = tokio::io::duplex(64 << 10);
         let seen = Arc::new(AtomicU64::new(0));
@@ -80,7 +80,7 @@ async fn what_only_the_engine_reaches_and_wrong_patterns_are_refused() {
         container: "abc".parse().unwrap(),
         path: "/data".to_owned(),
     };
-    let Err(error) = storage.sink(&archive).await else {
+    let Err(error) = storage.sink(&archive, ElementRoute::Tree).await else {
         panic!("opened")
     };
     assert_eq!(error.code, "content.not-direct");

@@ -1,6 +1,7 @@
 //! A source that is simple enough to be right: it reads whole trees, compares them entry by entry, and sends what differs whole.
 
 #![allow(dead_code, reason = "each test uses a part")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 pub mod make;
 

@@ -78,7 +78,14 @@ impl Arrival {
             return Ok(Arc::clone(open));
         }
         let place = self.ports.engine.locate(at).await?;
-        let sink = match self.ports.storage.sink(&place).await {
+        let route = self
+            .record()
+            .plan
+            .elements
+            .get(index)
+            .map(|e| e.route)
+            .unwrap_or_default();
+        let sink = match self.ports.storage.sink(&place, route).await {
             Ok(sink) => sink,
             Err(fault) => {
                 self.ports.engine.release(&place).await?;
