@@ -13,6 +13,10 @@
 //! | `GET /v1/migrations[/ID]` | caller | [`MigrationView`]s |
 //! | `GET /v1/migrations/ID/events` | caller | server-sent [`tranship_core::Event`]s, from the beginning |
 //! | `POST /v1/migrations/ID/abort` | caller | end it in order |
+//! | `POST /v1/migrations/ID/rollback` | caller | take it back, also after the commit |
+//! | `POST /v1/migrations/ID/resolve` | caller | [`Resolve`]: a person decides who owns the container |
+//! | `GET /v1/migrations/ID/log` | caller | what happened here, as text |
+//! | `GET /v1/containers/NAME/migration` | caller | [`Leaving`], if the container is on its way |
 //! | `GET /v1/volumes` | caller | [`VolumeInfo`]s |
 //! | `POST /v1/copies/ID/receive`, `…/complete`, `…/give-up` | caller | [`ReceiveCopy`]: at the destination of a copy |
 //! | `POST /v1/copies/ID/send` | caller | [`SendCopy`] → server-sent [`CopyEvent`]s |
@@ -29,9 +33,10 @@ use serde::{Deserialize, Serialize};
 use tranship_core::MigrationId;
 use tranship_core::node::ElementSize;
 use tranship_core::storage::{ElementPlace, RoundReport, SyncOptions, VolumeSpec};
-use tranship_migrate::Plan;
 use tranship_migrate::destination::ArrivalState;
+use tranship_migrate::protocol::Owner;
 use tranship_migrate::record::{DepartureState, PhaseRecord, RoundRecord};
+use tranship_migrate::{MoveOptions, Plan};
 use tranship_wire::Fingerprint;
 use tranship_wire::tls::PeerOffer;
 
@@ -203,6 +208,24 @@ pub enum CopyEvent {
         /// Its rounds.
         rounds: Vec<RoundReport>,
     },
+}
+
+/// A person's word about who owns a container.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Resolve {
+    /// Who owns it.
+    pub owner: Owner,
+}
+
+/// A migration under way that takes a container away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaving {
+    /// The migration.
+    pub id: MigrationId,
+    /// Where it goes, as its caller named it.
+    pub destination: String,
+    /// The options that it was begun with.
+    pub options: MoveOptions,
 }
 
 /// Which end of a migration an agent is.

@@ -59,26 +59,29 @@ impl Write for Pieces {
 
 impl Agent {
     /// Where a volume or a snapshot of it is, if this process reaches it itself.
-    async fn directory_of(&self, volume: &str, snapshot: Option<u64>) -> Result<std::path::PathBuf, Fault> {
+    pub(crate) async fn directory_of(
+        &self,
+        volume: &str,
+        snapshot: Option<u64>,
+    ) -> Result<std::path::PathBuf, Fault> {
         let place = match snapshot {
             Some(timestamp) => self.snapshot_place(volume, timestamp).await?,
             None => {
                 self.volume(volume).await?;
                 let name = volume.to_owned();
-                self.registry.engine().locate(&ElementAt::Volume { name }).await?
+                self.registry
+                    .ports()
+                    .directory(&ElementAt::Volume { name })
+                    .await?
             }
         };
         match place {
             ElementPlace::Directory { path, .. } => Ok(path),
-            place @ ElementPlace::Archive { .. } => {
-                self.registry.engine().release(&place).await?;
-                Err(Fault::new(
-                    "content.route",
-                    FaultKind::Environment,
-                    format!("the volume {volume:?} is reached through the engine only"),
-                )
-                .with_hint("log in as root there, or use `docker cp` with a container that mounts it"))
-            }
+            ElementPlace::Archive { path, .. } => Err(Fault::new(
+                "content.route",
+                FaultKind::Bug,
+                format!("{path} is no directory of this node"),
+            )),
         }
     }
 

@@ -7,12 +7,13 @@ use tranship_core::ids::ContainerName;
 use tranship_core::node::{ContainerReport, NodeFacts, Survey, SurveyRequest};
 use tranship_core::storage::VolumeSpec;
 use tranship_core::{Fault, FaultKind, MigrationId};
+use tranship_migrate::protocol::Owner;
 use tranship_wire::WireError;
 use tranship_wire::h2::{Client, Duplex};
 
 use crate::api::{
-    CopyEvent, Depart, Expect, Expected, Hello, MigrationView, Reach, Reached, ReceiveCopy, SendCopy,
-    TakeSnapshot, VolumeInfo,
+    CopyEvent, Depart, Expect, Expected, Hello, Leaving, MigrationView, Reach, Reached, ReceiveCopy, Resolve,
+    SendCopy, TakeSnapshot, VolumeInfo,
 };
 use crate::archives::Imported;
 
@@ -301,6 +302,39 @@ impl AgentClient {
     /// As [`AgentClient::hello`].
     pub async fn abort(&self, id: &MigrationId) -> Result<(), Fault> {
         self.post(&format!("/v1/migrations/{id}/abort"), &()).await
+    }
+
+    /// Asks a migration to take the container back, also after the commit.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn roll_back(&self, id: &MigrationId) -> Result<(), Fault> {
+        self.post(&format!("/v1/migrations/{id}/rollback"), &()).await
+    }
+
+    /// Tells the node who owns the container, by a person's word.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn resolve(&self, id: &MigrationId, owner: Owner) -> Result<(), Fault> {
+        self.post(&format!("/v1/migrations/{id}/resolve"), &Resolve { owner })
+            .await
+    }
+
+    /// What happened in a migration at the node, as text.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn log(&self, id: &MigrationId) -> Result<String, Fault> {
+        self.get(&format!("/v1/migrations/{id}/log")).await
+    }
+
+    /// The migration under way that takes a container away.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn leaving(&self, container: &ContainerName) -> Result<Option<Leaving>, Fault> {
+        self.get(&format!("/v1/containers/{container}/migration")).await
     }
 
     /// Ends the agent if it has nothing to do; says whether it will.

@@ -125,7 +125,7 @@ impl Copies {
             }
         }
         let opened = async {
-            let place = engine.locate(&at).await?;
+            let place = self.ports.directory(&at).await?;
             if made {
                 self.bring_back(&place, &asked.volume.guid).await;
             }
@@ -251,7 +251,7 @@ impl Copies {
             Some(place) => place.clone(),
             None => {
                 let name = asked.volume.clone();
-                engine.locate(&ElementAt::Volume { name }).await?
+                self.ports.directory(&ElementAt::Volume { name }).await?
             }
         };
         let mut source = self.ports.storage.source(&place, &asked.options).await?;

@@ -13,10 +13,12 @@ use tranship_wire::local::LocalListener;
 
 use crate::copies::Copies;
 use crate::guids::Guids;
+use crate::locks::Locks;
 use crate::registry::Registry;
 use crate::server::OwnerHandler;
 use crate::state::{Agent, Identity};
 use crate::store::FileRecords;
+use crate::ways::Ways;
 
 /// What a daemon is made with.
 pub struct Config {
@@ -28,8 +30,8 @@ pub struct Config {
     pub identity: Identity,
     /// The engine, the storage elements and the shell of this node.
     pub ports: Ports,
-    /// How long it stays without anything to do.
-    pub idle: Duration,
+    /// How long it stays without anything to do; for ever if there is none, as under a service manager.
+    pub idle: Option<Duration>,
 }
 
 /// Serves until there is nothing to do, or until `shutdown`.
@@ -48,20 +50,22 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Fa
         )
         .with_hint("the agent needs to write there")
     })?;
-    let registry = Registry::new(config.ports.clone(), records);
+    let registry = Registry::new(config.ports.clone(), records, Locks::new(&config.state_directory));
     let copies = Copies::new(config.ports.clone(), &config.state_directory);
     let agent = Agent::new(
         config.identity,
-        Arc::clone(&registry),
+        registry,
         Guids::open(&config.state_directory),
+        Ways::new(&config.state_directory),
         Arc::clone(&copies),
     );
     // What a crash left open is settled beside the first questions, not before them: an engine that does not answer
     // must not keep the agent from saying so.
-    tokio::spawn(registry.recover());
+    tokio::spawn(agent.recover());
     tokio::spawn(async move { copies.recover().await });
     let mut idle_since = tokio::time::Instant::now();
-    let mut tick = tokio::time::interval(Duration::from_secs(1).min(config.idle));
+    let second = Duration::from_secs(1);
+    let mut tick = tokio::time::interval(config.idle.map_or(second, |idle| idle.min(second)));
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
@@ -85,7 +89,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Fa
             _ = tick.tick() => {
                 if !agent.idle(0) {
                     idle_since = tokio::time::Instant::now();
-                } else if idle_since.elapsed() >= config.idle {
+                } else if config.idle.is_some_and(|idle| idle_since.elapsed() >= idle) {
                     break;
                 }
             }

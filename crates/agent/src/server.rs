@@ -19,7 +19,7 @@ use tranship_migrate::{Arrival, Plan};
 use tranship_wire::h2::{self, Body, Handler};
 use tranship_wire::{PeerIdentity, WireError};
 
-use crate::api::{Depart, Expect, Expected, Reach, ReceiveCopy, SendCopy, TakeSnapshot};
+use crate::api::{Depart, Expect, Expected, Reach, ReceiveCopy, Resolve, SendCopy, TakeSnapshot};
 use crate::events::Cursor;
 use crate::registry::not_found;
 use crate::state::Agent;
@@ -140,17 +140,14 @@ impl Handler for OwnerHandler {
                 Err(fault) => answer::<()>(Err(fault)),
             },
             (&Method::POST, ["v1", "departures"]) => answer(match body::<Depart>(request).await {
-                Ok(depart) => {
-                    let destination = self.agent.outgoing.destination(&depart);
-                    self.agent.registry.depart(depart.plan, destination)
-                }
+                Ok(depart) => self.agent.depart(depart),
                 Err(fault) => Err(fault),
             }),
             (&Method::GET, ["v1", "migrations"]) => h2::json_response(&self.agent.registry.views()),
             (&Method::GET, ["v1", "migrations", id]) => answer(parse(id).and_then(|id| {
                 let views = self.agent.registry.view(&id);
                 if views.is_empty() {
-                    Err(not_found(&id))
+                    Err(self.agent.registry.nothing_known(&id))
                 } else {
                     Ok(views)
                 }
@@ -159,6 +156,25 @@ impl Handler for OwnerHandler {
                 Ok(id) => self.events(&id),
                 Err(fault) => answer::<()>(Err(fault)),
             },
+            (&Method::GET, ["v1", "migrations", id, "log"]) => {
+                answer(parse(id).map(|id| self.agent.registry.log(&id)))
+            }
+            (&Method::GET, ["v1", "containers", name, "migration"]) => {
+                h2::json_response(&self.agent.registry.leaving(name))
+            }
+            (&Method::POST, ["v1", "migrations", id, "rollback"]) => {
+                answer(parse(id).and_then(|id| self.agent.registry.roll_back(&id)))
+            }
+            (&Method::POST, ["v1", "migrations", id, "resolve"]) => {
+                let id = parse::<MigrationId>(id);
+                answer(match (id, body::<Resolve>(request).await) {
+                    (Ok(id), Ok(resolve)) => {
+                        let registry = Arc::clone(&self.agent.registry);
+                        regardless(async move { registry.resolve(&id, resolve.owner).await }).await
+                    }
+                    (Err(fault), _) | (_, Err(fault)) => Err(fault),
+                })
+            }
             (&Method::POST, ["v1", "migrations", id, "abort"]) => {
                 answer(parse(id).and_then(|id| self.agent.registry.abort(&id)))
             }
@@ -304,12 +320,11 @@ impl Handler for PeerHandler {
             return response;
         }
         let Some(arrival) = self.agent.registry.arrival(&self.id) else {
-            return answer::<()>(match step {
-                // What is not known here was never begun, or was undone: nothing of it runs.
-                "state" => return h2::json_response(&None::<()>),
-                "discard" => return h2::json_response(&tranship_migrate::destination::Discarded::default()),
-                _ => Err(not_found(&self.id)),
-            });
+            return match step {
+                "state" => h2::json_response(&None::<()>),
+                // Never begun here, or its records are lost: the source knows which of the two can be.
+                _ => answer::<()>(Err(unknown(&self.id))),
+            };
         };
         let parts: Vec<&str> = step.split('/').collect();
         if let ["element", index, rest @ ..] = parts.as_slice() {
@@ -332,13 +347,24 @@ impl Handler for PeerHandler {
                 answer(
                     regardless(async move {
                         let adopted = arrival.adopt().await?;
+                        agent.incoming.told(&arrival.record().plan.id);
                         agent.note_guids(&arrival.record()).await;
                         Ok(adopted)
                     })
                     .await,
                 )
             }
-            "discard" => answer(regardless(async move { arrival.discard().await }).await),
+            "discard" => {
+                let agent = Arc::clone(&self.agent);
+                answer(
+                    regardless(async move {
+                        let discarded = arrival.discard().await?;
+                        agent.incoming.told(&arrival.record().plan.id);
+                        Ok(discarded)
+                    })
+                    .await,
+                )
+            }
             "state" => h2::json_response(&Some(arrival.record().state)),
             _ => h2::not_found(&request),
         }
@@ -388,6 +414,14 @@ impl PeerHandler {
         let arrival = self.agent.registry.open_arrival(plan);
         regardless(async move { arrival.open().await }).await
     }
+}
+
+fn unknown(id: &MigrationId) -> Fault {
+    Fault::new(
+        tranship_migrate::destination::UNKNOWN,
+        FaultKind::Environment,
+        format!("the destination has no record of migration {id}"),
+    )
 }
 
 /// When the sender goes away, the stream ends with an error, and so does the engine's call: it is waited for, because an

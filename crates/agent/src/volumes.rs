@@ -57,19 +57,19 @@ impl Agent {
     pub async fn volumes(&self) -> Result<Vec<VolumeInfo>, Fault> {
         let root = self.snapshot_root().await?;
         let ports = self.registry.ports();
+        let reached = crate::node::reached(ports).await;
         let mut list = Vec::new();
         for mut spec in ports.engine.volume_specs().await? {
             spec.guid = self.guids.of(&spec);
             let at = ElementAt::Volume {
                 name: spec.name.clone(),
             };
-            let size = match ports.engine.locate(&at).await {
-                Ok(place @ ElementPlace::Directory { .. }) => ports.storage.size(&place).await.ok().flatten(),
-                Ok(place) => {
-                    ports.engine.release(&place).await?;
-                    None
-                }
-                Err(_) => None,
+            let size = match reached {
+                true => match ports.directory(&at).await {
+                    Ok(place) => ports.storage.size(&place).await.ok().flatten(),
+                    Err(_) => None,
+                },
+                false => None,
             };
             list.push(VolumeInfo {
                 snapshots: snapshots_in(&root.join(&spec.guid)),
@@ -109,24 +109,7 @@ impl Agent {
     /// # Errors
     /// `volume.not-found`, `snapshot.not-found`; what the file system says.
     pub async fn manifest(&self, volume: &str, snapshot: Option<u64>) -> Result<std::fs::File, Fault> {
-        let engine = self.registry.engine();
-        let place = match snapshot {
-            Some(timestamp) => self.snapshot_place(volume, timestamp).await?,
-            None => {
-                self.volume(volume).await?;
-                let name = volume.to_owned();
-                engine.locate(&ElementAt::Volume { name }).await?
-            }
-        };
-        let ElementPlace::Directory { path, .. } = place.clone() else {
-            engine.release(&place).await?;
-            return Err(Fault::new(
-                "content.route",
-                FaultKind::Environment,
-                format!("the volume {volume:?} is reached through the engine only, which cannot be compared"),
-            )
-            .with_hint("log in as root there"));
-        };
+        let path = self.directory_of(volume, snapshot).await?;
         let facts = self.registry.engine().facts().await?;
         let scratch = Path::new(&facts.root_directory).join("tranship");
         let scan = tokio::task::spawn_blocking(move || scan_to_file(&path, &scratch));

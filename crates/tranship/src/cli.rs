@@ -63,6 +63,16 @@ pub enum Command {
     List(ListArgs),
     /// Show one migration as both of its nodes see it
     Status(StatusArgs),
+    /// Go on watching a migration; starts agents that a crash or a reboot ended, and carries a link that is missing
+    Resume(OneArgs),
+    /// End a migration in order, as long as the source has not handed over
+    Abort(OneArgs),
+    /// Take the container back, also after the source handed over and until the destination adopted it
+    Rollback(OneArgs),
+    /// Say who owns the container of a migration in doubt, after looking at both nodes
+    Resolve(ResolveArgs),
+    /// Show what happened in one migration, at both of its nodes
+    Logs(OneArgs),
     /// List, copy, keep and compare volumes
     Volume(VolumeArgs),
     /// Say what nodes can do, and what to change
@@ -269,6 +279,39 @@ pub struct StatusArgs {
     pub node: Vec<NodeAddress>,
 }
 
+/// Which migration.
+#[derive(Debug, Clone, Args)]
+pub struct OneArgs {
+    /// The migration
+    #[arg(value_name = "ID")]
+    pub id: MigrationId,
+    /// Ask this node in place of those that the migration was started with; may be given several times
+    #[arg(long, value_name = "NODE")]
+    pub node: Vec<NodeAddress>,
+}
+
+/// `tranship resolve`
+#[derive(Debug, Clone, Args)]
+pub struct ResolveArgs {
+    #[command(flatten)]
+    pub migration: OneArgs,
+    /// Who owns the container from now on
+    #[arg(long, value_enum)]
+    pub owner: OwnerArg,
+    /// Decide although a node cannot be asked: you have made sure that the container does not run there and never will
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// One of the two sides of a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OwnerArg {
+    /// Where it came from
+    Source,
+    /// Where it went
+    Destination,
+}
+
 /// `tranship doctor`
 #[derive(Debug, Clone, Args)]
 pub struct DoctorArgs {
@@ -401,18 +444,32 @@ pub struct VolumeVerifyArgs {
 /// `tranship agent`
 #[derive(Debug, Clone, Args)]
 pub struct AgentArgs {
+    #[command(subcommand)]
+    pub action: Option<AgentAction>,
     /// Join standard input and output to this node's agent, starting it if need be
     #[arg(long, conflicts_with = "serve")]
     pub stdio: bool,
     /// Be this node's agent until there is nothing left to do
     #[arg(long, hide = true)]
     pub serve: bool,
+    /// With --serve: stay, also without anything to do
+    #[arg(long, hide = true)]
+    pub stay: bool,
     /// Print name, version and protocol versions
     #[arg(long, hide = true)]
     pub version_line: bool,
     /// The engine's socket [default: docker's, else podman's]
     #[arg(long, value_name = "SOCKET")]
     pub engine: Option<PathBuf>,
+}
+
+/// What to do with the agent as a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Subcommand)]
+pub enum AgentAction {
+    /// Make the agent a service of systemd, so that it goes on with migrations after a reboot by itself
+    Install,
+    /// Undo what install did
+    Uninstall,
 }
 
 /// `tranship completions`
