@@ -20,3 +20,4 @@ mod failures;
 mod fidelity;
 mod moves;
 mod output;
+mod state;
