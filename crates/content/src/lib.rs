@@ -1,6 +1,6 @@
 //! What storage elements hold: trees, chunks, and how one element becomes equal to another with as few bytes as can be.
 //!
-//! A [`Tree`](tree::Tree) is the manifest of an element: every entry with everything that a file system can say about it,
+//! A [tree] is the manifest of an element: every entry with everything that a file system can say about it,
 //! in one canonical order, and for each file the list of its chunks. A *round* makes a sink equal to a source:
 //!
 //! ```text

@@ -236,8 +236,16 @@ fn read_xattrs(
 
 /// Whether an extended attribute is part of an entry.
 fn travels(name: &[u8], path: &[u8], overlay: bool) -> Result<bool, ScanError> {
-    // Bound to the inode by its number and the file system's id.
-    if name == b"security.evm" {
+    // Labels of this machine's security modules, which the other machine's engine gives anew; and signatures that are bound to
+    // the inode.
+    let label = [
+        &b"security.selinux"[..],
+        b"security.SMACK64",
+        b"security.apparmor",
+        b"security.ima",
+        b"security.evm",
+    ];
+    if label.iter().any(|prefix| name.starts_with(prefix)) {
         return Ok(false);
     }
     if overlay {
