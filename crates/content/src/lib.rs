@@ -18,6 +18,7 @@
 //! | [`scan`] | file system → entries; rescan against a base |
 //! | [`message`], [`frame`] | what the two halves of a round say to each other, and the frames that carry it |
 //! | [`source`], [`sink`] | the two halves |
+//! | [`verify`] | what is different between two trees |
 //! | [`bridge`] | from pipes of tasks to streams of threads |
 //! | [`storage`] | both behind the port [`tranship_core::storage::Storage`] |
 //!
@@ -35,3 +36,4 @@ pub mod sink;
 pub mod source;
 pub mod storage;
 pub mod tree;
+pub mod verify;
