@@ -1,5 +1,7 @@
 //! Whole rounds, source to sink, judged by GNU tar: what it packs from both sides has to be the same bytes.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
 mod support;
 
 use std::fs::{self, File};
@@ -496,10 +498,10 @@ fn files_that_change_meanwhile_are_looked_at_again() {
                 at += 1;
                 let name = root.join(format!("busy-{}", at % 50));
                 let _ = fs::write(&name, noise(1000 + (at as usize * 7919) % 3_000_000, at));
-                if at % 3 == 0 {
+                if at.is_multiple_of(3) {
                     let _ = fs::rename(&name, root.join(format!("other-{}", at % 20)));
                 }
-                if at % 7 == 0 {
+                if at.is_multiple_of(7) {
                     let _ = fs::remove_file(root.join(format!("other-{}", at % 10)));
                 }
                 if let Ok(file) = File::options().write(true).open(root.join("larger")) {

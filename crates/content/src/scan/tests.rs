@@ -5,7 +5,6 @@ use proptest::prelude::*;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
-use tranship_core::fault::Explain as _;
 
 /// Bytes that look random.
 pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
