@@ -259,11 +259,13 @@ fn pages(bench: &Bench) {
     let mut source = bench.fresh_and_unchanged();
     let mut noise = Noise::new(3);
     let file = File::options().write(true).open(&path).unwrap();
-    for _ in 0..2560 {
-        let at = noise.below((1 << 30) / 4096) * 4096;
-        file.write_all_at(&noise.bytes(4096), at).unwrap();
+    for _ in 0..4 {
+        for _ in 0..2560 {
+            let at = noise.below((1 << 30) / 4096) * 4096;
+            file.write_all_at(&noise.bytes(4096), at).unwrap();
+        }
+        bench.round("10 MiB in pages", &mut source, true);
     }
-    bench.round("10 MiB in pages", &mut source, true);
     file.write_all_at(&noise.bytes(10 << 20), 300 << 20).unwrap();
     bench.round("10 MiB in one piece", &mut source, true);
     file.write_all_at(&noise.bytes(10 << 20), 1 << 30).unwrap();

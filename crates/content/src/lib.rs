@@ -16,10 +16,10 @@
 //! | [`tree`] | manifests on disk: written and read as streams |
 //! | [`chunk`] | content-defined cutting |
 //! | [`scan`] | file system → entries; rescan against a base |
-//! | [`compare`] | what is different between two trees |
 //! | [`message`], [`frame`] | what the two halves of a round say to each other, and the frames that carry it |
 //! | [`source`], [`sink`] | the two halves |
 //! | [`place`] | elements' directories as wholes: set aside, brought back, measured |
+//! | [`verify`] | what is different between two trees |
 //! | [`bridge`] | from pipes of tasks to streams of threads |
 //! | [`storage`] | both behind the port [`tranship_core::storage::Storage`] |
 //!
@@ -28,7 +28,6 @@
 
 pub mod bridge;
 pub mod chunk;
-pub mod compare;
 pub mod encoding;
 pub mod entry;
 pub mod frame;
@@ -39,3 +38,4 @@ pub mod sink;
 pub mod source;
 pub mod storage;
 pub mod tree;
+pub mod verify;

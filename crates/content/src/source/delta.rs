@@ -356,10 +356,18 @@ impl FileDelta {
         };
         self.gap.push((id, bytes));
         self.gap_length += u64::from(length);
-        if self.gap_length >= GAP {
+        // What was changed in place mostly is a chunk as long as the old one.
+        let instead = self.gap.len() == 1
+            && self.base_at == self.at
+            && self
+                .known
+                .hints()
+                .and_then(|hints| hints.chunk_at(self.at))
+                .is_some_and(|(old, _)| old == length);
+        if self.gap_length >= GAP || instead {
             // The piece counts as having come: it is in the gap.
             self.at += u64::from(length);
-            let closed = self.close_gap(None, pending);
+            let closed = self.close_gap(instead.then_some(self.at), pending);
             self.at -= u64::from(length);
             closed?;
         }
