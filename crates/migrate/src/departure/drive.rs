@@ -59,7 +59,15 @@ impl Departure {
                 half.on(Input::Abort);
             }
             let input = match half.action() {
-                Action::End => return,
+                Action::End => {
+                    if !self.record.state.is_over() {
+                        // Its first record could not be saved, so that nothing was begun.
+                        self.record.state = DepartureState::RolledBack;
+                        self.record.fault = Some(self.verdict(&shell, DepartureState::RolledBack));
+                        self.records.show_departure(&self.record);
+                    }
+                    return;
+                }
                 Action::Save(state) => self.save_state(&mut shell, state).await,
                 Action::Prepare => {
                     let done = self.prepare(&mut shell.freezing).await;

@@ -17,6 +17,7 @@ mod world;
 mod conflicts;
 mod connections;
 mod failures;
+mod faults;
 mod fidelity;
 mod moves;
 mod output;

@@ -5,7 +5,8 @@ use std::io::{BufReader, Seek as _, SeekFrom, Write as _};
 
 use futures_util::StreamExt as _;
 use serde::Serialize;
-use tranship_content::compare::compare;
+use tranship_content::tree::{TreeError, TreeReader};
+use tranship_content::verify::compare;
 use tranship_core::{Fault, FaultKind};
 
 use crate::cli::VolumeVerifyArgs;
@@ -19,7 +20,7 @@ use crate::volume_address::VolumeAddress;
 #[derive(Debug, Serialize)]
 struct Row {
     path: String,
-    differs: Vec<&'static str>,
+    differs: Vec<String>,
 }
 
 /// Compares two volumes. A difference is a result, and makes the exit code 1.
@@ -29,23 +30,26 @@ pub async fn run(context: &Context, args: &VolumeVerifyArgs) -> Result<(), Fault
     let limit = args.limit;
     let compared = tokio::task::spawn_blocking(move || {
         let mut rows = Vec::new();
-        let mut count = 0usize;
-        let equal = compare(BufReader::new(left), BufReader::new(right), |difference| {
-            count += 1;
+        let (left, right) = (
+            TreeReader::new(BufReader::new(left)),
+            TreeReader::new(BufReader::new(right)),
+        );
+        let count = compare::<_, _, TreeError>(left, right, &mut |path, differences| {
             if rows.len() < limit {
                 rows.push(Row {
-                    path: format!("/{}", String::from_utf8_lossy(&difference.path)),
-                    differs: difference.what.iter().map(|a| a.label()).collect(),
+                    path: format!("/{}", String::from_utf8_lossy(path)),
+                    differs: differences.iter().map(ToString::to_string).collect(),
                 });
             }
-            true
+            Ok(())
         });
-        equal.map(|equal| (equal, rows, count))
+        count.map(|count| (rows, count))
     });
     let compared = compared
         .await
         .map_err(|e| Fault::new("task", FaultKind::Bug, e.to_string()))?;
-    let (equal, rows, count) = compared.map_err(|e| Fault::of(&e))?;
+    let (rows, count) = compared.map_err(|e| Fault::of(&e))?;
+    let equal = count == 0;
     if context.ui.json {
         context.ui.json(&rows)?;
     } else if equal {
