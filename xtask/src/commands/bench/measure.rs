@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use tranship_testkit::testbed::Node;
 
-/// Programs whose memory counts: whatever moves data, on both sides.
-const MOVERS: [&str; 6] = ["tranship", "rsync", "tar", "ssh", "sshd", "sshd-session"];
+/// Programs that carry data for others; their memory counts for whoever moves it through them.
+const CARRIERS: [&str; 3] = ["ssh", "sshd", "sshd-session"];
 /// How often memory is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -24,9 +24,10 @@ pub(super) struct Cost {
     pub(super) wire: u64,
 }
 
-/// Measures what `work` costs the two hosts.
+/// Measures what `work` costs the two hosts, where `program` is what moves the data.
 pub(super) fn cost<T>(
     nodes: [&Node; 2],
+    program: &'static str,
     work: impl FnOnce() -> Result<T, Box<dyn std::error::Error>>,
 ) -> Result<(Cost, T), Box<dyn std::error::Error>> {
     let wire = || -> Result<u64, Box<dyn std::error::Error>> {
@@ -41,9 +42,11 @@ pub(super) fn cost<T>(
     let looker = {
         let (stop, peak) = (Arc::clone(&stop), Arc::clone(&peak));
         let nodes = nodes.map(Node::clone);
+        let mut movers = CARRIERS.to_vec();
+        movers.push(program);
         std::thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
-                let now = nodes.iter().map(|node| node.memory_of(&MOVERS)).sum();
+                let now = nodes.iter().map(|node| node.memory_of(&movers)).sum();
                 peak.fetch_max(now, Ordering::Relaxed);
                 std::thread::sleep(LOOK);
             }

@@ -79,6 +79,11 @@ const SMALL_FILES: &str = "head -c $((409600000 / N)) /dev/urandom > /run/random
 /// The ways of copying.
 const WAYS: [&str; 3] = ["tar | ssh | tar", "rsync -aHAX", "tranship"];
 
+/// The program that moves the data.
+fn program(way: &'static str) -> &'static str {
+    way.split(' ').next().unwrap_or(way)
+}
+
 /// Runs the cases and prints a table of medians.
 pub(super) fn run(runs: usize, rows: &[String], small: bool) -> Outcome {
     println!("building tranship (release) …");
@@ -141,7 +146,7 @@ fn copies(nodes: [&Node; 2], case: &Case, runs: usize, share: u32) -> Outcome<Ve
                 a.sh(&format!("cd {DIRECTORY} && {change}"))?;
                 a.sh("sync")?;
             }
-            let (measured, ()) = cost(nodes, || copy(a, b, way))?;
+            let (measured, ()) = cost(nodes, program(way), || copy(a, b, way))?;
             if let Some(list) = costs.get_mut(index) {
                 list.push(measured);
             }

@@ -13,6 +13,8 @@ use tranship_testkit::testbed::Node;
 use super::{Stage, show_containers};
 
 const PORT: u16 = 7000;
+/// How long the client waits for an answer: a service that is paused gives none, and does not say so.
+const PATIENCE: Duration = Duration::from_millis(200);
 const LOG: &str = "/var/lib/docker/volumes/lines/_data/log";
 
 /// What the client saw.
@@ -90,16 +92,19 @@ fn write_without_end(hosts: [Ipv4Addr; 2], stop: &AtomicBool) -> Seen {
     let mut seen = Seen::default();
     let mut last = Instant::now();
     let mut number = 0u64;
+    let mut node = 0;
     while !stop.load(Ordering::Relaxed) {
-        let Some((node, mut stream)) = (0..2).find_map(|n| Some((n, connect(hosts[n]).ok()?))) else {
+        let Ok(mut stream) = connect(hosts[node]) else {
+            node = 1 - node;
             std::thread::sleep(Duration::from_millis(5));
             continue;
         };
         while !stop.load(Ordering::Relaxed) {
             number += 1;
             let text = format!("line {number} of the client");
-            // Without an answer the client knows nothing of this line, and goes on with another.
+            // Without an answer the client knows nothing of this line, and goes on with another one at the other host.
             let Ok(sequence) = append(&mut stream, &text) else {
+                node = 1 - node;
                 break;
             };
             seen.answered[node].push((sequence, text));
@@ -112,7 +117,7 @@ fn write_without_end(hosts: [Ipv4Addr; 2], stop: &AtomicBool) -> Seen {
 
 fn connect(host: Ipv4Addr) -> std::io::Result<BufReader<TcpStream>> {
     let stream = TcpStream::connect_timeout(&SocketAddr::from((host, PORT)), Duration::from_millis(500))?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
     Ok(BufReader::new(stream))
 }
