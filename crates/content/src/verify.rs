@@ -60,6 +60,9 @@ impl std::fmt::Display for Difference {
     }
 }
 
+/// Takes a path and everything that is different about it.
+pub type Each<'a, E> = dyn FnMut(&[u8], &[Difference]) -> Result<(), E> + 'a;
+
 /// Reads two trees to their ends and gives each path that is different, in canonical order, with everything that is different about
 /// it. Returns how many paths that were.
 ///
@@ -69,7 +72,7 @@ impl std::fmt::Display for Difference {
 pub fn compare<A: Read, B: Read, E: From<TreeError>>(
     mut first: TreeReader<A>,
     mut second: TreeReader<B>,
-    each: &mut dyn FnMut(&[u8], &[Difference]) -> Result<(), E>,
+    each: &mut Each<'_, E>,
 ) -> Result<u64, E> {
     let mut count = 0;
     let (mut a, mut b) = (first.next()?, second.next()?);
