@@ -220,9 +220,7 @@ impl Faults {
         let settled = || {
             let status = world.run(&["status", "--json"]);
             let views: serde_json::Value = serde_json::from_str(&status.stdout).unwrap_or_default();
-            let Some(views) = views.as_array() else {
-                return None;
-            };
+            let views = views.as_array()?;
             let state = |key: &str| {
                 views
                     .iter()
