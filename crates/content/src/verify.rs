@@ -60,9 +60,6 @@ impl std::fmt::Display for Difference {
     }
 }
 
-/// Takes a path and everything that is different about it.
-pub type Each<'a, E> = dyn FnMut(&[u8], &[Difference]) -> Result<(), E> + 'a;
-
 /// Reads two trees to their ends and gives each path that is different, in canonical order, with everything that is different about
 /// it. Returns how many paths that were.
 ///
@@ -72,16 +69,11 @@ pub type Each<'a, E> = dyn FnMut(&[u8], &[Difference]) -> Result<(), E> + 'a;
 pub fn compare<A: Read, B: Read, E: From<TreeError>, F>(
     mut first: TreeReader<A>,
     mut second: TreeReader<B>,
-<<<<<<< HEAD
-    each: &mut Each<'_, E>,
-) -> Result<u64, E> {
-=======
     mut each: F,
 ) -> Result<u64, E>
 where
     F: FnMut(&[u8], &[Difference]) -> Result<(), E>,
 {
->>>>>>> content-source
     let mut count = 0;
     let (mut a, mut b) = (first.next()?, second.next()?);
     loop {
