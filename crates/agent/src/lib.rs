@@ -24,6 +24,7 @@ mod state;
 mod storage;
 mod store;
 mod tar_route;
+mod views;
 mod volumes;
 mod ways;
 
