@@ -10,6 +10,12 @@ fn volume_document(node: &Node, name: &str) -> Value {
     let text = node.exec_ok(["docker", "volume", "inspect", name]).unwrap();
     let mut document = serde_json::from_str::<Value>(&text).unwrap()[0].clone();
     document.as_object_mut().unwrap().remove("CreatedAt");
+    // None is said in two ways, by how the volume was made.
+    for key in ["Labels", "Options"] {
+        if document[key].as_object().is_none_or(serde_json::Map::is_empty) {
+            document[key] = Value::Null;
+        }
+    }
     document
 }
 

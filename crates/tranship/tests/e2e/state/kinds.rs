@@ -88,7 +88,7 @@ fn directories_deeper_than_a_path_can_say_and_holes_larger_than_the_disk_are_the
     world.python(&world.a, &[], DEEPER, &[]);
     world.inside(
         &world.a,
-        "truncate -s 4T /data/hole; echo x | dd of=/data/hole bs=1M seek=2000000 conv=notrunc 2> /dev/null",
+        "truncate -s 4398046511104 /data/hole; echo x | dd of=/data/hole bs=1M seek=2000000 conv=notrunc 2> /dev/null",
     );
     let before = world.listing(&world.a, &image, "data");
     assert!(before.len() > 400, "{}", before.len());
