@@ -3,7 +3,6 @@
 //! that of production; time is virtual; a seed does the same again bit for bit.
 //!
 //! `TRANSHIP_SEEDS=FIRST..LAST` runs other seeds than the usual ones.
-#![allow(clippy::print_stdout, reason = "a test says what it measured")]
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
