@@ -5,6 +5,8 @@
 //! | `GET /v1/hello` | caller | [`Hello`]: versions, capabilities |
 //! | `GET /v1/node` | caller | facts about node and engine |
 //! | `GET /v1/containers/NAME` | caller | a container, for a plan |
+//! | `HEAD`, `GET`, `PUT /v1/containers/NAME/archive?path=` | caller | files in and out, see [`crate::files::PathRequest`]; `GET` with `stat=true` tells what is there |
+//! | `HEAD`, `GET`, `PUT /v1/volumes/NAME/archive?path=` | caller | the same for a volume |
 //! | `POST /v1/survey` | caller | what if these containers came to you? |
 //! | `POST /v1/arrivals` | caller | [`Expect`] → [`Expected`]: open the direct path for one migration |
 //! | `POST /v1/reach` | caller | [`Reach`] → [`Reached`]: can the direct path be dialled from here? |

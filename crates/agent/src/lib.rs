@@ -4,11 +4,13 @@
 //! caller only watches. [`api`] lists what it can be asked.
 
 pub mod api;
+mod archive_api;
 mod client;
 mod copies;
 pub mod daemon;
 mod engine;
 mod events;
+pub mod files;
 mod guids;
 mod host;
 mod incoming;

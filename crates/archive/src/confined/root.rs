@@ -135,6 +135,23 @@ impl Root {
         Ok(system.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
     }
 
+    /// The path of the tree that a path leads to, all links followed.
+    ///
+    /// # Errors
+    ///
+    /// [`LocateError`].
+    pub fn real_path(&self, request: &[u8]) -> Result<Vec<u8>, LocateError> {
+        let path = TreePath::of_request(request)?;
+        let fd = self.resolve(&path, OFlags::PATH).doing("find", request)?;
+        let place = |fd: BorrowedFd<'_>| {
+            rustix::fs::readlinkat(rustix::fs::CWD, proc_path(fd), Vec::new()).doing("find", request)
+        };
+        let (root, target) = (place(self.fd())?, place(fd.as_fd())?);
+        let root = root.as_bytes().strip_suffix(b"/").unwrap_or(root.as_bytes());
+        let inside = target.as_bytes().strip_prefix(root);
+        Ok(inside.unwrap_or(target.as_bytes()).to_vec())
+    }
+
     /// The beginning of a regular file, links followed.
     ///
     /// # Errors
