@@ -74,6 +74,7 @@ async fn run(context: &Context, command: &Command) -> Vec<Fault> {
         Command::Plan(args) => one(commands::plan::run(context, args).await),
         Command::List(args) => commands::list::run(context, args).await,
         Command::Status(args) => commands::status::run(context, args).await,
+        Command::Cp(args) => one(commands::cp::run(context, args).await),
         Command::Volume(args) => one(commands::volume::run(context, args).await),
         Command::Doctor(args) => commands::doctor::run(context, args).await,
         Command::Agent(args) => one(commands::agent::run(context, args).await),
