@@ -16,6 +16,7 @@ mod world;
 
 mod conflicts;
 mod connections;
+mod cp;
 mod failures;
 mod fidelity;
 mod moves;
