@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming as RequestBody;
 use tranship_archive::compression::{Encoder, Format};
+use tranship_archive::filter::FilterSpec;
 use tranship_core::Fault;
 use tranship_core::fault::FaultKind;
 use tranship_core::ids::ContainerName;
@@ -63,6 +64,51 @@ pub(crate) async fn answer(agent: &Arc<Agent>, holder: Holder, request: Request<
         respond(agent, &holder, request).await
     };
     done.unwrap_or_else(|fault| h2::fault_response_with(status_of(&fault), &fault))
+}
+
+/// Answers for one storage element, by a filter in the query. `HEAD` says what is at its root.
+pub(crate) async fn answer_element(
+    agent: &Arc<Agent>,
+    holder: Holder,
+    request: Request<RequestBody>,
+) -> Response<Body> {
+    let done = element(agent, holder, request).await;
+    done.unwrap_or_else(|fault| h2::fault_response_with(status_of(&fault), &fault))
+}
+
+async fn element(
+    agent: &Arc<Agent>,
+    holder: Holder,
+    request: Request<RequestBody>,
+) -> Result<Response<Body>, Fault> {
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    // Beside the filter there is one word: only the headers of files are wanted.
+    let (query, headers_only) = match query.strip_suffix("headers-only=true") {
+        Some(rest) => (rest.strip_suffix('&').unwrap_or(rest).to_owned(), true),
+        None => (query, false),
+    };
+    let spec = FilterSpec::from_query(&query)?;
+    match *request.method() {
+        Method::HEAD => {
+            let stat = agent.path_stat(&holder, b"/").await?;
+            let mut response = Response::new(h2::full_body(Vec::new()));
+            response.headers_mut().extend(with_stat(&stat)?);
+            Ok(response)
+        }
+        Method::GET => {
+            let pieces = agent.pack_element(&holder, spec, headers_only).await?;
+            Ok(h2::stream_response(HeaderMap::new(), pieces))
+        }
+        _ => {
+            let archive = bridge::reader(h2::read_stream(request));
+            let (agent, holder) = (Arc::clone(agent), holder.clone());
+            let task = tokio::spawn(async move { agent.unpack_element(&holder, spec, archive).await });
+            let done = task
+                .await
+                .unwrap_or_else(|e| Err(Fault::new("agent.task", FaultKind::Bug, e.to_string())))?;
+            Ok(h2::json_response(&done))
+        }
+    }
 }
 
 async fn respond(

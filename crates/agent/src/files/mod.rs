@@ -6,6 +6,7 @@
 //! upload, and two copies in opposite directions would wait for each other for ever.
 
 pub mod bridge;
+mod element;
 mod engine_way;
 mod live_way;
 mod names;
