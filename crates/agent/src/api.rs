@@ -6,7 +6,7 @@
 //! | `GET /v1/node` | caller | facts about node and engine |
 //! | `GET /v1/containers/NAME` | caller | a container, for a plan |
 //! | `HEAD`, `GET`, `PUT /v1/containers/NAME/archive?path=` | caller | files in and out, see [`crate::files::PathRequest`]; `GET` with `stat=true` tells what is there |
-//! | `HEAD`, `GET`, `PUT /v1/volumes/NAME/archive?path=` | caller | the same for a volume |
+//! | `HEAD`, `GET`, `PUT /v1/volumes/NAME/files?path=` | caller | the same for a volume |
 //! | `HEAD`, `GET`, `PUT /v1/elements/volume/NAME/archive` | caller | one storage element, by a [`tranship_archive::filter::FilterSpec`] in the query; `headers-only=true` may end it |
 //! | `POST /v1/survey` | caller | what if these containers came to you? |
 //! | `POST /v1/arrivals` | caller | [`Expect`] → [`Expected`]: open the direct path for one migration |
@@ -16,11 +16,17 @@
 //! | `GET /v1/migrations[/ID]` | caller | [`MigrationView`]s |
 //! | `GET /v1/migrations/ID/events` | caller | server-sent [`tranship_core::Event`]s, from the beginning |
 //! | `POST /v1/migrations/ID/abort` | caller | end it in order |
+//! | `POST /v1/migrations/ID/rollback` | caller | take it back, also after the commit |
+//! | `POST /v1/migrations/ID/resolve` | caller | [`Resolve`]: a person decides who owns the container |
+//! | `GET /v1/migrations/ID/log` | caller | what happened here, as text |
+//! | `GET /v1/containers/NAME/migration` | caller | [`Leaving`], if the container is on its way |
 //! | `GET /v1/volumes` | caller | [`VolumeInfo`]s |
 //! | `POST /v1/copies/ID/receive`, `…/complete`, `…/give-up` | caller | [`ReceiveCopy`]: at the destination of a copy |
 //! | `POST /v1/copies/ID/send` | caller | [`SendCopy`] → server-sent [`CopyEvent`]s |
 //! | `POST /v1/snapshots`, `…/remove` | caller | [`TakeSnapshot`] → server-sent [`CopyEvent`]s |
 //! | `GET /v1/volumes/NAME/manifest` | caller | the tree of a volume or (`NAME@TIME`) snapshot, as in `docs/tree-format.md` |
+//! | `GET /v1/volumes/NAME/archive` | caller | a volume or (`NAME@TIME`) snapshot as a tar archive |
+//! | `PUT /v1/volumes/NAME/archive` | caller | a tar archive becomes a volume, described in [`VOLUME_HEADER`] |
 //! | `POST /v1/retire` | caller | end the agent if it has nothing to do |
 //! | `POST /v1/peer/STEP` | the source's agent | the steps of [`tranship_migrate::Destination`] |
 //! | `POST /v1/peer/copy` | the source's agent | one round of a copy (full duplex) |
@@ -30,9 +36,10 @@ use serde::{Deserialize, Serialize};
 use tranship_core::MigrationId;
 use tranship_core::node::ElementSize;
 use tranship_core::storage::{ElementPlace, RoundReport, SyncOptions, VolumeSpec};
-use tranship_migrate::Plan;
 use tranship_migrate::destination::ArrivalState;
+use tranship_migrate::protocol::Owner;
 use tranship_migrate::record::{DepartureState, PhaseRecord, RoundRecord};
+use tranship_migrate::{MoveOptions, Plan};
 use tranship_wire::Fingerprint;
 use tranship_wire::tls::PeerOffer;
 
@@ -143,6 +150,9 @@ pub struct SendCopy {
     pub route: Route,
 }
 
+/// The header in which the attributes of a volume come that an archive becomes, as JSON in ASCII.
+pub const VOLUME_HEADER: &str = "tranship-volume";
+
 /// Asks for a snapshot of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TakeSnapshot {
@@ -201,6 +211,24 @@ pub enum CopyEvent {
         /// Its rounds.
         rounds: Vec<RoundReport>,
     },
+}
+
+/// A person's word about who owns a container.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Resolve {
+    /// Who owns it.
+    pub owner: Owner,
+}
+
+/// A migration under way that takes a container away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaving {
+    /// The migration.
+    pub id: MigrationId,
+    /// Where it goes, as its caller named it.
+    pub destination: String,
+    /// The options that it was begun with.
+    pub options: MoveOptions,
 }
 
 /// Which end of a migration an agent is.

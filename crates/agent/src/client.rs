@@ -1,25 +1,29 @@
 //! The agent API from the asking side, one method per request.
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use tranship_core::event::Event;
 use tranship_core::ids::ContainerName;
 use tranship_core::node::{ContainerReport, NodeFacts, Survey, SurveyRequest};
-use tranship_core::{Fault, MigrationId};
+use tranship_core::storage::VolumeSpec;
+use tranship_core::{Fault, FaultKind, MigrationId};
+use tranship_migrate::protocol::Owner;
 use tranship_wire::WireError;
 use tranship_wire::h2::{ByteStream, Client, Duplex};
 
 use crate::files::{Holder, PathRequest, RemoteStat, Unpacked};
 use crate::api::{
-    CopyEvent, Depart, Expect, Expected, Hello, MigrationView, Reach, Reached, ReceiveCopy, SendCopy,
-    TakeSnapshot, VolumeInfo,
+    CopyEvent, Depart, Expect, Expected, Hello, Leaving, MigrationView, Reach, Reached, ReceiveCopy, Resolve,
+    SendCopy, TakeSnapshot, VolumeInfo,
 };
+use crate::archives::Imported;
 
 fn archive_path(holder: &Holder, asked: &PathRequest) -> String {
     let what = match holder {
-        Holder::Container(name) => format!("containers/{name}"),
-        Holder::Volume(name) => format!("volumes/{name}"),
+        Holder::Container(name) => format!("containers/{name}/archive"),
+        Holder::Volume(name) => format!("volumes/{name}/files"),
     };
-    format!("/v1/{what}/archive?{}", asked.to_query())
+    format!("/v1/{what}?{}", asked.to_query())
 }
 
 /// How a copy goes. Dropping it ends the copy.
@@ -29,6 +33,23 @@ pub type CopyEvents = std::pin::Pin<Box<dyn Stream<Item = Result<CopyEvent, Faul
 #[derive(Debug, Clone)]
 pub struct AgentClient {
     client: Client,
+}
+
+/// JSON text without anything but ASCII, as headers want it.
+fn ascii(json: &str) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_ascii() && !c.is_ascii_control() {
+            text.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                // Writing into a String cannot fail.
+                let _ = write!(text, "\\u{unit:04x}");
+            }
+        }
+    }
+    text
 }
 
 impl AgentClient {
@@ -209,6 +230,66 @@ impl AgentClient {
         self.get("/v1/volumes").await
     }
 
+    /// The manifest of a volume, or of a snapshot by its time.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn manifest(
+        &self,
+        volume: &str,
+        snapshot: Option<u64>,
+    ) -> Result<tranship_wire::h2::ByteStream, Fault> {
+        let time = snapshot.map_or_else(String::new, |time| format!("@{time}"));
+        let path = format!("/v1/volumes/{volume}{time}/manifest");
+        let (_, bytes) = self
+            .client
+            .receive_stream(&path)
+            .await
+            .map_err(WireError::into_fault)?;
+        Ok(bytes)
+    }
+
+    /// A volume as a tar archive, or a snapshot of it by its time.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn export_volume(
+        &self,
+        volume: &str,
+        snapshot: Option<u64>,
+    ) -> Result<tranship_wire::h2::ByteStream, Fault> {
+        let time = snapshot.map_or_else(String::new, |time| format!("@{time}"));
+        let path = format!("/v1/volumes/{volume}{time}/archive");
+        let (_, bytes) = self
+            .client
+            .receive_stream(&path)
+            .await
+            .map_err(WireError::into_fault)?;
+        Ok(bytes)
+    }
+
+    /// Makes a volume of a tar archive.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn import_volume(
+        &self,
+        spec: &VolumeSpec,
+        archive: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    ) -> Result<Imported, Fault> {
+        let invalid = |e: String| Fault::new("request.invalid", FaultKind::Usage, e);
+        let text = serde_json::to_string(spec).map_err(|e| invalid(e.to_string()))?;
+        let value = http::HeaderValue::from_str(&ascii(&text)).map_err(|e| invalid(e.to_string()))?;
+        let mut headers = http::HeaderMap::new();
+        headers.insert(crate::api::VOLUME_HEADER, value);
+        let path = format!("/v1/volumes/{}/archive", spec.name);
+        let sent = self
+            .client
+            .send_stream(http::Method::PUT, &path, headers, archive)
+            .await;
+        sent.map_err(WireError::into_fault)
+    }
+
     /// At the destination: makes ready for a copy.
     ///
     /// # Errors
@@ -267,6 +348,39 @@ impl AgentClient {
     /// As [`AgentClient::hello`].
     pub async fn abort(&self, id: &MigrationId) -> Result<(), Fault> {
         self.post(&format!("/v1/migrations/{id}/abort"), &()).await
+    }
+
+    /// Asks a migration to take the container back, also after the commit.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn roll_back(&self, id: &MigrationId) -> Result<(), Fault> {
+        self.post(&format!("/v1/migrations/{id}/rollback"), &()).await
+    }
+
+    /// Tells the node who owns the container, by a person's word.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn resolve(&self, id: &MigrationId, owner: Owner) -> Result<(), Fault> {
+        self.post(&format!("/v1/migrations/{id}/resolve"), &Resolve { owner })
+            .await
+    }
+
+    /// What happened in a migration at the node, as text.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn log(&self, id: &MigrationId) -> Result<String, Fault> {
+        self.get(&format!("/v1/migrations/{id}/log")).await
+    }
+
+    /// The migration under way that takes a container away.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn leaving(&self, container: &ContainerName) -> Result<Option<Leaving>, Fault> {
+        self.get(&format!("/v1/containers/{container}/migration")).await
     }
 
     /// Ends the agent if it has nothing to do; says whether it will.

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tranship_core::container::ContainerState;
 use tranship_core::fault::FaultKind;
 use tranship_core::storage::{
-    ElementAt, ElementPlace, ElementSink, ElementSource, Pipe, ProgressFn, RoundOptions, RoundProgress,
-    RoundReport, VolumeSpec,
+    ElementAt, ElementPlace, ElementRoute, ElementSink, ElementSource, Pipe, ProgressFn, RoundOptions,
+    RoundProgress, RoundReport, VolumeSpec,
 };
 use tranship_core::{ContainerId, Engine, EngineError, Fault, MigrationId};
 use tranship_migrate::Ports;
@@ -130,11 +130,11 @@ impl Copies {
             }
         }
         let opened = async {
-            let place = engine.locate(&at).await?;
+            let place = self.ports.directory(&at).await?;
             if made {
                 self.bring_back(&place, &asked.volume.guid).await;
             }
-            let sink = self.ports.storage.sink(&place).await?;
+            let sink = self.ports.storage.sink(&place, ElementRoute::Tree).await?;
             Ok::<_, Fault>((place, sink))
         };
         let (place, sink) = match opened.await {
@@ -256,7 +256,7 @@ impl Copies {
             Some(place) => place.clone(),
             None => {
                 let name = asked.volume.clone();
-                engine.locate(&ElementAt::Volume { name }).await?
+                self.ports.directory(&ElementAt::Volume { name }).await?
             }
         };
         let mut source = self.ports.storage.source(&place, &asked.options).await?;

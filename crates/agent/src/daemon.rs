@@ -14,10 +14,12 @@ use tranship_wire::{PeerIdentity, WireError, h1};
 use crate::archive_api::DockerHandler;
 use crate::copies::Copies;
 use crate::guids::Guids;
+use crate::locks::Locks;
 use crate::registry::Registry;
 use crate::server::OwnerHandler;
 use crate::state::{Agent, Identity};
 use crate::store::FileRecords;
+use crate::ways::Ways;
 
 /// What a daemon is made with.
 pub struct Config {
@@ -29,8 +31,8 @@ pub struct Config {
     pub identity: Identity,
     /// The engine, the storage elements and the shell of this node.
     pub ports: Ports,
-    /// How long it stays without anything to do.
-    pub idle: Duration,
+    /// How long it stays without anything to do; for ever if there is none, as under a service manager.
+    pub idle: Option<Duration>,
 }
 
 /// The socket at which docker's clients find the agent that has this one.
@@ -65,17 +67,18 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Fa
         )
         .with_hint("the agent needs to write there")
     })?;
-    let registry = Registry::new(config.ports.clone(), records);
+    let registry = Registry::new(config.ports.clone(), records, Locks::new(&config.state_directory));
     let copies = Copies::new(config.ports.clone(), &config.state_directory);
     let agent = Agent::new(
         config.identity,
-        Arc::clone(&registry),
+        registry,
         Guids::open(&config.state_directory),
+        Ways::new(&config.state_directory),
         Arc::clone(&copies),
     );
     // What a crash left open is settled beside the first questions, not before them: an engine that does not answer
     // must not keep the agent from saying so.
-    tokio::spawn(registry.recover());
+    tokio::spawn(agent.recover());
     tokio::spawn(async move { copies.recover().await });
     // Docker's clients have a door of their own. Without it everything else works.
     let docker = LocalListener::bind(&docker_socket(&config.socket)).await;
@@ -84,7 +87,8 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Fa
     }
     let docker = docker.ok();
     let mut idle_since = tokio::time::Instant::now();
-    let mut tick = tokio::time::interval(Duration::from_secs(1).min(config.idle));
+    let second = Duration::from_secs(1);
+    let mut tick = tokio::time::interval(config.idle.map_or(second, |idle| idle.min(second)));
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
@@ -124,7 +128,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Fa
             _ = tick.tick() => {
                 if !agent.idle(0) {
                     idle_since = tokio::time::Instant::now();
-                } else if idle_since.elapsed() >= config.idle {
+                } else if config.idle.is_some_and(|idle| idle_since.elapsed() >= idle) {
                     break;
                 }
             }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::node;
 use crate::registry::Registry;
 use crate::server::PeerHandler;
 use crate::state::Agent;
+use crate::ways::{WayIn, Ways};
 
 /// How long a migration may be expected before its source connects.
 const FIRST_CONTACT: Duration = Duration::from_secs(60);
@@ -26,6 +28,8 @@ const FIRST_CONTACT: Duration = Duration::from_secs(60);
 const AWAY: Duration = Duration::from_secs(10);
 /// How long the way in stays open after the end, for a source that did not hear the last answer.
 const AFTER_THE_END: Duration = Duration::from_secs(20);
+/// How long it stays open where the source was never told: it may have committed, and be down for a while.
+const UNTOLD: Duration = Duration::from_secs(60 * 60);
 /// How often an undoing that failed is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -33,6 +37,7 @@ const RETRY: Duration = Duration::from_secs(5);
 pub struct Incoming {
     registry: Arc<Registry>,
     key: PeerKey,
+    ways: Ways,
     doors: Mutex<HashMap<MigrationId, Arc<Door>>>,
 }
 
@@ -40,6 +45,8 @@ pub struct Incoming {
 struct Door {
     connections: watch::Sender<usize>,
     closed: CancellationToken,
+    /// The source has heard how it ended.
+    told: AtomicBool,
 }
 
 /// A connection of a source; it is counted until this is dropped.
@@ -61,10 +68,11 @@ impl Door {
 impl Incoming {
     /// No ways in yet.
     #[must_use]
-    pub fn new(registry: Arc<Registry>, key: PeerKey) -> Arc<Self> {
+    pub fn new(registry: Arc<Registry>, key: PeerKey, ways: Ways) -> Arc<Self> {
         Arc::new(Self {
             registry,
             key,
+            ways,
             doors: Mutex::default(),
         })
     }
@@ -79,47 +87,97 @@ impl Incoming {
         self.doors().len()
     }
 
-    /// Opens a way in for one migration.
+    /// Opens a way in for one migration, and remembers it for the case that the agent is restarted.
     ///
     /// # Errors
-    /// `arrival.known` when there is one already; what the network says.
+    /// `arrival.known` when there is one already; what the network or the state directory says.
     pub async fn expect(self: &Arc<Self>, agent: &Arc<Agent>, expect: Expect) -> Result<PeerOffer, Fault> {
         let id = expect.id;
         let listener = PeerListener::bind_everywhere(&self.key, expect.source).await;
         let listener = listener.map_err(|e| WireError::from(e).into_fault())?;
         let offer = listener.offer(node::reachable_addresses());
+        let door = self.door(&id)?;
+        let way = WayIn {
+            source: expect.source,
+            offer: offer.clone(),
+        };
+        if let Err(fault) = self.ways.keep_in(&id, &way) {
+            self.doors().remove(&id);
+            return Err(fault);
+        }
+        self.watch_over(agent, id, door, Some(listener));
+        Ok(offer)
+    }
+
+    /// Opens the way in again after a restart of the agent. Where it cannot listen any more, or never did, a caller may
+    /// carry the source's stream.
+    pub async fn reopen(self: &Arc<Self>, agent: &Arc<Agent>, id: MigrationId) {
+        let listener = match self.ways.kept_in(&id) {
+            Some(way) => match PeerListener::bind_again(&self.key, way.source, &way.offer).await {
+                Ok(listener) => Some(listener),
+                Err(error) => {
+                    tracing::error!("the way in for migration {id} could not be opened again: {error}");
+                    None
+                }
+            },
+            None => None,
+        };
+        if let Ok(door) = self.door(&id) {
+            self.watch_over(agent, id, door, listener);
+        }
+    }
+
+    /// Migrations whose way in was open when the agent ended.
+    #[must_use]
+    pub fn left_open(&self) -> Vec<MigrationId> {
+        self.ways.all_in()
+    }
+
+    fn door(&self, id: &MigrationId) -> Result<Arc<Door>, Fault> {
         let door = Arc::new(Door {
             connections: watch::Sender::new(0),
             closed: CancellationToken::new(),
+            told: AtomicBool::new(false),
         });
         match self.doors().entry(id.clone()) {
             // The way in that is open stays the one that is watched.
-            Entry::Occupied(_) => {
-                return Err(Fault::new(
-                    "arrival.known",
-                    FaultKind::Environment,
-                    format!("migration {id} is expected already"),
-                ));
-            }
+            Entry::Occupied(_) => Err(Fault::new(
+                "arrival.known",
+                FaultKind::Environment,
+                format!("migration {id} is expected already"),
+            )),
             Entry::Vacant(place) => {
                 place.insert(Arc::clone(&door));
+                Ok(door)
             }
         }
+    }
+
+    fn watch_over(
+        self: &Arc<Self>,
+        agent: &Arc<Agent>,
+        id: MigrationId,
+        door: Arc<Door>,
+        listener: Option<PeerListener>,
+    ) {
         let incoming = Arc::clone(self);
         let agent = Arc::clone(agent);
         tokio::spawn(async move {
             tokio::select! {
-                () = accept(&listener, &agent, &id, &door) => {}
+                () = accept(listener, &agent, &id, &door) => {}
                 () = incoming.watch(&id, &door) => {}
             }
             door.closed.cancel();
+            incoming.ways.forget_in(&id);
             incoming.doors().remove(&id);
-            // A copy whose caller went away without a word did not arrive.
-            agent.end_copy(&id, false).await.unwrap_or_else(|fault| {
-                tracing::error!("copy {id} could not be undone: {fault}");
-            });
         });
-        Ok(offer)
+    }
+
+    /// The source of a migration has heard how it ended.
+    pub fn told(&self, id: &MigrationId) {
+        if let Some(door) = self.doors().get(id) {
+            door.told.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Lets in a source whose stream the caller carries.
@@ -140,41 +198,33 @@ impl Incoming {
     /// Ends when the way in is no longer needed. What was begun and may end with its link is undone first.
     async fn watch(&self, id: &MigrationId, door: &Door) {
         let mut connections = door.connections.subscribe();
-        if tokio::time::timeout(FIRST_CONTACT, connections.wait_for(|n| *n > 0))
-            .await
-            .is_err()
-        {
-            return;
-        }
         loop {
             if connections.wait_for(|n| *n == 0).await.is_err() {
                 return;
             }
-            let Some(arrival) = self.registry.arrival(id) else {
-                // Somebody looked in (doctor does) and began nothing.
-                if tokio::time::timeout(FIRST_CONTACT, connections.wait_for(|n| *n > 0))
-                    .await
-                    .is_err()
-                {
-                    return;
-                }
-                continue;
+            let arrival = self.registry.arrival(id);
+            let over = arrival.as_ref().is_none_or(|a| a.is_over());
+            let patience = match &arrival {
+                // Not yet; or somebody looked in (doctor does) and began nothing.
+                None => FIRST_CONTACT,
+                Some(_) if !over => AWAY,
+                Some(_) if door.told.load(Ordering::Relaxed) => AFTER_THE_END,
+                Some(_) => UNTOLD,
             };
-            let over = arrival.is_over();
-            let patience = if over { AFTER_THE_END } else { AWAY };
             if tokio::time::timeout(patience, connections.wait_for(|n| *n > 0))
                 .await
                 .is_ok()
             {
                 continue;
             }
-            if over {
+            let Some(arrival) = arrival.filter(|_| !over) else {
                 return;
-            }
+            };
             if arrival.ends_with_its_link() {
                 tracing::warn!("the source of migration {id} is gone; undoing what arrived");
-                match arrival.discard().await {
-                    Ok(_) => return,
+                // Until the commit, and in stateless mode, a source that was away for so long has gone back by itself.
+                match arrival.alone().await {
+                    Ok(()) => continue,
                     Err(fault) => tracing::error!("migration {id} could not be undone: {fault}"),
                 }
             }
@@ -183,7 +233,10 @@ impl Incoming {
     }
 }
 
-async fn accept(listener: &PeerListener, agent: &Arc<Agent>, id: &MigrationId, door: &Arc<Door>) {
+async fn accept(listener: Option<PeerListener>, agent: &Arc<Agent>, id: &MigrationId, door: &Arc<Door>) {
+    let Some(listener) = listener else {
+        return std::future::pending().await;
+    };
     loop {
         match listener.accept().await {
             Ok(stream) => {

@@ -5,6 +5,7 @@
 
 pub mod api;
 mod archive_api;
+mod archives;
 mod client;
 mod copies;
 pub mod daemon;
@@ -14,6 +15,9 @@ pub mod files;
 mod guids;
 mod host;
 mod incoming;
+mod journal;
+mod locks;
+mod log;
 pub mod node;
 mod outgoing;
 mod registry;
@@ -21,10 +25,14 @@ mod server;
 mod state;
 mod storage;
 mod store;
+mod tar_route;
 mod volumes;
+mod ways;
 
+pub use archives::Imported;
 pub use client::{AgentClient, CopyEvents};
 pub use engine::NodeEngine;
 pub use host::Shell;
 pub use state::Identity;
 pub use storage::NodeStorage;
+pub use ways::peer_key;

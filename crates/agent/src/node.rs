@@ -10,7 +10,7 @@ use tranship_core::node::{
     ArrivalFacts, ContainerReport, ElementSize, EngineFacts, ImageStore, NodeFacts, PortInUse, Survey,
     SurveyRequest,
 };
-use tranship_core::storage::{ElementAt, ElementPlace};
+use tranship_core::storage::ElementAt;
 use tranship_core::{ContainerSpec, Engine, Fault};
 use tranship_migrate::Ports;
 
@@ -71,6 +71,12 @@ fn reaches_files(user_id: u32, engine: &EngineFacts) -> bool {
     let shifted = engine.rootless || engine.security_options.iter().any(|o| o.contains("name=userns"));
     let volumes = Path::new(&engine.root_directory).join("volumes");
     user_id == 0 && !shifted && engine.storage_driver == "overlay2" && volumes.is_dir()
+}
+
+/// Whether this process reaches the files of storage elements itself.
+pub(crate) async fn reached(ports: &Ports) -> bool {
+    let facts = ports.engine.facts().await;
+    facts.is_ok_and(|facts| reaches_files(rustix::process::getuid().as_raw(), &facts))
 }
 
 /// Addresses of this machine's interfaces, loopback left out.
@@ -138,6 +144,10 @@ pub async fn report(
 
 /// How much each storage element holds, as far as a quick look tells.
 async fn sizes(ports: &Ports, spec: &ContainerSpec) -> std::collections::BTreeMap<String, ElementSize> {
+    // Through the engine nothing can be counted without reading it all.
+    if !reached(ports).await {
+        return std::collections::BTreeMap::new();
+    }
     let mut elements = vec![(
         "/".to_owned(),
         ElementAt::Layer {
@@ -160,7 +170,7 @@ async fn sizes(ports: &Ports, spec: &ContainerSpec) -> std::collections::BTreeMa
     }
     let mut sizes = std::collections::BTreeMap::new();
     for (path, at) in elements {
-        let Ok(place @ ElementPlace::Directory { .. }) = ports.engine.locate(&at).await else {
+        let Ok(place) = ports.directory(&at).await else {
             continue;
         };
         if let Ok(Some(size)) = ports.storage.size(&place).await {

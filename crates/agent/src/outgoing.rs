@@ -18,7 +18,7 @@ use tranship_wire::WireError;
 use tranship_wire::h2::{Client, ClientOptions, Duplex};
 use tranship_wire::tls::{self, DialTimes, Dialled, PeerKey, PeerOffer, TlsError};
 
-use crate::api::{Depart, Reached, Route};
+use crate::api::{Reached, Route};
 
 /// Streams that callers carry, waiting for the migration that they are for.
 pub struct Outgoing {
@@ -69,8 +69,8 @@ impl Outgoing {
 
     /// The other side of a migration.
     #[must_use]
-    pub fn destination(self: &Arc<Self>, depart: &Depart) -> Arc<dyn Destination> {
-        Arc::new(self.peer(&depart.plan.id, &depart.plan.destination, &depart.route))
+    pub fn destination(self: &Arc<Self>, plan: &Plan, route: &Route) -> Arc<dyn Destination> {
+        Arc::new(self.peer(&plan.id, &plan.destination, route))
     }
 
     /// The other side of a migration or of a copy.

@@ -9,18 +9,22 @@ use tokio::sync::watch;
 use tranship_core::event::Event;
 use tranship_core::fault::FaultKind;
 use tranship_core::{Engine, Fault, MigrationId};
-use tranship_migrate::departure;
+use tranship_migrate::departure::{self, Order};
 use tranship_migrate::destination::ArrivalState;
+use tranship_migrate::protocol::Owner;
 use tranship_migrate::record::{ArrivalRecord, DepartureRecord, DepartureState, RecordError, Records};
 use tranship_migrate::{Arrival, Departure, Destination, Plan, Ports};
 
-use crate::api::{MigrationView, Role};
+use crate::api::{Leaving, MigrationView, Role};
 use crate::events::EventLog;
+use crate::locks::{Held, Locks};
+use crate::log::MigrationLog;
 use crate::node::now_ms;
-use crate::store::FileRecords;
+use crate::store::{Damaged, FileRecords};
+use crate::ways::Ways;
 
-/// How often an undoing that failed is tried again.
-const UNDO_AGAIN: Duration = Duration::from_secs(5);
+/// How often what a restart left open is tried again.
+const RECOVER_AGAIN: Duration = Duration::from_secs(2);
 
 /// A departure under way or over.
 #[derive(Debug)]
@@ -28,13 +32,25 @@ pub struct DepartureTask {
     /// What happened so far.
     pub events: EventLog,
     cancel: watch::Sender<bool>,
+    orders: watch::Sender<Option<Order>>,
     plan: Plan,
+    log: MigrationLog,
+}
+
+/// A departure that nothing speaks against, and that has not begun.
+pub struct Prepared {
+    registry: Arc<Registry>,
+    task: Arc<DepartureTask>,
+    locks: Held,
 }
 
 /// All migrations of this agent.
 pub struct Registry {
     ports: Ports,
     records: FileRecords,
+    locks: Locks,
+    /// Journals that cannot be used.
+    damaged: Vec<Damaged>,
     departures: Mutex<HashMap<MigrationId, Arc<DepartureTask>>>,
     arrivals: Mutex<HashMap<MigrationId, Arc<Arrival>>>,
     departure_records: Mutex<HashMap<MigrationId, DepartureRecord>>,
@@ -53,24 +69,33 @@ struct Published(Arc<Registry>);
 impl Records for Published {
     async fn save_departure(&self, record: &DepartureRecord) -> Result<(), RecordError> {
         self.0.records.save_departure(record).await?;
-        locked(&self.0.departure_records).insert(record.plan.id.clone(), record.clone());
+        self.show_departure(record);
         Ok(())
+    }
+
+    fn show_departure(&self, record: &DepartureRecord) {
+        locked(&self.0.departure_records).insert(record.plan.id.clone(), record.clone());
     }
 
     async fn save_arrival(&self, record: &ArrivalRecord) -> Result<(), RecordError> {
         self.0.records.save_arrival(record).await?;
+        self.0.log_arrival(record);
         locked(&self.0.arrival_records).insert(record.plan.id.clone(), record.clone());
         Ok(())
     }
 }
 
 impl Registry {
-    /// Reads the records. [`Registry::recover`] then settles what a crash left open.
+    /// Reads the records. [`crate::state::Agent::recover`] then goes on with what a crash left open.
     #[must_use]
-    pub fn new(ports: Ports, records: FileRecords) -> Arc<Self> {
+    pub fn new(ports: Ports, records: FileRecords, locks: Locks) -> Arc<Self> {
         let (departures, arrivals) = (records.departures(), records.arrivals());
         for damaged in departures.damaged.iter().chain(&arrivals.damaged) {
-            tracing::error!("a record cannot be read and is left alone: {damaged}");
+            tracing::error!(
+                "the journal {} cannot be used and is left as it is: {}",
+                damaged.path.display(),
+                damaged.reason
+            );
         }
         let over: Vec<(u64, MigrationId)> = departures
             .records
@@ -86,9 +111,12 @@ impl Registry {
             )
             .collect();
         records.prune(&over);
+        let damaged = departures.damaged.into_iter().chain(arrivals.damaged).collect();
         Arc::new(Self {
             ports,
             records,
+            locks,
+            damaged,
             departures: Mutex::default(),
             arrivals: Mutex::default(),
             departure_records: Mutex::new(
@@ -120,146 +148,232 @@ impl Registry {
         &self.ports
     }
 
-    /// Settles what an agent that died left open: a source that was frozen but not committed resumes, an arrival that
-    /// nothing was started for is undone. What was committed stays as it is, visibly in doubt.
-    ///
-    /// What is open is listed at once, before the future is first polled: migrations that begin while it runs are not its
-    /// business.
-    pub fn recover(self: &Arc<Self>) -> impl Future<Output = ()> + Send + 'static {
-        let departures: Vec<DepartureRecord> = locked(&self.departure_records)
+    /// Takes up the arrivals that an agent that ended left open, and tells which.
+    pub fn recover_arrivals(self: &Arc<Self>) -> Vec<MigrationId> {
+        let records: Vec<ArrivalRecord> = locked(&self.arrival_records).values().cloned().collect();
+        let mut known = locked(&self.arrivals);
+        let mut open = Vec::new();
+        for record in records {
+            let id = record.plan.id.clone();
+            let over = is_over(&record);
+            let records: Arc<dyn Records> = Arc::new(Published(Arc::clone(self)));
+            let arrival = Arc::new(Arrival::from_record(self.ports.clone(), records, record));
+            // Those that are over answer a source that did not hear so.
+            known.insert(id.clone(), Arc::clone(&arrival));
+            if !over {
+                open.push(id);
+                tokio::spawn(recover_arrival(arrival));
+            }
+        }
+        open
+    }
+
+    /// The departures that an agent that ended left open.
+    #[must_use]
+    pub fn open_departures(&self) -> Vec<DepartureRecord> {
+        locked(&self.departure_records)
             .values()
             .filter(|r| !r.state.is_over())
             .cloned()
-            .collect();
-        let arrivals: Vec<Arc<Arrival>> = {
-            let open: Vec<ArrivalRecord> = locked(&self.arrival_records)
-                .values()
-                .filter(|r| !is_over(r))
-                .cloned()
-                .collect();
-            let mut known = locked(&self.arrivals);
-            open.into_iter()
-                .map(|record| {
-                    let id = record.plan.id.clone();
-                    let records: Arc<dyn Records> = Arc::new(Published(Arc::clone(self)));
-                    let arrival = Arc::new(Arrival::from_record(self.ports.clone(), records, record));
-                    known.insert(id, Arc::clone(&arrival));
-                    arrival
-                })
-                .collect()
-        };
-        let registry = Arc::clone(self);
-        async move {
-            for arrival in arrivals {
-                tokio::spawn(undo_what_was_left(arrival));
-            }
-            registry.settle(departures).await;
-        }
+            .collect()
     }
 
-    async fn settle(self: &Arc<Self>, departures: Vec<DepartureRecord>) {
-        for mut record in departures {
-            let fault = Fault::new(
-                "agent.restarted",
-                FaultKind::RolledBack,
-                "the source's agent ended before the migration did",
-            );
-            let fault = match record.state {
-                DepartureState::Preparing => fault,
-                DepartureState::Frozen | DepartureState::NotResumed => {
-                    match departure::resume(self.ports.engine.as_ref(), &record.plan).await {
-                        Ok(()) => fault,
-                        Err(stuck) => stuck,
-                    }
+    /// Goes on with a departure that an agent that ended left open.
+    pub fn go_on(self: &Arc<Self>, record: DepartureRecord, destination: Arc<dyn Destination>, ways: Ways) {
+        if !record.plan.mode.is_stateful() {
+            let registry = Arc::clone(self);
+            tokio::spawn(async move { registry.settle_stateless(record).await });
+            return;
+        }
+        let plan = record.plan.clone();
+        let containers: Vec<_> = plan.members().into_iter().map(|m| m.create.spec.id).collect();
+        // Nobody can hold them: the agent that did is gone, or this one would not have its socket.
+        let locks = self.locks.take(&plan.id, &containers).ok();
+        let task = Arc::new(self.task(plan));
+        locked(&self.departures).insert(task.plan.id.clone(), Arc::clone(&task));
+        self.run(task, locks, ways, |parts| {
+            Departure::recovered(
+                parts.ports,
+                destination,
+                parts.records,
+                parts.reporter,
+                parts.cancelled,
+                record,
+            )
+        });
+    }
+
+    /// In stateless mode whoever is in doubt serves.
+    async fn settle_stateless(self: &Arc<Self>, mut record: DepartureRecord) {
+        let fault = Fault::new(
+            "agent.restarted",
+            FaultKind::RolledBack,
+            "the source's agent ended before the migration did",
+        );
+        let fault = match record.state {
+            DepartureState::Frozen | DepartureState::NotResumed => {
+                match departure::resume(self.ports.engine.as_ref(), &record.plan).await {
+                    Ok(()) => fault,
+                    Err(stuck) => stuck,
                 }
-                _ => Fault::new(
-                    "migrate.in-doubt",
-                    FaultKind::InDoubt,
-                    "the source's agent ended after it had handed over, and before it knew whether the container runs there",
-                )
-                .with_hint("look at both nodes with `docker ps -a`; start the container on one of them only"),
-            };
-            record.state = match fault.kind {
-                FaultKind::InDoubt if fault.code == departure::NOT_RESUMED => DepartureState::NotResumed,
-                FaultKind::InDoubt => DepartureState::InDoubt,
-                _ => DepartureState::RolledBack,
-            };
-            record.fault = Some(fault.on_container(record.plan.spec().name.clone()));
-            self.publish_departure(&record).await;
-        }
-    }
-
-    async fn publish_departure(self: &Arc<Self>, record: &DepartureRecord) {
-        if let Err(error) = Published(Arc::clone(self)).save_departure(record).await {
+            }
+            DepartureState::InDoubt => return,
+            _ => fault,
+        };
+        record.state = match fault.kind {
+            FaultKind::InDoubt => DepartureState::NotResumed,
+            _ => DepartureState::RolledBack,
+        };
+        record.fault = Some(fault.on_container(record.plan.spec().name.clone()));
+        if let Err(error) = Published(Arc::clone(self)).save_departure(&record).await {
             tracing::error!("{error}");
         }
     }
 
-    /// Begins a migration from this node.
+    fn task(&self, plan: Plan) -> DepartureTask {
+        DepartureTask {
+            events: EventLog::default(),
+            cancel: watch::Sender::new(false),
+            orders: watch::Sender::new(None),
+            log: self.records.log(&plan.id),
+            plan,
+        }
+    }
+
+    /// Looks whether a migration from this node may begin, and keeps others from beginning with the same containers.
     ///
     /// # Errors
-    /// `migrate.busy` when the container is on its way already; `migrate.known` when the id was used before.
-    pub fn depart(self: &Arc<Self>, plan: Plan, destination: Arc<dyn Destination>) -> Result<(), Fault> {
+    /// `migrate.busy` when a container is on its way already; `migrate.known` when the id was used before.
+    pub fn prepare_departure(self: &Arc<Self>, plan: Plan) -> Result<Prepared, Fault> {
         let id = plan.id.clone();
         let containers: Vec<_> = plan.members().into_iter().map(|m| m.create.spec.id).collect();
-        let (cancel, cancelled) = watch::channel(false);
-        let task = Arc::new(DepartureTask {
-            events: EventLog::default(),
-            cancel,
-            plan: plan.clone(),
-        });
-        {
-            let mut running = locked(&self.departures);
-            let records = locked(&self.departure_records);
-            if records.contains_key(&id) || running.contains_key(&id) {
-                return Err(Fault::new(
-                    "migrate.known",
-                    FaultKind::Environment,
-                    format!("migration {id} exists already"),
-                ));
-            }
-            let leaving = |t: &&Arc<DepartureTask>| {
-                t.plan
-                    .members()
-                    .iter()
-                    .any(|m| containers.contains(&m.create.spec.id))
-            };
-            if let Some(other) = running.values().find(leaving) {
-                let other = &other.plan;
-                return Err(Fault::new(
-                    "migrate.busy",
-                    FaultKind::Environment,
-                    format!(
-                        "{} is on its way to {} already, by migration {}",
-                        other.spec().name,
-                        other.destination,
-                        other.id
-                    ),
-                )
-                .on_container(other.spec().name.clone())
-                .with_hint(format!("`tranship status {}` shows it", other.id)));
-            }
-            running.insert(id.clone(), Arc::clone(&task));
+        let mut running = locked(&self.departures);
+        if locked(&self.departure_records).contains_key(&id) || running.contains_key(&id) {
+            return Err(Fault::new(
+                "migrate.known",
+                FaultKind::Environment,
+                format!("migration {id} exists already"),
+            ));
         }
-        let records: Arc<dyn Records> = Arc::new(Published(Arc::clone(self)));
-        let reporter: Arc<dyn tranship_core::Reporter> = Arc::new(TaskReporter(Arc::clone(&task)));
-        let departure = Departure::new(
-            self.ports.clone(),
-            destination,
-            records,
-            reporter,
-            cancelled,
-            plan,
-            now_ms(),
-        );
+        let leaving = |t: &&Arc<DepartureTask>| {
+            t.plan
+                .members()
+                .iter()
+                .any(|m| containers.contains(&m.create.spec.id))
+        };
+        if let Some(other) = running.values().find(leaving) {
+            return Err(busy(&other.plan, &format!("to {}", other.plan.destination)));
+        }
+        // One that is still arriving does not belong to this node yet.
+        let arriving = locked(&self.arrivals)
+            .values()
+            .map(|a| a.record())
+            .find(|r| !is_over(r) && r.containers.values().any(|c| containers.contains(c)));
+        if let Some(other) = arriving {
+            return Err(busy(&other.plan, &format!("here from {}", other.plan.source)));
+        }
+        let locks = self.locks.take(&id, &containers)?;
+        let task = Arc::new(self.task(plan));
+        running.insert(id, Arc::clone(&task));
+        Ok(Prepared {
+            registry: Arc::clone(self),
+            task,
+            locks,
+        })
+    }
+
+    fn run(
+        self: &Arc<Self>,
+        task: Arc<DepartureTask>,
+        locks: Option<Held>,
+        ways: Ways,
+        make: impl FnOnce(Parts) -> Departure,
+    ) {
+        let id = task.plan.id.clone();
+        let departure = make(Parts {
+            ports: self.ports.clone(),
+            records: Arc::new(Published(Arc::clone(self))),
+            reporter: Arc::new(TaskReporter(Arc::clone(&task))),
+            cancelled: task.cancel.subscribe(),
+        })
+        .with_orders(task.orders.subscribe());
         let registry = Arc::clone(self);
         tokio::spawn(async move {
             let record = departure.run().await;
             // The record may not have reached the disk; what is known is shown all the same.
             locked(&registry.departure_records).insert(id.clone(), record);
             locked(&registry.departures).remove(&id);
+            registry.records.close(&id);
+            ways.forget_out(&id);
+            drop(locks);
         });
+    }
+
+    /// Notes for people where an arrival stands.
+    fn log_arrival(&self, record: &ArrivalRecord) {
+        let id = &record.plan.id;
+        let before = locked(&self.arrival_records).get(id).map(|r| r.state);
+        if before != Some(record.state) {
+            let text = format!("destination: {}", arrival_word(record.state));
+            self.records.log(id).line(now_ms(), &text);
+        }
+    }
+
+    /// What a person reads of a migration; empty where nothing was noted.
+    #[must_use]
+    pub fn log(&self, id: &MigrationId) -> String {
+        self.records.log(id).text()
+    }
+
+    /// Who owns the container, by the word of a person who has looked at both sides.
+    ///
+    /// # Errors
+    /// `migrate.not-found`; `migrate.decided` where it needs no person; what the engine says.
+    pub async fn resolve(&self, id: &MigrationId, owner: Owner) -> Result<(), Fault> {
+        let state = locked(&self.departure_records).get(id).map(|r| r.state);
+        if let Some(task) = self.departure(id) {
+            if !matches!(state, Some(DepartureState::Committed | DepartureState::InDoubt)) {
+                return Err(decided("the migration goes on by itself"));
+            }
+            task.orders.send_replace(Some(Order::Resolve(owner)));
+            return Ok(());
+        }
+        match self.arrival(id) {
+            Some(arrival) if !arrival.is_over() => arrival.resolve(owner).await,
+            Some(_) => Err(decided("it was decided before who owns the container")),
+            None if state.is_some() => Err(decided("the migration is over")),
+            None => Err(not_found(id)),
+        }
+    }
+
+    /// Asks a departure under way to take the container back, also after the commit.
+    ///
+    /// # Errors
+    /// `migrate.not-found` when it is over or not known.
+    pub fn roll_back(&self, id: &MigrationId) -> Result<(), Fault> {
+        let Some(task) = self.departure(id) else {
+            return Err(not_found(id));
+        };
+        task.cancel.send_replace(true);
+        task.orders.send_replace(Some(Order::GoBack));
         Ok(())
+    }
+
+    /// The migration under way that takes this container away, by its name or id.
+    #[must_use]
+    pub fn leaving(&self, container: &str) -> Option<Leaving> {
+        let running = locked(&self.departures);
+        let task = running.values().find(|t| {
+            let members = t.plan.members();
+            members
+                .iter()
+                .any(|m| m.create.spec.name == container || m.create.spec.id.as_str() == container)
+        });
+        task.map(|t| Leaving {
+            id: t.plan.id.clone(),
+            destination: t.plan.destination.clone(),
+            options: t.plan.options.clone(),
+        })
     }
 
     /// The events of a departure under way.
@@ -274,12 +388,23 @@ impl Registry {
     /// `migrate.not-found` when it is over or not known; `migrate.too-late` when it has handed over.
     pub fn abort(&self, id: &MigrationId) -> Result<(), Fault> {
         let state = locked(&self.departure_records).get(id).map(|r| r.state);
-        if matches!(state, Some(DepartureState::Committed | DepartureState::InDoubt)) {
+        if matches!(
+            state,
+            Some(
+                DepartureState::Committed
+                    | DepartureState::InDoubt
+                    | DepartureState::Returning
+                    | DepartureState::HandedOver
+            )
+        ) {
             return Err(Fault::new(
                 "migrate.too-late",
                 FaultKind::Environment,
                 "the source has handed over already, and the destination decides how this ends",
-            ));
+            )
+            .with_hint(format!(
+                "`tranship rollback {id}` asks the destination to give it back"
+            )));
         }
         match self.departure(id) {
             Some(task) => {
@@ -345,14 +470,92 @@ impl Registry {
     }
 }
 
-/// Undoes an arrival that a crash left open, however long the engine is away.
-async fn undo_what_was_left(arrival: Arc<Arrival>) {
-    while arrival.ends_with_its_link() {
-        match arrival.discard().await {
-            Ok(_) => return,
-            Err(fault) => tracing::error!("an arrival that a crash left open could not be undone: {fault}"),
+/// Starts again what was told to start, and goes on with taking away what was to go, however long the engine is away.
+async fn recover_arrival(arrival: Arc<Arrival>) {
+    while let Err(fault) = arrival.recover().await {
+        tracing::error!("an arrival that a restart left open is not settled yet: {fault}");
+        tokio::time::sleep(RECOVER_AGAIN).await;
+    }
+}
+
+fn busy(other: &Plan, whither: &str) -> Fault {
+    Fault::new(
+        "migrate.busy",
+        FaultKind::Environment,
+        format!(
+            "{} is on its way {whither} already, by migration {}",
+            other.spec().name,
+            other.id
+        ),
+    )
+    .on_container(other.spec().name.clone())
+    .with_hint(format!("`tranship status {}` shows it", other.id))
+}
+
+fn decided(what: &str) -> Fault {
+    Fault::new("migrate.decided", FaultKind::Environment, what.to_owned())
+        .with_hint("`tranship status ID` shows where it stands")
+}
+
+fn arrival_word(state: ArrivalState) -> &'static str {
+    match state {
+        ArrivalState::Receiving => "receiving",
+        ArrivalState::Prepared => "prepared",
+        ArrivalState::Started => "told to start",
+        ArrivalState::Adopted => "adopted",
+        ArrivalState::Discarding => "discarding",
+        ArrivalState::Discarded => "discarded",
+    }
+}
+
+/// What a departure is made of.
+struct Parts {
+    ports: Ports,
+    records: Arc<dyn Records>,
+    reporter: Arc<dyn tranship_core::Reporter>,
+    cancelled: watch::Receiver<bool>,
+}
+
+impl Prepared {
+    /// Begins it.
+    pub fn begin(self, destination: Arc<dyn Destination>, ways: Ways) {
+        let plan = self.task.plan.clone();
+        self.registry.run(self.task, Some(self.locks), ways, |parts| {
+            Departure::new(
+                parts.ports,
+                destination,
+                parts.records,
+                parts.reporter,
+                parts.cancelled,
+                plan,
+                now_ms(),
+            )
+        });
+    }
+
+    /// Lets go of it.
+    pub fn give_up(self) {
+        locked(&self.registry.departures).remove(&self.task.plan.id);
+    }
+}
+
+impl Registry {
+    /// Why nothing can be said of a migration: its journal cannot be used, or nobody knows it.
+    #[must_use]
+    pub fn nothing_known(&self, id: &MigrationId) -> Fault {
+        match self.damaged.iter().find(|d| d.id == id.as_str()) {
+            None => not_found(id),
+            Some(damaged) => {
+                let mut fault = Fault::new(
+                    "journal.damaged",
+                    FaultKind::InDoubt,
+                    format!("the journal of migration {id} cannot be used: {}", damaged.reason),
+                )
+                .with_hint("it is left as it is; look at both nodes with `docker ps -a`, and move the file away afterwards");
+                fault.path = Some(damaged.path.display().to_string());
+                fault
+            }
         }
-        tokio::time::sleep(UNDO_AGAIN).await;
     }
 }
 
@@ -375,6 +578,7 @@ struct TaskReporter(Arc<DepartureTask>);
 
 impl tranship_core::Reporter for TaskReporter {
     fn report(&self, event: Event) {
+        self.0.log.event(now_ms(), &event);
         self.0.events.report(event);
     }
 }
@@ -400,7 +604,10 @@ fn arrival_view(record: &ArrivalRecord) -> MigrationView {
     let status = match record.state {
         ArrivalState::Adopted => "complete",
         ArrivalState::Discarded => "failed (rolled back)",
-        ArrivalState::Receiving | ArrivalState::Prepared | ArrivalState::Started => "in-progress",
+        ArrivalState::Receiving
+        | ArrivalState::Prepared
+        | ArrivalState::Started
+        | ArrivalState::Discarding => "in-progress",
     };
     MigrationView {
         status: status.to_owned(),

@@ -19,7 +19,7 @@ use tranship_migrate::{Arrival, Plan};
 use tranship_wire::h2::{self, Body, Handler};
 use tranship_wire::{PeerIdentity, WireError};
 
-use crate::api::{Depart, Expect, Expected, Reach, ReceiveCopy, SendCopy, TakeSnapshot};
+use crate::api::{Depart, Expect, Expected, Reach, ReceiveCopy, Resolve, SendCopy, TakeSnapshot};
 use crate::archive_api;
 use crate::events::Cursor;
 use crate::files::Holder;
@@ -77,6 +77,14 @@ where
         .map_err(|e: T::Err| Fault::new("request.invalid", FaultKind::Usage, e.to_string()))
 }
 
+/// `NAME` or `NAME@TIME`.
+fn volume_and_time(text: &str) -> Result<(&str, Option<u64>), Fault> {
+    match text.split_once('@') {
+        None => Ok((text, None)),
+        Some((name, time)) => Ok((name, Some(parse(time)?))),
+    }
+}
+
 async fn body<T: serde::de::DeserializeOwned>(request: Request<RequestBody>) -> Result<T, Fault> {
     h2::read_json(request).await.map_err(WireError::into_fault)
 }
@@ -100,7 +108,7 @@ impl Handler for OwnerHandler {
                     Err(fault) => answer::<()>(Err(fault)),
                 }
             }
-            (&Method::GET | &Method::HEAD | &Method::PUT, ["v1", "volumes", name, "archive"]) => {
+            (&Method::GET | &Method::HEAD | &Method::PUT, ["v1", "volumes", name, "files"]) => {
                 archive_api::answer(&self.agent, Holder::Volume((*name).to_owned()), request).await
             }
             (&Method::GET | &Method::HEAD | &Method::PUT, ["v1", "elements", "volume", name, "archive"]) => {
@@ -146,17 +154,14 @@ impl Handler for OwnerHandler {
                 Err(fault) => answer::<()>(Err(fault)),
             },
             (&Method::POST, ["v1", "departures"]) => answer(match body::<Depart>(request).await {
-                Ok(depart) => {
-                    let destination = self.agent.outgoing.destination(&depart);
-                    self.agent.registry.depart(depart.plan, destination)
-                }
+                Ok(depart) => self.agent.depart(depart),
                 Err(fault) => Err(fault),
             }),
             (&Method::GET, ["v1", "migrations"]) => h2::json_response(&self.agent.registry.views()),
             (&Method::GET, ["v1", "migrations", id]) => answer(parse(id).and_then(|id| {
                 let views = self.agent.registry.view(&id);
                 if views.is_empty() {
-                    Err(not_found(&id))
+                    Err(self.agent.registry.nothing_known(&id))
                 } else {
                     Ok(views)
                 }
@@ -165,10 +170,43 @@ impl Handler for OwnerHandler {
                 Ok(id) => self.events(&id),
                 Err(fault) => answer::<()>(Err(fault)),
             },
+            (&Method::GET, ["v1", "migrations", id, "log"]) => {
+                answer(parse(id).map(|id| self.agent.registry.log(&id)))
+            }
+            (&Method::GET, ["v1", "containers", name, "migration"]) => {
+                h2::json_response(&self.agent.registry.leaving(name))
+            }
+            (&Method::POST, ["v1", "migrations", id, "rollback"]) => {
+                answer(parse(id).and_then(|id| self.agent.registry.roll_back(&id)))
+            }
+            (&Method::POST, ["v1", "migrations", id, "resolve"]) => {
+                let id = parse::<MigrationId>(id);
+                answer(match (id, body::<Resolve>(request).await) {
+                    (Ok(id), Ok(resolve)) => {
+                        let registry = Arc::clone(&self.agent.registry);
+                        regardless(async move { registry.resolve(&id, resolve.owner).await }).await
+                    }
+                    (Err(fault), _) | (_, Err(fault)) => Err(fault),
+                })
+            }
             (&Method::POST, ["v1", "migrations", id, "abort"]) => {
                 answer(parse(id).and_then(|id| self.agent.registry.abort(&id)))
             }
             (&Method::GET, ["v1", "volumes"]) => answer(self.agent.volumes().await),
+            (&Method::GET, ["v1", "volumes", name, "manifest"]) => self.manifest(name).await,
+            (&Method::GET, ["v1", "volumes", name, "archive"]) => {
+                let archive = match volume_and_time(name) {
+                    Ok((name, time)) => self.agent.export_volume(name, time).await,
+                    Err(fault) => Err(fault),
+                };
+                match archive {
+                    Ok(archive) => {
+                        h2::stream_response(http::HeaderMap::new(), archive.map(|p| p.map_err(Box::new)))
+                    }
+                    Err(fault) => answer::<()>(Err(fault)),
+                }
+            }
+            (&Method::PUT, ["v1", "volumes", _, "archive"]) => self.import(request).await,
             (&Method::POST, ["v1", "copies", id, what]) => match parse::<MigrationId>(id) {
                 Ok(id) => self.copy(id, what, request).await,
                 Err(fault) => answer::<()>(Err(fault)),
@@ -197,6 +235,41 @@ impl Handler for OwnerHandler {
 }
 
 impl OwnerHandler {
+    async fn manifest(&self, name: &str) -> Response<Body> {
+        let file = match volume_and_time(name) {
+            Ok((name, snapshot)) => self.agent.manifest(name, snapshot).await,
+            Err(fault) => Err(fault),
+        };
+        match file {
+            Ok(file) => {
+                let parts =
+                    tokio_util::io::ReaderStream::with_capacity(tokio::fs::File::from_std(file), 256 << 10);
+                h2::stream_response(http::HeaderMap::new(), parts)
+            }
+            Err(fault) => answer::<()>(Err(fault)),
+        }
+    }
+
+    /// The volume's attributes come in a header, the archive as the body.
+    async fn import(&self, request: Request<RequestBody>) -> Response<Body> {
+        let spec = request
+            .headers()
+            .get(crate::api::VOLUME_HEADER)
+            .and_then(|value| serde_json::from_slice(value.as_bytes()).ok());
+        let Some(spec) = spec else {
+            return answer::<()>(Err(Fault::new(
+                "request.invalid",
+                FaultKind::Usage,
+                "the request does not say which volume",
+            )));
+        };
+        let agent = Arc::clone(&self.agent);
+        let parts = h2::read_stream(request)
+            .map(|p| p.map_err(|e| std::io::Error::other(e.into_fault().to_string())));
+        let imported = regardless(async move { agent.import_volume(&spec, Box::pin(parts)).await });
+        answer(imported.await)
+    }
+
     async fn copy(&self, id: MigrationId, what: &str, request: Request<RequestBody>) -> Response<Body> {
         let agent = Arc::clone(&self.agent);
         match what {
@@ -261,12 +334,11 @@ impl Handler for PeerHandler {
             return response;
         }
         let Some(arrival) = self.agent.registry.arrival(&self.id) else {
-            return answer::<()>(match step {
-                // What is not known here was never begun, or was undone: nothing of it runs.
-                "state" => return h2::json_response(&None::<()>),
-                "discard" => return h2::json_response(&tranship_migrate::destination::Discarded::default()),
-                _ => Err(not_found(&self.id)),
-            });
+            return match step {
+                "state" => h2::json_response(&None::<()>),
+                // Never begun here, or its records are lost: the source knows which of the two can be.
+                _ => answer::<()>(Err(unknown(&self.id))),
+            };
         };
         let parts: Vec<&str> = step.split('/').collect();
         if let ["element", index, rest @ ..] = parts.as_slice() {
@@ -289,13 +361,24 @@ impl Handler for PeerHandler {
                 answer(
                     regardless(async move {
                         let adopted = arrival.adopt().await?;
+                        agent.incoming.told(&arrival.record().plan.id);
                         agent.note_guids(&arrival.record()).await;
                         Ok(adopted)
                     })
                     .await,
                 )
             }
-            "discard" => answer(regardless(async move { arrival.discard().await }).await),
+            "discard" => {
+                let agent = Arc::clone(&self.agent);
+                answer(
+                    regardless(async move {
+                        let discarded = arrival.discard().await?;
+                        agent.incoming.told(&arrival.record().plan.id);
+                        Ok(discarded)
+                    })
+                    .await,
+                )
+            }
             "state" => h2::json_response(&Some(arrival.record().state)),
             _ => h2::not_found(&request),
         }
@@ -345,6 +428,14 @@ impl PeerHandler {
         let arrival = self.agent.registry.open_arrival(plan);
         regardless(async move { arrival.open().await }).await
     }
+}
+
+fn unknown(id: &MigrationId) -> Fault {
+    Fault::new(
+        tranship_migrate::destination::UNKNOWN,
+        FaultKind::Environment,
+        format!("the destination has no record of migration {id}"),
+    )
 }
 
 /// When the sender goes away, the stream ends with an error, and so does the engine's call: it is waited for, because an

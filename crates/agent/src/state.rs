@@ -11,13 +11,14 @@ use tranship_migrate::elements::Target;
 use tranship_migrate::record::ArrivalRecord;
 use tranship_wire::tls::PeerKey;
 
-use crate::api::{Hello, PROTOCOL_MAX, PROTOCOL_MIN};
+use crate::api::{Depart, Hello, PROTOCOL_MAX, PROTOCOL_MIN, Route};
 use crate::copies::Copies;
 use crate::guids::Guids;
 use crate::incoming::Incoming;
 use crate::node;
 use crate::outgoing::Outgoing;
 use crate::registry::Registry;
+use crate::ways::Ways;
 
 /// What an agent is made with.
 #[derive(Clone)]
@@ -41,6 +42,8 @@ pub struct Agent {
     pub outgoing: Arc<Outgoing>,
     /// Copies of volumes outside migrations.
     pub copies: Arc<Copies>,
+    /// The ways that survive a restart.
+    ways: Ways,
     /// Which volume is which.
     pub(crate) guids: Guids,
     /// Connections of callers.
@@ -50,9 +53,16 @@ pub struct Agent {
 impl Agent {
     /// An agent over an engine and its records.
     #[must_use]
-    pub fn new(identity: Identity, registry: Arc<Registry>, guids: Guids, copies: Arc<Copies>) -> Arc<Self> {
+    pub fn new(
+        identity: Identity,
+        registry: Arc<Registry>,
+        guids: Guids,
+        ways: Ways,
+        copies: Arc<Copies>,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            incoming: Incoming::new(Arc::clone(&registry), identity.key.clone()),
+            incoming: Incoming::new(Arc::clone(&registry), identity.key.clone(), ways.clone()),
+            ways,
             outgoing: Outgoing::new(identity.key.clone()),
             identity,
             registry,
@@ -60,6 +70,49 @@ impl Agent {
             guids,
             connections: AtomicUsize::new(0),
         })
+    }
+
+    /// Begins a migration from this node.
+    ///
+    /// # Errors
+    /// As [`Registry::depart`]; `agent.state` when the way cannot be kept.
+    pub fn depart(self: &Arc<Self>, depart: Depart) -> Result<(), Fault> {
+        let Depart { plan, route } = depart;
+        let destination = self.outgoing.destination(&plan, &route);
+        let id = plan.id.clone();
+        let begun = self.registry.prepare_departure(plan)?;
+        if let Err(fault) = self.ways.keep_out(&id, &route) {
+            begun.give_up();
+            return Err(fault);
+        }
+        begun.begin(destination, self.ways.clone());
+        Ok(())
+    }
+
+    /// Goes on with what an agent that ended left open: a source that was frozen comes back, one that committed asks on; an
+    /// arrival that was told to start runs again and waits for its source, one that was not is undone unless its source comes
+    /// back soon; and the ways in are open again.
+    ///
+    /// What is open is listed at once, before the future is first polled: migrations that begin while it runs are not its
+    /// business.
+    pub fn recover(self: &Arc<Self>) -> impl Future<Output = ()> + Send + 'static {
+        let mut doors = self.incoming.left_open();
+        for id in self.registry.recover_arrivals() {
+            if !doors.contains(&id) {
+                doors.push(id);
+            }
+        }
+        for record in self.registry.open_departures() {
+            let route = self.ways.kept_out(&record.plan.id).unwrap_or(Route::Relay);
+            let destination = self.outgoing.destination(&record.plan, &route);
+            self.registry.go_on(record, destination, self.ways.clone());
+        }
+        let agent = Arc::clone(self);
+        async move {
+            for id in doors {
+                agent.incoming.reopen(&agent, id).await;
+            }
+        }
     }
 
     pub(crate) fn engine(&self) -> &dyn Engine {

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use futures_util::Stream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tranship_content::scan::{ScanOptions, scan};
 use tranship_core::fault::FaultKind;
 use tranship_core::storage::{
-    ElementAt, ElementPlace, Pipe, ProgressFn, RoundProgress, RoundReport, SyncOptions,
+    ElementAt, ElementPlace, ElementRoute, Pipe, ProgressFn, RoundProgress, RoundReport, SyncOptions,
 };
 use tranship_core::{Fault, MigrationId};
 
@@ -56,19 +57,19 @@ impl Agent {
     pub async fn volumes(&self) -> Result<Vec<VolumeInfo>, Fault> {
         let root = self.snapshot_root().await?;
         let ports = self.registry.ports();
+        let reached = crate::node::reached(ports).await;
         let mut list = Vec::new();
         for mut spec in ports.engine.volume_specs().await? {
             spec.guid = self.guids.of(&spec);
             let at = ElementAt::Volume {
                 name: spec.name.clone(),
             };
-            let size = match ports.engine.locate(&at).await {
-                Ok(place @ ElementPlace::Directory { .. }) => ports.storage.size(&place).await.ok().flatten(),
-                Ok(place) => {
-                    ports.engine.release(&place).await?;
-                    None
-                }
-                Err(_) => None,
+            let size = match reached {
+                true => match ports.directory(&at).await {
+                    Ok(place) => ports.storage.size(&place).await.ok().flatten(),
+                    Err(_) => None,
+                },
+                false => None,
             };
             list.push(VolumeInfo {
                 snapshots: snapshots_in(&root.join(&spec.guid)),
@@ -101,6 +102,19 @@ impl Agent {
             path: directory.join(timestamp.to_string()),
             overlay: false,
         })
+    }
+
+    /// The manifest of a volume or of a snapshot, read anew.
+    ///
+    /// # Errors
+    /// `volume.not-found`, `snapshot.not-found`; what the file system says.
+    pub async fn manifest(&self, volume: &str, snapshot: Option<u64>) -> Result<std::fs::File, Fault> {
+        let path = self.directory_of(volume, snapshot).await?;
+        let facts = self.registry.engine().facts().await?;
+        let scratch = Path::new(&facts.root_directory).join("tranship");
+        let scan = tokio::task::spawn_blocking(move || scan_to_file(&path, &scratch));
+        scan.await
+            .map_err(|e| Fault::new("agent.task", FaultKind::Bug, e.to_string()))?
     }
 
     /// Removes a snapshot.
@@ -146,7 +160,9 @@ impl Agent {
             };
             let storage = Arc::clone(&agent.registry.ports().storage);
             storage.make(&unfinished).await?;
-            let sink = Arc::new(tokio::sync::Mutex::new(storage.sink(&unfinished).await?));
+            let sink = Arc::new(tokio::sync::Mutex::new(
+                storage.sink(&unfinished, ElementRoute::Tree).await?,
+            ));
             let pipe = || {
                 let (here, there) = tokio::io::duplex(BUFFER);
                 let sink = Arc::clone(&sink);
@@ -167,6 +183,7 @@ impl Agent {
                     exclude: asked.exclude.clone(),
                     compression: tranship_core::storage::Compression::None,
                     limit_rate: None,
+                    route: ElementRoute::Tree,
                 },
                 freeze: asked.freeze,
                 destination: String::new(),
@@ -185,6 +202,26 @@ impl Agent {
             kept
         })
     }
+}
+
+/// Scans a directory into a manifest that has no name any more.
+fn scan_to_file(path: &Path, scratch: &Path) -> Result<std::fs::File, Fault> {
+    let failed = |e: std::io::Error| {
+        Fault::new(
+            "agent.state",
+            FaultKind::Environment,
+            format!("a manifest could not be written below {}: {e}", scratch.display()),
+        )
+    };
+    std::fs::create_dir_all(scratch).map_err(failed)?;
+    let directory = tempfile::Builder::new()
+        .prefix("scan-")
+        .tempdir_in(scratch)
+        .map_err(failed)?;
+    let (tree, facts) = (directory.path().join("tree"), directory.path().join("facts"));
+    let options = ScanOptions::default();
+    scan(path, &options, None, (&tree, &facts), directory.path()).map_err(|e| Fault::of(&e))?;
+    std::fs::File::open(&tree).map_err(failed)
 }
 
 /// Gives a finished snapshot its name, and notes it.

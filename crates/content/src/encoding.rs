@@ -29,6 +29,9 @@ pub const MAX_XATTR_NAMES: usize = 65536;
 /// Bytes of a file, at most: offsets are signed in the kernel.
 pub const MAX_FILE: u64 = i64::MAX as u64;
 
+/// Extended attributes by name.
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Bytes that do not mean what they should.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -387,9 +390,9 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn xattrs(&mut self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, DecodeError> {
+    fn xattrs(&mut self) -> Result<Xattrs, DecodeError> {
         let count = self.number()?;
-        let mut xattrs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        let mut xattrs: Xattrs = Vec::new();
         let mut names = 0;
         for _ in 0..count {
             let name = self.bytes(MAX_NAME, "the name of an extended attribute")?;

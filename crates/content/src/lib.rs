@@ -1,6 +1,6 @@
 //! What storage elements hold: trees, chunks, and how one element becomes equal to another with as few bytes as can be.
 //!
-//! A [`Tree`](tree::Tree) is the manifest of an element: every entry with everything that a file system can say about it,
+//! A [tree] is the manifest of an element: every entry with everything that a file system can say about it,
 //! in one canonical order, and for each file the list of its chunks. A *round* makes a sink equal to a source:
 //!
 //! ```text
@@ -19,6 +19,7 @@
 //! | [`message`], [`frame`] | what the two halves of a round say to each other, and the frames that carry it |
 //! | [`source`], [`sink`] | the two halves |
 //! | [`place`] | elements' directories as wholes: set aside, brought back, measured |
+//! | [`verify`] | what is different between two trees |
 //! | [`bridge`] | from pipes of tasks to streams of threads |
 //! | [`storage`] | both behind the port [`tranship_core::storage::Storage`] |
 //!
@@ -35,4 +36,6 @@ pub mod place;
 pub mod scan;
 pub mod sink;
 pub mod source;
+pub mod storage;
 pub mod tree;
+pub mod verify;

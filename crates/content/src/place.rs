@@ -120,7 +120,7 @@ pub fn remove(path: &Path) -> Result<(), PlaceError> {
 }
 
 /// Where things that make way are kept.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Asides {
     /// Directories for that, best first; made when they are first used.
     pub directories: Vec<PathBuf>,

@@ -1,5 +1,7 @@
 //! Rounds from a simple source to the real sink.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
 mod support;
 
 use std::fs;
@@ -189,4 +191,27 @@ fn directories_keep_their_times_when_files_in_them_change() {
     sync(&pair.from, &pair.to, &pair.work);
     assert_eq!(differences(&pair.from, &pair.to), "");
     assert_eq!(fs::metadata(pair.to.join("d/e")).unwrap().mtime(), before);
+}
+
+#[test]
+fn further_names_follow_their_file() {
+    let pair = pair();
+    fs::write(pair.from.join("a"), b"one").unwrap();
+    fs::hard_link(pair.from.join("a"), pair.from.join("b")).unwrap();
+    fs::create_dir(pair.from.join("d")).unwrap();
+    fs::hard_link(pair.from.join("a"), pair.from.join("d/c")).unwrap();
+    for keep_time in [false, true] {
+        let old = "2003-01-01";
+        for content in ["first", "second"] {
+            fs::write(pair.from.join("a"), content).unwrap();
+            if keep_time {
+                // Then the further names' entries don't change, and are not mentioned.
+                tool("touch", &["-d", old], &pair.from.join("a"));
+            }
+            sync(&pair.from, &pair.to, &pair.work);
+            assert_eq!(differences(&pair.from, &pair.to), "");
+            let inode = |name: &str| fs::metadata(pair.to.join(name)).unwrap().ino();
+            assert_eq!([inode("a"), inode("a")], [inode("b"), inode("d/c")]);
+        }
+    }
 }

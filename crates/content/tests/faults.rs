@@ -1,5 +1,8 @@
 //! What goes wrong around a sink: processes that are killed, full disks, names that are swapped under it.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::print_stdout, reason = "a test says what it skips")]
+
 mod support;
 
 use std::fs;
@@ -52,7 +55,7 @@ impl SinkProcess {
         let _ = fs::remove_file(at.join("socket"));
         let listener = UnixListener::bind(at.join("socket")).unwrap();
         fs::write(at.join(JOB), b"").unwrap();
-        #[allow(clippy::disallowed_methods)] // The program to run again is this one.
+        #[allow(clippy::disallowed_methods, reason = "the program to run again is this one")]
         let program = std::env::current_exe().unwrap();
         let child = Command::new(program)
             .args(["--exact", "process_that_is_killed", "--ignored", "--nocapture"])

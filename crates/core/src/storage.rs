@@ -227,6 +227,17 @@ impl std::fmt::Display for Compression {
     }
 }
 
+/// By which means an element travels.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ElementRoute {
+    /// As a tree of chunks, in rounds; both ends reach the files themselves.
+    #[default]
+    Tree,
+    /// As one tar archive while the container stands still, because only the engine reaches the files at one of the ends.
+    Archive,
+}
+
 /// How one element is read, the same in all its rounds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncOptions {
@@ -239,6 +250,9 @@ pub struct SyncOptions {
     /// Bytes per second on the wire, at most.
     #[serde(default)]
     pub limit_rate: Option<u64>,
+    /// By which means it travels; the sink has to be opened with the same.
+    #[serde(default)]
+    pub route: ElementRoute,
 }
 
 /// How one round is done.
@@ -316,7 +330,7 @@ pub trait Storage: Send + Sync {
     ) -> Result<Box<dyn ElementSource>, Fault>;
 
     /// Opens an element for writing. What it holds is used where it is right, and removed where it is not in the source.
-    async fn sink(&self, place: &ElementPlace) -> Result<Box<dyn ElementSink>, Fault>;
+    async fn sink(&self, place: &ElementPlace, route: ElementRoute) -> Result<Box<dyn ElementSink>, Fault>;
 
     /// Makes the directory, and those above it, where it is missing; says whether it was.
     async fn make(&self, place: &ElementPlace) -> Result<bool, Fault>;

@@ -18,6 +18,9 @@ use crate::raw::escape;
 /// How many files are looked at one by one.
 const LOOKED_AT: usize = 200;
 
+/// How often the engine is asked again for changes that change while it lists them.
+const COMPARED: u32 = 5;
+
 /// How many are named to people.
 const EXAMPLES: usize = 5;
 
@@ -87,7 +90,24 @@ impl DockerEngine {
     pub(crate) async fn changes_of(&self, id: &ContainerId) -> Result<LayerChanges, EngineError> {
         let ask = Ask::new("compare the files of", "container", id.as_str());
         let document = self.document(id.as_str()).await?;
-        let changes = self.told(self.docker.container_changes(id.as_str()).await, &ask)?;
+        let mut attempt = 0;
+        let changes = loop {
+            attempt += 1;
+            match self.told(self.docker.container_changes(id.as_str()).await, &ask) {
+                Ok(changes) => break changes,
+                // The engine gives up at the first directory that goes while it looks.
+                Err(EngineError::Failed { message, .. }) if message.contains("no such file or directory") => {
+                    if attempt >= COMPARED {
+                        return Ok(LayerChanges {
+                            files: 1,
+                            examples: vec!["it writes too fast for a list".into()],
+                            ..LayerChanges::default()
+                        });
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        };
         let changes: Vec<(String, ChangeType)> = changes
             .into_iter()
             .flatten()

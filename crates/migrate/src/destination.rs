@@ -7,6 +7,7 @@ use tranship_core::engine::ByteStream;
 use tranship_core::storage::Pipe;
 
 use crate::plan::Plan;
+use crate::protocol::Answer;
 
 /// What the destination holds at the beginning.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +35,7 @@ pub struct Discarded {
 }
 
 /// Where an arrival stands; what the source may rely on after a link was lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ArrivalState {
     /// Things arrive; nothing runs. A lost link discards it.
@@ -45,6 +46,8 @@ pub enum ArrivalState {
     Started,
     /// The container belongs to this node.
     Adopted,
+    /// It is being taken away, and never runs here again.
+    Discarding,
     /// Everything was undone and nothing runs.
     Discarded,
 }
@@ -84,4 +87,22 @@ pub trait Destination: Send + Sync {
 #[must_use]
 pub fn link_lost(fault: &Fault) -> bool {
     fault.code.starts_with("wire.")
+}
+
+/// Code of the answer that says that the destination owns the container for good.
+pub const ADOPTED: &str = "arrival.adopted";
+/// Code of the answer that says that the destination gave everything back for good.
+pub const DISCARDED: &str = "arrival.discarded";
+/// Code of the answer of a destination that has no record of the migration.
+pub const UNKNOWN: &str = "arrival.unknown";
+
+/// What a destination's refusal means for who owns the container.
+#[must_use]
+pub fn meaning(fault: &Fault) -> Answer {
+    match fault.code.as_str() {
+        ADOPTED => Answer::Adopted,
+        DISCARDED => Answer::Discarded,
+        UNKNOWN => Answer::Unknown,
+        _ => Answer::Failed,
+    }
 }

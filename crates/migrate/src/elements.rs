@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tranship_core::container::{MountKind, MountSpec};
-use tranship_core::node::{ArrivalFacts, ContainerReport, ElementSize, Survey};
-use tranship_core::storage::{ElementAt, VolumeSpec};
+use tranship_core::node::{ArrivalFacts, ContainerReport, ElementSize, NodeFacts, Survey};
+use tranship_core::storage::{ElementAt, ElementRoute, VolumeSpec};
 
 use crate::check::Findings;
 use crate::options::{ModeRequest, MoveOptions, VolumeConflict};
@@ -75,6 +75,9 @@ pub struct ElementPlan {
     pub volume: Option<VolumeSpec>,
     /// Its data travels. Otherwise it is only made, or used as it is.
     pub copied: bool,
+    /// By which means it travels.
+    #[serde(default)]
+    pub route: ElementRoute,
     /// What it held when the plan was made, where the node could look.
     #[serde(default)]
     pub size: Option<ElementSize>,
@@ -144,6 +147,7 @@ pub(crate) fn plan_elements(
     reports: &[ContainerReport],
     arrivals: &[ArrivalFacts],
     options: &MoveOptions,
+    source: &NodeFacts,
     survey: &Survey,
     found: &mut Findings,
 ) -> Planned {
@@ -181,14 +185,73 @@ pub(crate) fn plan_elements(
         planned.carried.push(carried);
     }
     unknown_names(reports, options, found);
-    if planned.elements.iter().any(|e| e.copied) && !survey.node.direct_files {
-        found.warning(
-            "files.engine-route",
-            "the agent there does not run as root: data goes through the engine, whole, and only while the source stands still",
-            "log in as root there for copying while it runs, deletions and exact attributes",
-        );
+    if !(source.direct_files && survey.node.direct_files) {
+        through_the_engine(reports, options, found, &mut planned);
     }
     planned
+}
+
+/// Where one of the agents does not reach the files itself, data goes as archives through the engine, as far as that can be done.
+fn through_the_engine(
+    reports: &[ContainerReport],
+    options: &MoveOptions,
+    found: &mut Findings,
+    planned: &mut Planned,
+) {
+    // A layer as an archive would be the whole image with it, and could not say what is gone.
+    planned.elements.retain(|element| {
+        let Target::Layer { member } = element.target else {
+            return true;
+        };
+        let changes = reports.get(member).map(|r| &r.changes);
+        if let Some(changes) = changes.filter(|c| c.files > 0) {
+            found.conflict(
+                "layer.route",
+                format!(
+                    "the container changed {} file(s) in its own layer ({}), which only root at both ends can carry",
+                    changes.files,
+                    changes.examples.join(", ")
+                ),
+                "log in as root at both ends, or --without-layer",
+            );
+        }
+        false
+    });
+    let mut some = false;
+    for element in planned.elements.iter_mut().filter(|e| e.copied) {
+        some = true;
+        element.route = ElementRoute::Archive;
+        let replaced = matches!(
+            element.target,
+            Target::Volume {
+                making: Making::Replace,
+                ..
+            } | Target::Bind { .. }
+                | Target::Tmpfs { .. }
+        );
+        if replaced {
+            found.conflict(
+                "files.engine-route",
+                format!("{} can only be carried by root at both ends", element.label()),
+                "log in as root at both ends",
+            );
+        }
+    }
+    if some && !options.exclude.is_empty() {
+        found.conflict(
+            "files.exclude",
+            "--exclude needs root at both ends: elsewhere the engine gives out whole volumes only",
+            "log in as root at both ends",
+        );
+    }
+    if some {
+        found.warning(
+            "files.engine-route",
+            "without root at both ends volumes go through the engine, whole, while the source stands still, and without \
+             extended attributes and ACLs other than capabilities",
+            "log in as root at both ends to copy while it runs, with all attributes",
+        );
+    }
 }
 
 /// One mount being planned.
@@ -296,6 +359,7 @@ impl Work<'_> {
             path: at.clone(),
             volume: Some(spec),
             copied: elsewhere.is_none() && !reused,
+            route: ElementRoute::Tree,
             size: self.size(mount),
         });
     }
@@ -484,13 +548,6 @@ impl Work<'_> {
             );
             return;
         }
-        if !self.survey.node.direct_files {
-            self.found.conflict(
-                "bind.route",
-                format!("{source} of the host can only be written by root there"),
-                "log in as root there",
-            );
-        }
         let element_at = ElementAt::Bind { path: source.clone() };
         self.carried.insert(at.clone(), source.clone());
         if self.planned.elements.iter().any(|e| e.at == element_at) {
@@ -541,6 +598,7 @@ impl Work<'_> {
             path: at.clone(),
             volume: None,
             copied: true,
+            route: ElementRoute::Tree,
             size: self.size(mount),
         });
     }
@@ -579,6 +637,7 @@ impl Work<'_> {
             path: at.clone(),
             volume: None,
             copied: true,
+            route: ElementRoute::Tree,
             size: self.size(mount),
         });
     }
@@ -618,6 +677,7 @@ fn layer(
         path: "/".into(),
         volume: None,
         copied: true,
+        route: ElementRoute::Tree,
         size: report.sizes.get("/").copied().or(Some(ElementSize {
             bytes: changes.bytes,
             entries: changes.files,

@@ -19,7 +19,6 @@ pub const ALL: &[&str] = &[
     "source.start",
     "source.health",
     "source.adopt",
-    "source.hand-over",
     "destination.open",
     "destination.image",
     "destination.image-loaded",
@@ -30,8 +29,13 @@ pub const ALL: &[&str] = &[
     "destination.created",
     "destination.element",
     "destination.start",
+    "destination.committed",
     "destination.started",
     "destination.adopt",
+    "destination.adopted",
+    "destination.discard",
+    "destination.discarding",
+    "destination.removed",
 ];
 
 #[cfg(feature = "fail-points")]

@@ -6,6 +6,7 @@
 //!
 //! * [`plan()`] compares a container with what the destination says of itself, and lists every conflict before a byte moves.
 //! * [`Departure`] drives a migration from the source.
+//! * [`protocol`] decides who owns the container, without I/O; the two below do what it says.
 //! * [`Arrival`] is the destination's half: it takes in, proves, and either adopts or discards without a trace.
 
 pub mod arrival;
@@ -21,6 +22,7 @@ mod order;
 mod pipe;
 pub mod plan;
 pub mod ports;
+pub mod protocol;
 pub mod record;
 
 pub use arrival::Arrival;

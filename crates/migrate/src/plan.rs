@@ -272,7 +272,14 @@ fn plan_group(
         ..input.options.clone()
     };
     let mut found = check::Findings(Vec::new());
-    let planned = elements::plan_elements(reports, arrivals, &options, input.survey, &mut found);
+    let planned = elements::plan_elements(
+        reports,
+        arrivals,
+        &options,
+        input.source_node,
+        input.survey,
+        &mut found,
+    );
     let single = |index: usize, report: &ContainerReport| {
         let arrival = arrivals.get(index).cloned().unwrap_or_default();
         let mut plan = plan_one(input, mode, &arrival, id, report);

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tranship_core::engine::ExecOutcome;
-use tranship_core::storage::Storage;
+use tranship_core::fault::FaultKind;
+use tranship_core::storage::{ElementAt, ElementPlace, Storage};
 use tranship_core::{Engine, Fault};
 
 /// Runs the user's commands on the node itself.
@@ -30,4 +31,24 @@ pub struct Ports {
     pub storage: Arc<dyn Storage>,
     /// Its shell.
     pub host: Arc<dyn Host>,
+}
+
+impl Ports {
+    /// Where an element is that is needed as a directory. Nothing stays behind where the engine alone reaches it.
+    ///
+    /// # Errors
+    /// `content.route` where this process does not reach it itself; what the engine says.
+    pub async fn directory(&self, at: &ElementAt) -> Result<ElementPlace, Fault> {
+        let place = self.engine.locate(at).await?;
+        if matches!(place, ElementPlace::Directory { .. }) {
+            return Ok(place);
+        }
+        self.engine.release(&place).await?;
+        Err(Fault::new(
+            "content.route",
+            FaultKind::Environment,
+            format!("{at} is reached through the engine only, which cannot do that"),
+        )
+        .with_hint("log in as root there"))
+    }
 }

@@ -45,15 +45,19 @@ pub struct RoundRecord {
 }
 
 /// Where a migration stands at the source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DepartureState {
     /// Nothing of the source was touched.
     Preparing,
     /// The source may be stopped; it is still the owner.
     Frozen,
-    /// Ownership has passed.
+    /// Ownership has passed, unless the destination gives it back.
     Committed,
+    /// The destination gave it back, for good; the source may be stopped still.
+    Returning,
+    /// The destination adopted the container; what is left here is not released yet.
+    HandedOver,
     /// The destination serves and the source is released.
     Complete,
     /// Everything was put back.
@@ -98,7 +102,9 @@ impl DepartureState {
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
-            Self::Preparing | Self::Frozen | Self::Committed => "in-progress",
+            Self::Preparing | Self::Frozen | Self::Committed | Self::Returning | Self::HandedOver => {
+                "in-progress"
+            }
             Self::Complete => "complete",
             Self::RolledBack => "failed (rolled back)",
             Self::InDoubt => "in-doubt",
@@ -249,6 +255,8 @@ impl tranship_core::fault::Explain for RecordError {
 pub trait Records: Send + Sync {
     /// Saves the source's record, durably, in place of the one before.
     async fn save_departure(&self, record: &DepartureRecord) -> Result<(), RecordError>;
+    /// Shows a record that could not be saved to whoever asks.
+    fn show_departure(&self, _record: &DepartureRecord) {}
     /// Saves the destination's record, durably, in place of the one before.
     async fn save_arrival(&self, record: &ArrivalRecord) -> Result<(), RecordError>;
 }

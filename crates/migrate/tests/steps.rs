@@ -8,7 +8,7 @@
 
 mod harness;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use harness::{network, node};
 use tokio::sync::watch;
@@ -438,22 +438,41 @@ async fn an_image_that_the_engine_is_taking_in_at_an_abort_does_not_stay() {
     assert_eq!(scene.destination.inventory(), scene.before.1);
 }
 
+/// Keeps what was said to be the end, and the policy that the source's container had then.
+struct Ends(Arc<MemoryEngine>, Mutex<Vec<(String, String)>>);
+
+impl Reporter for Ends {
+    fn report(&self, event: Event) {
+        if let Event::Finished { fault: Some(fault) } = event {
+            let policy = self.0.all().remove(0).policy.name;
+            self.1.lock().unwrap().push((fault.code, policy));
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_source_that_cannot_start_gets_its_restart_policy_back() {
+async fn a_source_that_cannot_start_gets_its_restart_policy_back_and_is_tried_again() {
     let clean = scene(&options(ModeRequest::Cold), |_| {});
+    clean.destination.set_health(Health::Unhealthy);
     let _ = run_quietly(&clean).await;
-    let stop = clean.source.calls().iter().position(|c| *c == "stop").unwrap();
+    let start = clean.source.calls().iter().rposition(|c| *c == "start").unwrap();
     let scene = scene(&options(ModeRequest::Cold), |_| {});
     scene.destination.set_health(Health::Unhealthy);
-    // Every second call is a start: start, policy, start, policy …
-    let starts: Vec<_> = (0..5).map(|n| (stop + 1 + 2 * n, Failure::Before)).collect();
+    // Every third call is a start: status, policy, start, status, policy, start …
+    let starts: Vec<_> = (0..5).map(|n| (start + 3 * n, Failure::Before)).collect();
     scene.source.fail(&starts);
-    let record = run_quietly(&scene).await;
-    assert_eq!(record.fault.unwrap().code, "source.not-resumed");
-    let here = scene.source.all().remove(0);
+    let ends = Arc::new(Ends(scene.source.clone(), Mutex::default()));
+    let (_keep, cancelled) = watch::channel(false);
+    let record = run(&scene, cancelled, ends.clone()).await;
+    assert_eq!(record.state, DepartureState::RolledBack);
+    assert_eq!(scene.source.inventory(), scene.before.0);
+    let ends = ends.1.lock().unwrap().clone();
     assert_eq!(
-        (here.state, here.policy.name.as_str()),
-        (ContainerState::Exited, "always")
+        ends,
+        [
+            ("source.not-resumed".to_owned(), "always".to_owned()),
+            ("health.unhealthy".to_owned(), "always".to_owned())
+        ]
     );
 }
 

@@ -53,6 +53,49 @@ fn the_web_image_serves_and_becomes_healthy() -> TestResult {
 }
 
 #[test]
+fn the_image_with_state_keeps_it_over_a_restart() -> TestResult {
+    require_testbed!();
+    let [a] = Testbed::nodes()?;
+    let image = a.load_image("state:1")?;
+    let python = a.load_image("python")?;
+    a.sh(&format!(
+        "docker run -d --name database -v rows:/var/lib/postgresql/data {image} run-postgres
+         docker run -d --name log -p 7000:7000 -v lines:/lines {python} append-service /lines
+         docker run --rm {image} sh -c 'redis-server --version && ls /opt/later/*.deb'
+         docker run --rm {python} sh -c 'getcap / && getfacl / && getfattr /'"
+    ))?;
+    let query = |sql: &str| {
+        a.exec([
+            "docker", "exec", "database", "psql", "-h", "/tmp", "-U", "postgres", "-qAtc", sql,
+        ])
+    };
+    eventually("the database answers", || {
+        query("select 1").is_ok_and(|o| o.stdout == "1\n")
+    });
+    assert!(query("create table t(n int); insert into t values (42)")?.success());
+    let say = |line: &str| -> std::io::Result<String> {
+        let mut stream = std::net::TcpStream::connect((a.address(), 7000))?;
+        std::io::Write::write_all(&mut stream, line.as_bytes())?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        std::io::read_to_string(stream)
+    };
+    eventually("the service answers", || {
+        say("?\n").is_ok_and(|answer| answer == "0 1\n")
+    });
+    assert_eq!(say("one\ntwo\n")?, "1 1\n2 1\n");
+    a.sh("docker kill database log && docker start database log")?;
+    eventually("the database answers again", || {
+        query("select n from t").is_ok_and(|o| o.stdout == "42\n")
+    });
+    eventually("the service answers again", || {
+        say("?\n").is_ok_and(|answer| answer == "2 2\n")
+    });
+    let log = a.sh("cat /var/lib/docker/volumes/lines/_data/log")?;
+    assert_eq!(log, "1 1 one\n2 1 two\n");
+    Ok(())
+}
+
+#[test]
 fn a_reboot_keeps_the_disk_and_loses_the_memory() -> TestResult {
     require_testbed!();
     let options = Options {

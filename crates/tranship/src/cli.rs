@@ -67,6 +67,16 @@ pub enum Command {
     Status(StatusArgs),
     /// Copy files between containers, volumes, this machine and archives
     Cp(CpArgs),
+    /// Go on watching a migration; starts agents that a crash or a reboot ended, and carries a link that is missing
+    Resume(OneArgs),
+    /// End a migration in order, as long as the source has not handed over
+    Abort(OneArgs),
+    /// Take the container back, also after the source handed over and until the destination adopted it
+    Rollback(OneArgs),
+    /// Say who owns the container of a migration in doubt, after looking at both nodes
+    Resolve(ResolveArgs),
+    /// Show what happened in one migration, at both of its nodes
+    Logs(OneArgs),
     /// List, copy, keep and compare volumes
     Volume(VolumeArgs),
     /// Say what nodes can do, and what to change
@@ -273,6 +283,39 @@ pub struct StatusArgs {
     pub node: Vec<NodeAddress>,
 }
 
+/// Which migration.
+#[derive(Debug, Clone, Args)]
+pub struct OneArgs {
+    /// The migration
+    #[arg(value_name = "ID")]
+    pub id: MigrationId,
+    /// Ask this node in place of those that the migration was started with; may be given several times
+    #[arg(long, value_name = "NODE")]
+    pub node: Vec<NodeAddress>,
+}
+
+/// `tranship resolve`
+#[derive(Debug, Clone, Args)]
+pub struct ResolveArgs {
+    #[command(flatten)]
+    pub migration: OneArgs,
+    /// Who owns the container from now on
+    #[arg(long, value_enum)]
+    pub owner: OwnerArg,
+    /// Decide although a node cannot be asked: you have made sure that the container does not run there and never will
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// One of the two sides of a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OwnerArg {
+    /// Where it came from
+    Source,
+    /// Where it went
+    Destination,
+}
+
 /// `tranship doctor`
 #[derive(Debug, Clone, Args)]
 pub struct DoctorArgs {
@@ -322,6 +365,10 @@ pub enum VolumeCommand {
     Copy(VolumeCopyArgs),
     /// Keep what a volume holds now, on its own node
     Snapshot(VolumeSnapshotArgs),
+    /// Write a volume as a tar archive, with all attributes
+    Export(VolumeExportArgs),
+    /// Make a volume from a tar archive, plain or compressed
+    Import(VolumeImportArgs),
     /// Compare what two volumes hold, byte by byte and attribute by attribute
     Verify(VolumeVerifyArgs),
 }
@@ -380,6 +427,34 @@ pub struct VolumeSnapshotArgs {
     pub rm: bool,
 }
 
+/// `tranship volume export`
+#[derive(Debug, Clone, Args)]
+pub struct VolumeExportArgs {
+    /// The volume, as [NODE//]NAME, or a snapshot of it, as [NODE//]NAME@TIME
+    #[arg(value_name = "VOLUME")]
+    pub volume: VolumeAddress,
+    /// The archive; - is standard output
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub output: PathBuf,
+}
+
+/// `tranship volume import`
+#[derive(Debug, Clone, Args)]
+pub struct VolumeImportArgs {
+    /// The new volume, as [NODE//]NAME
+    #[arg(value_name = "VOLUME")]
+    pub volume: VolumeAddress,
+    /// The archive; - is standard input
+    #[arg(value_name = "FILE", default_value = "-")]
+    pub input: PathBuf,
+    /// A label of the volume; several times for several
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
+    pub label: Vec<(String, String)>,
+    /// An option of the volume's driver; several times for several
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
+    pub opt: Vec<(String, String)>,
+}
+
 /// `tranship volume verify`
 #[derive(Debug, Clone, Args)]
 pub struct VolumeVerifyArgs {
@@ -397,18 +472,32 @@ pub struct VolumeVerifyArgs {
 /// `tranship agent`
 #[derive(Debug, Clone, Args)]
 pub struct AgentArgs {
+    #[command(subcommand)]
+    pub action: Option<AgentAction>,
     /// Join standard input and output to this node's agent, starting it if need be
     #[arg(long, conflicts_with = "serve")]
     pub stdio: bool,
     /// Be this node's agent until there is nothing left to do
     #[arg(long, hide = true)]
     pub serve: bool,
+    /// With --serve: stay, also without anything to do
+    #[arg(long, hide = true)]
+    pub stay: bool,
     /// Print name, version and protocol versions
     #[arg(long, hide = true)]
     pub version_line: bool,
     /// The engine's socket [default: docker's, else podman's]
     #[arg(long, value_name = "SOCKET")]
     pub engine: Option<PathBuf>,
+}
+
+/// What to do with the agent as a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Subcommand)]
+pub enum AgentAction {
+    /// Make the agent a service of systemd, so that it goes on with migrations after a reboot by itself
+    Install,
+    /// Undo what install did
+    Uninstall,
 }
 
 /// `tranship completions`
@@ -487,6 +576,13 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     match number.checked_mul(factor) {
         Some(bytes @ 1..) => Ok(bytes),
         _ => Err(format!("{text:?} is out of range")),
+    }
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("it is written KEY=VALUE".into()),
     }
 }
 

@@ -14,6 +14,7 @@
 //! further names not met yet, and the extents of one file.
 
 mod assemble;
+mod buffers;
 mod dirs;
 mod error;
 mod exclude;
@@ -44,7 +45,7 @@ use crate::entry::{ChunkId, Entry, Extent, Timestamp, TreeId};
 use crate::tree::{Facts, TreeSummary};
 
 /// Batches and segments that are under way at most, besides one per thread.
-pub const AHEAD: usize = 4;
+pub const AHEAD: usize = 3;
 
 /// A tree from an earlier scan or from a sink, on disk.
 #[derive(Debug, Clone)]
@@ -175,6 +176,7 @@ pub(crate) struct Context<'a> {
     pub(crate) wanted: Wanted<'a>,
     silent: bool,
     mapped: OnceLock<Mapped>,
+    buffers: Arc<buffers::Buffers>,
 }
 
 impl<'a> Context<'a> {
@@ -186,6 +188,7 @@ impl<'a> Context<'a> {
             wanted,
             silent: root.silent,
             mapped: OnceLock::new(),
+            buffers: Arc::default(),
         }
     }
 
@@ -195,6 +198,11 @@ impl<'a> Context<'a> {
             (_, Wanted::All) => true,
             (Extent::Chunk { id, .. }, Wanted::If(wants)) => wants(id),
         }
+    }
+
+    /// Whether any bytes are wanted.
+    fn wants_any(&self) -> bool {
+        !matches!(self.wanted, Wanted::Nothing)
     }
 
     /// Whether times say nothing about the content of such entries.

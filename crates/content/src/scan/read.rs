@@ -135,6 +135,14 @@ fn attempt(look: &mut Look, context: &Context<'_>) -> Result<(Scanned, bool), Sc
             let kind = match other {
                 Kind::Symlink => EntryKind::Symlink {
                     target: readlinkat(&*look.directory, name, Vec::new())
+                        // It is no link any more.
+                        .map_err(|error| {
+                            if error == Errno::INVAL {
+                                Errno::NOENT
+                            } else {
+                                error
+                            }
+                        })
                         .map_err(|error| io("read", error))?
                         .into_bytes(),
                 },

@@ -14,6 +14,7 @@ use std::fs::File;
 
 use bytes::Bytes;
 
+use super::buffers::Buffer;
 use super::read::read_at;
 use super::{Context, Piece, ScanError};
 use crate::chunk::Sizes;
@@ -35,7 +36,7 @@ pub(crate) struct Large {
 const SAMPLES: usize = 8;
 
 /// Whether most of a file's content may be where the base has it, so that it is best written to in place. One insertion moves all
-/// that follows, so the far end says most.
+/// that follows, so the far end says it.
 pub(crate) fn in_place(file: &File, hints: &Hints, old_size: u64, size: u64) -> bool {
     if old_size < IN_PLACE || size < IN_PLACE || !hints.comparable {
         return false;
@@ -48,7 +49,7 @@ pub(crate) fn in_place(file: &File, hints: &Hints, old_size: u64, size: u64) -> 
         .partition_point(|chunk| chunk.0 + u64::from(chunk.1) <= size);
     // The last chunk ended with the file, and would end elsewhere now.
     let whole = &hints.chunks[..there.min(hints.chunks.len().saturating_sub(1))];
-    let late = &whole[whole.len() / 2..];
+    let late = &whole[whole.len() - whole.len().div_ceil(8)..];
     let mut buffer = Vec::new();
     late.iter()
         .step_by((late.len() / SAMPLES).max(1))
@@ -105,9 +106,31 @@ impl Hints {
             && self.chunks.get(next).is_none_or(|chunk| chunk.0 >= to)
     }
 
+    /// Where the data ends that the base has at this place; this place itself, if it has a hole there or nothing.
+    pub(crate) fn data_end(&self, at: u64) -> u64 {
+        let mut index = self
+            .chunks
+            .partition_point(|chunk| chunk.0 + u64::from(chunk.1) <= at);
+        let mut end = at;
+        while let Some(chunk) = self.chunks.get(index).filter(|chunk| chunk.0 <= end) {
+            end = chunk.0 + u64::from(chunk.1);
+            index += 1;
+            if chunk.3 {
+                break;
+            }
+        }
+        end
+    }
+
     /// Index of the first chunk that begins at or after a place.
     fn index_from(&self, at: u64) -> usize {
         self.chunks.partition_point(|chunk| chunk.0 < at)
+    }
+
+    /// The chunk of the base that begins at a place, and whether a stretch of data ends with it.
+    fn whole_chunk_at(&self, at: u64) -> Option<(u32, ChunkId, bool)> {
+        let (from, length, id, last) = *self.chunks.get(self.index_from(at))?;
+        (from == at).then_some((length, id, last))
     }
 
     /// The chunk of the base that begins at a place.
@@ -130,7 +153,7 @@ pub(crate) struct Range {
 /// Where the segment that begins at `from` in a stretch up to `end` should stop.
 pub(crate) fn segment_end(large: &Large, from: u64, end: u64) -> u64 {
     // Short segments waste more at their seams, long ones take more memory.
-    let length = if large.sizes.max() <= 256 << 10 {
+    let length = if large.sizes.max() <= 1 << 20 {
         8 << 20
     } else {
         16 << 20
@@ -160,88 +183,116 @@ pub(crate) struct Segment {
     short: bool,
 }
 
+/// Bytes that are read at once: what was just read is still near the processor when it is cut and hashed.
+const STEP: usize = 1 << 20;
+
+/// The content of a segment, read as far as it was needed.
+struct Content<'a> {
+    large: &'a Large,
+    from: u64,
+    buffer: Buffer,
+    got: usize,
+    /// The file ended before the buffer was full.
+    short: bool,
+}
+
+impl Content<'_> {
+    /// Bytes from `at` on: `wanted` of them, or all up to where the buffer or the file ends. There may be more.
+    fn get(&mut self, at: usize, wanted: usize) -> Result<&[u8], ScanError> {
+        let room = self.buffer.bytes().len();
+        while self.got < (at + wanted).min(room) && !self.short {
+            let to = (self.got + STEP).max(at + wanted).min(room);
+            let piece = &mut self.buffer.bytes_mut()[self.got..to];
+            let wanted = piece.len();
+            let read = read_at(&self.large.file, piece, self.from + self.got as u64)
+                .map_err(|error| ScanError::io("read", &self.large.path, error))?;
+            self.got += read;
+            self.short = read < wanted;
+        }
+        Ok(&self.buffer.bytes()[at.min(self.got)..self.got])
+    }
+}
+
 /// Cuts a segment.
 pub(crate) fn cut(large: &Large, range: Range, context: &Context<'_>) -> Result<Segment, ScanError> {
-    let most = large.sizes.max() as u64;
-    let wanted = (range.to + most).min(range.end) - range.from;
-    // Most of a segment that the base knows needs no look beyond its end.
-    let first = range.to - range.from;
+    let most = large.sizes.max();
+    let room = (range.to + most as u64).min(range.end) - range.from;
+    let mut content = Content {
+        large,
+        from: range.from,
+        buffer: context.buffers.take(room as usize),
+        got: 0,
+        short: false,
+    };
     let comparable = large.hints.as_ref().filter(|hints| hints.comparable);
-    let mut buffer = vec![0; if comparable.is_some() { first } else { wanted } as usize];
-    let io = |error| ScanError::io("read", &large.path, error);
-    let mut got = read_at(&large.file, &mut buffer, range.from).map_err(io)?;
-    let mut short = got < buffer.len();
-    buffer.truncate(got);
-    let mut buffer = Bytes::from(buffer);
-    let mut whole = comparable.is_none() || wanted == first;
-    let mut pieces = Vec::new();
+    let mut found: Vec<(Extent, bool)> = Vec::new();
+    let mut kept = 0;
     let mut at = range.from;
-    while at < range.to && at < range.from + got as u64 {
+    while at < range.to {
         let from = (at - range.from) as usize;
+        let hint = comparable.and_then(|hints| hints.whole_chunk_at(at));
         let mut known = None;
-        if let Some(hints) = comparable {
-            let index = hints.index_from(at);
-            if let Some(&(begin, length, id, last)) = hints.chunks.get(index)
-                && begin == at
-                && from + length as usize <= got
-            {
-                let found = ChunkId(*blake3::hash(&buffer[from..from + length as usize]).as_bytes());
-                // A chunk that ended where its stretch ended would have gone on if the stretch had.
-                if found == id && (!last || at + u64::from(length) == range.end) {
-                    pieces.push(Piece {
-                        extent: Extent::Chunk { length, id },
-                        bytes: None,
-                    });
-                    at += u64::from(length);
-                    continue;
-                }
-                known = Some((length, found));
+        if let Some((length, id, last)) = hint
+            && let Some(bytes) = content.get(from, length as usize)?.get(..length as usize)
+        {
+            let hash = ChunkId(*blake3::hash(bytes).as_bytes());
+            // A chunk that ended where its stretch ended would have gone on if the stretch had.
+            if hash == id && (!last || at + u64::from(length) == range.end) {
+                found.push((Extent::Chunk { length, id }, false));
+                at += u64::from(length);
+                continue;
             }
+            known = Some((length as usize, hash));
         }
-        if !whole && !short && got - from < large.sizes.max() {
-            // Looking for a cut takes what is beyond the end.
-            let mut more = vec![0; wanted as usize];
-            more[..got].copy_from_slice(&buffer);
-            got += read_at(&large.file, &mut more[got..], range.from + got as u64).map_err(io)?;
-            short = got < more.len();
-            more.truncate(got);
-            buffer = Bytes::from(more);
-            whole = true;
+        let bytes = content.get(from, most)?;
+        if bytes.is_empty() {
+            break;
         }
-        let length = large.sizes.cut(&buffer[from..]);
+        let length = large.sizes.cut(bytes);
         let id = match known {
-            Some((same, id)) if same as usize == length => id,
-            _ => ChunkId(*blake3::hash(&buffer[from..from + length]).as_bytes()),
+            Some((same, hash)) if same == length => hash,
+            _ => ChunkId(*blake3::hash(&bytes[..length]).as_bytes()),
         };
         let extent = Extent::Chunk {
             length: length as u32,
             id,
         };
-        pieces.push(piece(large, extent, &buffer, from, context));
+        let wanted = wanted(large, &extent, context);
+        kept += if wanted { length } else { 0 };
+        found.push((extent, wanted));
         at += length as u64;
     }
+    let short = content.short;
+    // A few chunks should not keep the whole segment in memory with them.
+    let apart = 2 * kept < content.got;
+    let all = content.buffer.freeze();
+    let mut from = 0;
+    let pieces = found
+        .into_iter()
+        .map(|(extent, wanted)| {
+            let part = from..from + extent.length() as usize;
+            from = part.end;
+            let bytes = wanted.then(|| match apart {
+                true => Bytes::copy_from_slice(&all[part]),
+                false => all.slice(part),
+            });
+            Piece { extent, bytes }
+        })
+        .collect();
     Ok(Segment { range, pieces, short })
 }
 
-fn piece(large: &Large, extent: Extent, buffer: &Bytes, from: usize, context: &Context<'_>) -> Piece {
-    let Extent::Chunk { length, id } = extent else {
-        return Piece { extent, bytes: None };
+/// Whether the bytes of a chunk are wanted.
+fn wanted(large: &Large, extent: &Extent, context: &Context<'_>) -> bool {
+    let Extent::Chunk { id, .. } = extent else {
+        return false;
     };
-    let held = match &large.hints {
-        Some(_) if large.in_place => false,
-        Some(hints) => hints.place(&id).is_some(),
-        None => false,
-    };
-    let bytes = (!held && context.wants(&extent)).then(|| {
-        let part = from..from + length as usize;
-        // Where few chunks are kept, they should not keep the whole segment with them.
-        if large.hints.is_some() {
-            Bytes::copy_from_slice(&buffer[part])
-        } else {
-            buffer.slice(part)
-        }
-    });
-    Piece { extent, bytes }
+    match &large.hints {
+        // Other places, in this file or another, may not be what they were when it is written.
+        Some(_) if large.in_place => context.wants_any(),
+        Some(hints) => hints.place(id).is_none() && context.wants(extent),
+        None => context.wants(extent),
+    }
 }
 
 /// Puts segments together.
@@ -304,8 +355,11 @@ impl Stitch {
                 length: length as u32,
                 id: ChunkId(*blake3::hash(&buffer[..length]).as_bytes()),
             };
-            let buffer = Bytes::from(buffer);
-            put(piece(large, extent, &buffer, 0, context))?;
+            buffer.truncate(length);
+            put(Piece {
+                extent,
+                bytes: wanted(large, &extent, context).then(|| buffer.into()),
+            })?;
             self.at += length as u64;
         }
         if begin == self.at {

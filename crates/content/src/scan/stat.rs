@@ -153,12 +153,19 @@ pub(crate) fn open_directory(parent: impl AsFd, name: &[u8]) -> Result<OwnedFd, 
     fs::openat(parent, name, flags, Mode::empty())
 }
 
-/// Opens a regular file in a directory. Reading it leaves its access time alone where that is allowed.
+/// Opens a regular file in a directory; what is none any more has gone. Reading it leaves its access time alone where that is
+/// allowed.
 pub(crate) fn open_file(parent: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    match fs::openat(&parent, name, flags | OFlags::NOATIME, Mode::empty()) {
-        Err(Errno::PERM) => fs::openat(&parent, name, flags, Mode::empty()),
-        other => other,
+    let file = match fs::openat(&parent, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => fs::openat(&parent, name, flags, Mode::empty())?,
+        other => other?,
+    };
+    let mode = fs::fstat(&file)?.st_mode;
+    if fs::FileType::from_raw_mode(mode).is_file() {
+        Ok(file)
+    } else {
+        Err(Errno::NOENT)
     }
 }
 
@@ -236,8 +243,16 @@ fn read_xattrs(
 
 /// Whether an extended attribute is part of an entry.
 fn travels(name: &[u8], path: &[u8], overlay: bool) -> Result<bool, ScanError> {
-    // Bound to the inode by its number and the file system's id.
-    if name == b"security.evm" {
+    // Labels of this machine's security modules, which the other machine's engine gives anew; and signatures that are bound to
+    // the inode.
+    let label = [
+        &b"security.selinux"[..],
+        b"security.SMACK64",
+        b"security.apparmor",
+        b"security.ima",
+        b"security.evm",
+    ];
+    if label.iter().any(|prefix| name.starts_with(prefix)) {
         return Ok(false);
     }
     if overlay {

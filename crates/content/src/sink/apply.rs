@@ -205,16 +205,16 @@ impl Apply {
         let Some((entry, facts)) = self.base.take()? else {
             return Ok(());
         };
-        if let Some(removed) = &self.removed {
-            if is_below(&entry.path, removed) {
-                return Ok(());
-            }
+        if let Some(removed) = &self.removed
+            && is_below(&entry.path, removed)
+        {
+            return Ok(());
         }
-        if let EntryKind::Hardlink { target } = &entry.kind {
-            if self.renewed.contains(&xxh3_64(target)) {
-                self.link(&entry, target, true)?;
-                return Ok(self.output.push(&entry, &UNKNOWN)?);
-            }
+        if let EntryKind::Hardlink { target } = &entry.kind
+            && self.renewed.contains(&xxh3_64(target))
+        {
+            self.link(&entry, target, true)?;
+            return Ok(self.output.push(&entry, &UNKNOWN)?);
         }
         self.output.push(&entry, &facts)?;
         if matches!(entry.kind, EntryKind::Directory) {
@@ -413,11 +413,11 @@ impl Apply {
             _ => {}
         }
         self.directories.enter(&self.place, &entry.path)?;
-        if let EntryKind::Hardlink { target } = &entry.kind {
-            if self.renewed.contains(&xxh3_64(target)) {
-                self.link(&entry, target, true)?;
-                return Ok(self.output.push(&entry, &UNKNOWN)?);
-            }
+        if let EntryKind::Hardlink { target } = &entry.kind
+            && self.renewed.contains(&xxh3_64(target))
+        {
+            self.link(&entry, target, true)?;
+            return Ok(self.output.push(&entry, &UNKNOWN)?);
         }
         let path = &entry.path;
         let name = split(path).1;

@@ -44,6 +44,8 @@ pub(super) struct Filling {
     base_at: (usize, u64),
     /// The base file that was read from last.
     open: Option<(Vec<u8>, OwnedFd)>,
+    /// What was read of it; kept, since memory that is new has to be cleared first.
+    buffer: Vec<u8>,
     flushed: u64,
     written: u64,
 }
@@ -116,6 +118,7 @@ impl Filling {
             base,
             base_at: (0, 0),
             open: None,
+            buffer: Vec::new(),
             flushed: 0,
             written: 0,
         })
@@ -254,7 +257,8 @@ impl Filling {
         let Some((_, file)) = &self.open else {
             return Ok(None);
         };
-        let mut buffer = vec![0; length as usize];
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(length as usize, 0);
         Ok(read_exactly(file.as_fd(), &mut buffer, offset).then_some(buffer))
     }
 
@@ -270,16 +274,32 @@ impl Filling {
         self.check_room(u64::from(length))?;
         self.check_in_place(path)?;
         if !self.broken {
-            match self.read_base(place, path, offset, length)? {
-                Some(bytes) if *blake3::hash(&bytes).as_bytes() == id.0 => {
-                    if !(self.is_in_place() && offset == self.at) {
-                        self.put(&bytes, self.at)?;
-                    }
-                }
-                _ => self.broken = true,
-            }
+            let stays = self.is_in_place() && offset == self.at;
+            self.take_over(place, path, offset, length, id, stays)?;
         }
         self.push(Extent::Chunk { length, id })
+    }
+
+    /// Reads a chunk of the base, compares it with its name, and writes it unless it stays where it is.
+    fn take_over(
+        &mut self,
+        place: &Place,
+        path: &[u8],
+        offset: u64,
+        length: u32,
+        id: ChunkId,
+        stays: bool,
+    ) -> Result<(), SinkError> {
+        match self.read_base(place, path, offset, length)? {
+            Some(bytes) if *blake3::hash(&bytes).as_bytes() == id.0 => {
+                if !stays {
+                    self.put(&bytes, self.at)?;
+                }
+                self.buffer = bytes;
+            }
+            _ => self.broken = true,
+        }
+        Ok(())
     }
 
     /// A chunk that is like one of a base file.
@@ -297,7 +317,7 @@ impl Filling {
         self.check_in_place(path)?;
         if !self.broken {
             match self.read_base(place, path, offset, length)? {
-                Some(base) => self.put_patched(&base, offset, id, parts)?,
+                Some(base) => self.put_patched(base, offset, id, parts)?,
                 None => self.broken = true,
             }
         }
@@ -309,40 +329,51 @@ impl Filling {
 
     fn put_patched(
         &mut self,
-        base: &[u8],
+        mut base: Vec<u8>,
         offset: u64,
         id: ChunkId,
         parts: &[Part],
     ) -> Result<(), SinkError> {
-        let mut result: Vec<u8> = Vec::with_capacity(base.len());
-        let mut only_literals = self.is_in_place() && offset == self.at;
+        let too_far = || SinkError::Defect("a patch reaches too far");
+        // Where everything stays in its place, only the new bytes are put over the old ones.
+        let over = is_over(parts, base.len());
+        let mut result = Vec::new();
+        let mut at = 0;
         for part in parts {
+            let length = part.length() as usize;
             match part {
+                Part::Literal(bytes) if over => base
+                    .get_mut(at..at + length)
+                    .ok_or_else(too_far)?
+                    .copy_from_slice(bytes),
                 Part::Literal(bytes) => result.extend_from_slice(bytes),
-                Part::Base { offset, length } => {
-                    only_literals &= *offset as usize == result.len();
-                    let (start, end) = (*offset as usize, *offset as usize + *length as usize);
-                    let bytes = base
-                        .get(start..end)
-                        .ok_or(SinkError::Defect("a patch reaches too far"))?;
-                    result.extend_from_slice(bytes);
+                Part::Base { .. } if over => {}
+                Part::Base { offset, .. } => {
+                    let from = *offset as usize;
+                    result.extend_from_slice(base.get(from..from + length).ok_or_else(too_far)?);
                 }
             }
+            at += length;
+        }
+        if over {
+            result = base;
         }
         if *blake3::hash(&result).as_bytes() != id.0 {
             self.broken = true;
             return Ok(());
         }
-        if !only_literals {
-            return self.put(&result, self.at);
-        }
-        let mut at = self.at;
-        for part in parts {
-            if let Part::Literal(bytes) = part {
-                self.put(bytes, at)?;
+        if over && self.is_in_place() && offset == self.at {
+            let mut at = self.at;
+            for part in parts {
+                if let Part::Literal(bytes) = part {
+                    self.put(bytes, at)?;
+                }
+                at += part.length();
             }
-            at += part.length();
+        } else {
+            self.put(&result, self.at)?;
         }
+        self.buffer = result;
         Ok(())
     }
 
@@ -379,10 +410,7 @@ impl Filling {
                 return Err(self.content("keeps a part of an extent of the base"));
             }
             if let (Extent::Chunk { length, id }, false, false) = (extent, self.is_in_place(), self.broken) {
-                match self.read_base(place, path, self.at, length)? {
-                    Some(bytes) if *blake3::hash(&bytes).as_bytes() == id.0 => self.put(&bytes, self.at)?,
-                    _ => self.broken = true,
-                }
+                self.take_over(place, path, self.at, length, id, false)?;
             }
             self.base_at = (self.base_at.0 + 1, self.base_at.1 + extent.length());
             self.push(extent)?;
@@ -436,6 +464,18 @@ impl Filling {
             stat: Some(stat),
         })
     }
+}
+
+/// All parts of the base stay where they were, and the result is as long.
+fn is_over(parts: &[Part], length: usize) -> bool {
+    let mut at = 0;
+    for part in parts {
+        if matches!(part, Part::Base { offset, .. } if u64::from(*offset) != at) {
+            return false;
+        }
+        at += part.length();
+    }
+    at == length as u64
 }
 
 /// The file at `name` for writing in place, if it is one with a single name; `None` if it has to be replaced.

@@ -136,6 +136,9 @@ pub enum SinkError {
     /// What is there already could not be read.
     #[error(transparent)]
     Scan(#[from] crate::scan::ScanError),
+    /// No thread could be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
     /// A defect.
     #[error("a defect in the content sink: {0}")]
     Defect(&'static str),
@@ -191,6 +194,7 @@ impl Explain for SinkError {
             Self::Record(error) => error.code(),
             Self::Scan(error) => error.code(),
             Self::Busy => "content.busy",
+            Self::Thread(_) => "content.threads",
             Self::Defect(_) => "content.defect",
         }
     }

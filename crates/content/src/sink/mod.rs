@@ -23,6 +23,7 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use tranship_core::storage::{RoundProgress, RoundReport};
@@ -122,15 +123,15 @@ pub fn round<R: Read, W: Write + Send>(
     let mut frames = FrameReader::new(input);
     let (stop, stopped) = sync_channel::<()>(0);
     let result = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let stopped = stopped;
+        let voice = &voice;
+        thread("sink-alive", scope, move || {
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(ALIVE) {
                 if voice.alive().is_err() {
                     return;
                 }
             }
-        });
-        let result = converse(&mut frames, &voice, options, progress);
+        })?;
+        let result = converse(&mut frames, voice, options, progress);
         drop(stop);
         result
     });
@@ -148,6 +149,18 @@ pub fn round<R: Read, W: Write + Send>(
         unsettled: totals.unsettled,
         milliseconds: started.elapsed().as_millis() as u64,
     })
+}
+
+/// Starts a thread of a round.
+fn thread<'scope, F: FnOnce() + Send + 'scope>(
+    name: &str,
+    scope: &'scope Scope<'scope, '_>,
+    run: F,
+) -> Result<ScopedJoinHandle<'scope, ()>, SinkError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn_scoped(scope, run)
+        .map_err(SinkError::Thread)
 }
 
 /// The next message; a fault of the other side is an error.
@@ -197,19 +210,16 @@ fn converse<R: Read, W: Write + Send>(
         None => Holds::Nothing,
         Some((summary, _)) => Holds::Tree(summary.id),
     }))?;
-    loop {
-        match (hear(frames)?, &base) {
-            (Message::Base(Base::Nothing), None) => break,
-            (Message::Base(Base::Tree(id)), Some((summary, _))) if id == summary.id => break,
-            (Message::Base(Base::Send), Some((summary, held))) => {
-                record::pieces(&held.manifest, |piece| {
-                    voice.say(&Message::Manifest(piece.into()))
-                })?;
-                voice.say(&Message::ManifestEnd { tree: summary.id })?;
-                break;
-            }
-            (other, _) => return unexpected(&other),
+    match (hear(frames)?, &base) {
+        (Message::Base(Base::Nothing), None) => {}
+        (Message::Base(Base::Tree(id)), Some((summary, _))) if id == summary.id => {}
+        (Message::Base(Base::Send), Some((summary, held))) => {
+            record::pieces(&held.manifest, |piece| {
+                voice.say(&Message::Manifest(piece.into()))
+            })?;
+            voice.say(&Message::ManifestEnd { tree: summary.id })?;
         }
+        (other, _) => return unexpected(&other),
     }
     let (tasks, queue) = sync_channel(QUEUE);
     let (report, outcomes) = sync_channel(1);
@@ -218,16 +228,16 @@ fn converse<R: Read, W: Write + Send>(
     let shared = &worker.shared;
     let progress = |wire: u64| progress(shared.progress(wire));
     std::thread::scope(|scope| {
-        scope.spawn(|| answer::answer(&place, asked, voice));
-        let applying = scope.spawn(|| {
-            let (queue, report) = (queue, report);
+        let (place, worker) = (&place, &worker);
+        thread("sink-answer", scope, move || answer::answer(place, asked, voice))?;
+        let applying = thread("sink-apply", scope, move || {
             if let Err(error) = worker.run(&queue, &report) {
                 // The reader may be waiting for the other side, which ends its waiting; and it finds the reason before it finds
                 // that nobody takes from the queue.
                 voice.fail(&error);
                 shared.fail(error);
             }
-        });
+        })?;
         let mut talk = || -> Result<Totals, SinkError> {
             // A worker that is gone left its reason.
             let gone = |_| SinkError::Defect("the worker is gone");

@@ -8,11 +8,12 @@ use crate::message::Part;
 
 /// Bytes of a block for a stretch of the base of this many bytes: short ones send less around a change, and cost more hashes on the
 /// way back.
-pub(super) fn block_for(length: u64) -> u32 {
+fn block_for(length: u64) -> u32 {
     match length {
-        0..=0x3fff => 64,
-        0x4000..=0x1_ffff => 256,
-        0x2_0000..=0x7_ffff => 512,
+        0..=0x1000 => 32,
+        0x1001..=0xffff => 64,
+        0x1_0000..=0x3_ffff => 256,
+        0x4_0000..=0xf_ffff => 512,
         _ => 1024,
     }
 }
@@ -28,14 +29,56 @@ pub(super) struct Match {
     pub(super) length: usize,
 }
 
+/// A stretch of the base, cut in blocks at multiples of their length in the file, as pages are: the first may be shorter, and so may
+/// the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Grid {
+    /// Length of a block in bytes.
+    pub(super) block: u32,
+    /// Length of a first block that is shorter; 0 if it is not.
+    pub(super) head: u32,
+    /// Length of the stretch in bytes.
+    pub(super) length: u32,
+}
+
+impl Grid {
+    /// For the stretch that begins at `from` in a file.
+    pub(super) fn of(from: u64, length: u32) -> Self {
+        let block = block_for(u64::from(length));
+        let over = (from % u64::from(block)) as u32;
+        Self {
+            block,
+            head: if over == 0 { 0 } else { (block - over).min(length) },
+            length,
+        }
+    }
+
+    /// Number of blocks.
+    pub(super) fn count(&self) -> usize {
+        (u32::from(self.head > 0) + (self.length - self.head).div_ceil(self.block)) as usize
+    }
+
+    /// Where a block begins in the stretch, and its length.
+    fn block_at(&self, index: usize) -> (usize, usize) {
+        let (block, head) = (self.block as usize, self.head as usize);
+        match index {
+            0 if head > 0 => (0, head),
+            _ => {
+                let at = head + (index - usize::from(head > 0)) * block;
+                (at, block.min((self.length as usize).saturating_sub(at)))
+            }
+        }
+    }
+}
+
 /// Finds blocks of the base's stretch in `new`: at the same distance from the beginning, or from the end. So both changes in place
 /// and one insertion or deletion are found. Matches are in order and don't overlap.
-pub(super) fn matches(new: &[u8], base_length: usize, block: usize, hashes: &[u64]) -> Vec<Match> {
+pub(super) fn matches(new: &[u8], grid: Grid, hashes: &[u64]) -> Vec<Match> {
+    let base_length = grid.length as usize;
     let mut found: Vec<Match> = Vec::new();
     let mut done = 0;
     for (index, hash) in hashes.iter().enumerate() {
-        let base = index * block;
-        let length = block.min(base_length.saturating_sub(base));
+        let (base, length) = grid.block_at(index);
         if length == 0 {
             break;
         }
@@ -152,8 +195,11 @@ mod tests {
         out
     }
 
-    fn hashes(base: &[u8], block: usize) -> Vec<u64> {
-        base.chunks(block).map(xxh3_64).collect()
+    fn hashes(base: &[u8], grid: Grid) -> Vec<u64> {
+        let (head, rest) = base.split_at(grid.head as usize);
+        let blocks = rest.chunks(grid.block as usize);
+        let head = (!head.is_empty()).then_some(head);
+        head.into_iter().chain(blocks).map(xxh3_64).collect()
     }
 
     fn made(base: &[u8], patch: &Patch) -> Vec<u8> {
@@ -170,8 +216,14 @@ mod tests {
         out
     }
 
-    fn literal(base: &[u8], new: &[u8], block: usize) -> usize {
-        let found = matches(new, base.len(), block, &hashes(base, block));
+    fn literal(base: &[u8], new: &[u8], block: u32) -> usize {
+        let grid = Grid {
+            block,
+            head: 0,
+            length: base.len() as u32,
+        };
+        assert_eq!(hashes(base, grid).len(), grid.count());
+        let found = matches(new, grid, &hashes(base, grid));
         let bytes = Bytes::copy_from_slice(new);
         match patch(&bytes, 0, &found, None, 4 << 20) {
             Some(patch) => {
@@ -207,7 +259,8 @@ mod tests {
             base in proptest::collection::vec(0_u8..3, 0..4000),
             new in proptest::collection::vec(0_u8..3, 1..4000),
             same in 0_usize..4000,
-            block in 1_usize..200,
+            block in 1_u32..200,
+            head in 0_u32..200,
             cut in 0_usize..4000,
             not_before in proptest::option::of(0_usize..3000),
             most in 1_usize..5000,
@@ -216,7 +269,10 @@ mod tests {
             let mut new = new;
             let same = same.min(base.len()).min(new.len());
             new[..same].copy_from_slice(&base[..same]);
-            let found = matches(&new, base.len(), block, &hashes(&base, block));
+            let length = base.len() as u32;
+            let grid = Grid { block, head: (head % block).min(length), length };
+            prop_assert_eq!(hashes(&base, grid).len(), grid.count());
+            let found = matches(&new, grid, &hashes(&base, grid));
             let cut = cut.min(new.len());
             for (at, bytes) in [(0, &new[..cut]), (cut, &new[cut..])] {
                 let bytes = Bytes::copy_from_slice(bytes);

@@ -356,10 +356,18 @@ impl FileDelta {
         };
         self.gap.push((id, bytes));
         self.gap_length += u64::from(length);
-        if self.gap_length >= GAP {
+        // What was changed in place mostly is a chunk as long as the old one.
+        let instead = self.gap.len() == 1
+            && self.base_at == self.at
+            && self
+                .known
+                .hints()
+                .and_then(|hints| hints.chunk_at(self.at))
+                .is_some_and(|(old, _)| old == length);
+        if self.gap_length >= GAP || instead {
             // The piece counts as having come: it is in the gap.
             self.at += u64::from(length);
-            let closed = self.close_gap(None, pending);
+            let closed = self.close_gap(instead.then_some(self.at), pending);
             self.at -= u64::from(length);
             closed?;
         }
@@ -402,6 +410,11 @@ impl FileDelta {
             .unwrap_or(like_this)
             .min(self.base_size);
         self.base_at = end.max(from);
+        // Zeros that were a hole would stay one: nothing is written where nothing differs.
+        let end = match self.known.hints() {
+            Some(hints) if self.in_place => end.min(hints.data_end(from)),
+            _ => end,
+        };
         if end <= from || length < WORTH_ASKING {
             for (id, bytes) in chunks {
                 pending.data(id, bytes)?;

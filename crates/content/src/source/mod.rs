@@ -16,7 +16,6 @@ mod adapt;
 mod blocks;
 mod body;
 mod delta;
-mod element;
 mod error;
 mod index;
 mod pending;
@@ -30,11 +29,10 @@ use std::time::Instant;
 
 use tranship_core::storage::{Compression, RoundOptions, RoundProgress, RoundReport};
 
-pub use element::DirectorySource;
 pub use error::SourceError;
 pub(crate) use index::IN_PLACE;
 
-use crate::entry::TreeId;
+use crate::entry::{Timestamp, TreeId};
 use crate::frame::{FrameError, FrameReader};
 use crate::message::{self, Holds, Message, Totals, VERSION_MAX, VERSION_MIN, Wants};
 use crate::scan::{
@@ -253,6 +251,19 @@ impl Round<'_> {
                 durable: self.round.durable,
             },
         })?;
+        // The sink looks at what it holds now. What this side knows is most likely that, so it looks at the same time.
+        let began = crate::scan::now();
+        let ahead = match known.as_ref() {
+            Some(base) => match self.look(base) {
+                Ok(todo) => Some((base.id, began, todo)),
+                Err(SourceError::Scan(ScanError::Tree(_))) => {
+                    *known = None;
+                    None
+                }
+                Err(error) => return Err(error),
+            },
+            None => None,
+        };
         let base = match self.hear()? {
             Message::Holds(Holds::Nothing) => {
                 self.say(&Message::Base(message::Base::Nothing))?;
@@ -267,13 +278,15 @@ impl Round<'_> {
             }),
             other => return Err(SourceError::State { what: other.name() }),
         };
-        let sent = match self.send(base.as_ref()) {
-            // The record beside the base was damaged, which shows when it was read: it is worth nothing then.
-            Err(SourceError::Scan(ScanError::Tree(crate::tree::TreeError::Facts { .. }))) => {
-                *known = None;
-                self.send(base.map(|base| Base { facts: None, ..base }).as_ref())?
+        let sent = match &base {
+            None => self.send_all()?,
+            Some(base) => {
+                let (began, todo) = match ahead.filter(|(id, ..)| *id == base.id) {
+                    Some((_, began, todo)) => (began, todo),
+                    None => (crate::scan::now(), self.look(base)?),
+                };
+                self.send_changes(base, began, &todo)?
             }
-            other => other?,
         };
         let mut totals = sent.totals;
         totals.wire_bytes = self.queue.written();
@@ -329,33 +342,44 @@ impl Round<'_> {
         });
     }
 
-    /// Sends the delta from the base to what is there now.
-    fn send(&self, base: Option<&Base>) -> Result<Sent, SourceError> {
-        let began = crate::scan::now();
-        let options = ScanOptions {
+    fn scan_options(&self) -> ScanOptions {
+        ScanOptions {
             overlay: self.options.overlay,
             excludes: self.options.excludes.clone(),
             frozen: self.round.frozen,
             threads: self.options.threads,
+        }
+    }
+
+    /// Sends everything.
+    fn send_all(&self) -> Result<Sent, SourceError> {
+        let options = self.scan_options();
+        let root = crate::scan::open_root(&self.options.root)?;
+        let context = Context::new(&root, &options, crate::scan::now(), Wanted::All);
+        let walk = Walk::new(&root, &options.excludes, options.frozen)?;
+        let mut items = Compare::new(walk, None, options.overlay, root.silent)?;
+        let job = Job {
+            root: &root,
+            options: &options,
+            context: &context,
         };
+        self.send_items(job, &mut items, None)
+    }
+
+    /// Looks at everything beside the base, without reading.
+    fn look(&self, base: &Base) -> Result<Todo, SourceError> {
+        let options = self.scan_options();
         let root = crate::scan::open_root(&self.options.root)?;
         let walk = Walk::new(&root, &options.excludes, options.frozen)?;
-        let Some(base) = base else {
-            let context = Context::new(&root, &options, began, Wanted::All);
-            let mut items = Compare::new(walk, None, options.overlay, root.silent)?;
-            let job = Job {
-                root: &root,
-                options: &options,
-                context: &context,
-            };
-            return self.send_items(job, &mut items, None);
-        };
-        let entries = BaseEntries::open(base)?;
-        let compare = Compare::new(walk, Some(entries), options.overlay, root.silent)?;
-        let todo = Todo::make(compare, &self.options.work, |seen| {
+        let compare = Compare::new(walk, Some(BaseEntries::open(base)?), options.overlay, root.silent)?;
+        Ok(Todo::make(compare, &self.options.work, |seen| {
             self.report(seen, 0);
             Ok(())
-        })?;
+        })?)
+    }
+
+    /// Sends the delta from the base to what is there now.
+    fn send_changes(&self, base: &Base, began: Timestamp, todo: &Todo) -> Result<Sent, SourceError> {
         if let (0, 0, Some(summary)) = (todo.gone, todo.looks, todo.base) {
             self.finish_delta()?;
             return Ok(Sent {
@@ -363,7 +387,9 @@ impl Round<'_> {
                 files: None,
             });
         }
-        let index = Index::of(base, &todo)?;
+        let options = self.scan_options();
+        let root = crate::scan::open_root(&self.options.root)?;
+        let index = Index::of(base, todo)?;
         let lacks = |id: &crate::entry::ChunkId| !index.has(id);
         let context = Context::new(&root, &options, began, Wanted::If(&lacks));
         let job = Job {
@@ -371,7 +397,7 @@ impl Round<'_> {
             options: &options,
             context: &context,
         };
-        let mut items = Replay::new(base, &todo)?;
+        let mut items = Replay::new(base, todo)?;
         self.send_items(job, &mut items, Some(&index))
     }
 

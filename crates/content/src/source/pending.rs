@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use bytes::{Bytes, BytesMut};
 
 use super::SourceError;
-use super::blocks::{block_for, matches, patch};
+use super::blocks::{Grid, matches, patch};
 use super::body::Body;
 use super::wire::{Frame, Queue};
 use crate::entry::{ChunkId, Entry};
@@ -38,6 +38,7 @@ pub(super) struct Gap {
 struct Question {
     ask: Ask,
     number: usize,
+    gaps: usize,
     hashes: usize,
     bytes: u64,
 }
@@ -46,8 +47,7 @@ struct Question {
 struct Place {
     question: usize,
     first: usize,
-    count: usize,
-    block: u32,
+    grid: Grid,
 }
 
 enum Waiting {
@@ -74,7 +74,7 @@ pub(super) struct Pending<'a> {
 
 struct Answer {
     hashes: Vec<u64>,
-    /// Ranges that did not take their part yet.
+    /// Gaps that did not take their part yet.
     left: usize,
 }
 
@@ -125,7 +125,8 @@ impl<'a> Pending<'a> {
 
     /// Content that may be like the base's.
     pub(super) fn gap(&mut self, gap: Gap) -> Result<(), SourceError> {
-        let block = block_for(u64::from(gap.base_length));
+        let grid = Grid::of(gap.base_from, gap.base_length);
+        let block = grid.block;
         let next = &mut self.next_question;
         let question = self.questions.entry(block).or_insert_with(|| {
             *next += 1;
@@ -135,6 +136,7 @@ impl<'a> Pending<'a> {
                     ranges: Vec::new(),
                 },
                 number: *next,
+                gaps: 0,
                 hashes: 0,
                 bytes: 0,
             }
@@ -142,16 +144,23 @@ impl<'a> Pending<'a> {
         let place = Place {
             question: question.number,
             first: question.hashes,
-            count: gap.base_length.div_ceil(block) as usize,
-            block,
+            grid,
         };
-        question.hashes += place.count;
+        question.hashes += grid.count();
         question.bytes += u64::from(gap.base_length);
-        question.ask.ranges.push(AskRange {
-            path: gap.path.to_vec(),
-            offset: gap.base_from,
-            length: gap.base_length,
-        });
+        question.gaps += 1;
+        for (offset, length) in [
+            (gap.base_from, grid.head),
+            (gap.base_from + u64::from(grid.head), grid.length - grid.head),
+        ] {
+            if length > 0 {
+                question.ask.ranges.push(AskRange {
+                    path: gap.path.to_vec(),
+                    offset,
+                    length,
+                });
+            }
+        }
         let enough = question.bytes >= ASK_BYTES || question.ask.ranges.len() >= ASK_RANGES;
         self.bytes += gap.length as usize;
         self.waiting.push_back(Waiting::Gap(gap, place));
@@ -168,7 +177,7 @@ impl<'a> Pending<'a> {
                 question.number,
                 Answer {
                     hashes: Vec::new(),
-                    left: question.ask.ranges.len(),
+                    left: question.gaps,
                 },
             );
             self.queue.ask(Frame::of(&Message::Ask(question.ask)));
@@ -253,17 +262,16 @@ impl<'a> Pending<'a> {
     fn fill(&mut self, gap: Gap, place: &Place) -> Result<(), SourceError> {
         let mut found = Vec::new();
         if let Some(answer) = self.answered.get_mut(&place.question) {
-            let base_length = gap.base_length as usize;
             // No hashes: the sink could not read what it should have.
-            if let Some(hashes) = answer.hashes.get(place.first..place.first + place.count) {
+            if let Some(hashes) = answer.hashes.get(place.first..place.first + place.grid.count()) {
                 found = match &gap.chunks[..] {
-                    [(_, only)] => matches(only, base_length, place.block as usize, hashes),
+                    [(_, only)] => matches(only, place.grid, hashes),
                     several => {
                         let mut joined = BytesMut::with_capacity(gap.length as usize);
                         for (_, bytes) in several {
                             joined.extend_from_slice(bytes);
                         }
-                        matches(&joined, base_length, place.block as usize, hashes)
+                        matches(&joined, place.grid, hashes)
                     }
                 };
             }

@@ -1,6 +1,9 @@
 //! A source that is simple enough to be right: it reads whole trees, compares them entry by entry, and sends what differs whole.
 
-#![allow(dead_code)] // Each test uses a part.
+#![allow(dead_code, reason = "each test uses a part")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+pub mod make;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -322,6 +325,11 @@ pub fn with_sink<T: Send>(
     source: impl FnOnce(&mut Peer) -> T + Send,
 ) -> (Result<RoundReport, SinkError>, T) {
     let (here, there) = UnixStream::pair().unwrap();
+    // Whoever waits for what never comes fails.
+    for end in [&here, &there] {
+        end.set_read_timeout(Some(std::time::Duration::from_secs(20)))
+            .unwrap();
+    }
     let options = SinkOptions {
         root: root.to_path_buf(),
         work: work.to_path_buf(),

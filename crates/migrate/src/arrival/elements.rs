@@ -78,7 +78,14 @@ impl Arrival {
             return Ok(Arc::clone(open));
         }
         let place = self.ports.engine.locate(at).await?;
-        let sink = match self.ports.storage.sink(&place).await {
+        let route = self
+            .record()
+            .plan
+            .elements
+            .get(index)
+            .map(|e| e.route)
+            .unwrap_or_default();
+        let sink = match self.ports.storage.sink(&place, route).await {
             Ok(sink) => sink,
             Err(fault) => {
                 self.ports.engine.release(&place).await?;
@@ -166,7 +173,7 @@ impl Arrival {
             name: name.to_owned(),
         };
         let kept = async {
-            let place = self.ports.engine.locate(&at).await?;
+            let place = self.ports.directory(&at).await?;
             // An older try's is no use any more.
             self.ports.storage.drop_aside(&place, &partial_key(guid)).await?;
             self.ports.storage.set_aside(&place, &partial_key(guid)).await
@@ -182,7 +189,7 @@ impl Arrival {
             return;
         }
         let back = async {
-            let place = self.ports.engine.locate(at).await?;
+            let place = self.ports.directory(at).await?;
             self.ports.storage.put_back(&place, &partial_key(guid)).await
         };
         if let Err(fault) = back.await {

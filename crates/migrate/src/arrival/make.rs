@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use tranship_core::container::{ContainerState, MountKind, RestartPolicy};
 use tranship_core::fault::FaultKind;
-use tranship_core::storage::ElementAt;
+use tranship_core::storage::{ElementAt, ElementRoute};
 use tranship_core::{EngineError, Fault, NetworkSpec};
 
 use super::{Arrival, undo};
@@ -99,7 +99,8 @@ impl Arrival {
                         format!("the plan says nothing about the volume {name:?}"),
                     ));
                 };
-                let guid = if element.copied {
+                // Only a tree can make use of what an earlier try left.
+                let guid = if element.copied && element.route == ElementRoute::Tree {
                     spec.guid.clone()
                 } else {
                     String::new()
@@ -152,7 +153,7 @@ impl Arrival {
         if record.undo.contains(&note) {
             return Ok(());
         }
-        let place = self.ports.engine.locate(&at).await?;
+        let place = self.ports.directory(&at).await?;
         record.undo.push(note);
         self.save(record).await?;
         if !self.ports.storage.make(&place).await? {
@@ -173,7 +174,7 @@ impl Arrival {
         if record.undo.contains(&note) {
             return Ok(());
         }
-        let place = self.ports.engine.locate(&at).await?;
+        let place = self.ports.directory(&at).await?;
         record.undo.push(note);
         self.save(record).await?;
         self.ports.storage.set_aside(&place, &key).await
@@ -211,26 +212,15 @@ impl Arrival {
         self.save(record).await
     }
 
-    /// Makes the containers. One of the same name makes way if the plan says so.
-    ///
-    /// # Errors
-    /// What the engine says.
-    pub async fn create(&self) -> Result<(), Fault> {
-        failpoint::reach("destination.create").await?;
-        let mut record = self.record.lock().await;
-        Self::refuse_if_over(&record)?;
+    /// Makes the containers that are not made yet. One of the same name makes way if the plan says so.
+    pub(super) async fn make_containers(&self, record: &mut ArrivalRecord) -> Result<(), Fault> {
         let members = record.plan.members();
-        if record.containers.len() == members.len() {
-            return Ok(());
-        }
         for (index, member) in members.iter().enumerate() {
             if !record.containers.contains_key(&index) {
-                self.create_member(&mut record, index, member).await?;
+                self.create_member(record, index, member).await?;
             }
         }
-        record.state = crate::destination::ArrivalState::Prepared;
-        self.save(&record).await?;
-        failpoint::reach("destination.created").await
+        Ok(())
     }
 
     async fn create_member(

@@ -14,16 +14,17 @@ use tranship_core::engine::ByteStream;
 use tranship_core::fault::FaultKind;
 use tranship_core::{ContainerId, EngineError, Fault};
 
-use crate::destination::{Adopted, ArrivalState, Discarded, Opened};
+use crate::destination::{ArrivalState, Opened};
 use crate::elements::Target;
 use crate::options::HookTime;
-use crate::plan::{Member, Mode, Plan};
+use crate::plan::{Member, Plan};
 use crate::ports::Ports;
 use crate::record::{ArrivalRecord, Records, Undo};
-use crate::{failpoint, health, hook};
+use crate::{failpoint, hook};
 
 mod elements;
 mod make;
+mod owned;
 mod undo;
 
 /// One migration as its destination sees it.
@@ -94,18 +95,6 @@ impl Arrival {
         )
     }
 
-    /// Whether a lost link to the source ends this arrival. In cold mode, a container that was told to start waits for
-    /// the source's word, however long that takes: nobody here can know what the source decided.
-    #[must_use]
-    pub fn ends_with_its_link(&self) -> bool {
-        let record = self.snapshot.borrow();
-        match record.state {
-            ArrivalState::Receiving | ArrivalState::Prepared => true,
-            ArrivalState::Started => record.plan.mode == Mode::Stateless,
-            ArrivalState::Adopted | ArrivalState::Discarded => false,
-        }
-    }
-
     async fn save(&self, record: &ArrivalRecord) -> Result<(), Fault> {
         self.records.save_arrival(record).await?;
         self.snapshot.send_replace(record.clone());
@@ -114,12 +103,7 @@ impl Arrival {
 
     fn refuse_if_over(record: &ArrivalRecord) -> Result<(), Fault> {
         match record.state {
-            ArrivalState::Discarded => Err(Fault::new(
-                "arrival.discarded",
-                FaultKind::Environment,
-                "the destination has discarded this migration",
-            )
-            .with_hint("run the command again")),
+            ArrivalState::Discarding | ArrivalState::Discarded => Err(owned::discarded()),
             _ => Ok(()),
         }
     }
@@ -251,44 +235,6 @@ impl Arrival {
         Ok(())
     }
 
-    /// Starts the containers, after noting durably that it will, and runs their post-start hooks. Those that wait for a tmpfs
-    /// are paused right after their start, until [`Arrival::go_on`].
-    ///
-    /// # Errors
-    /// What the engine says, such as a port that is taken; `hook.failed`.
-    pub async fn start(&self) -> Result<(), Fault> {
-        failpoint::reach("destination.start").await?;
-        let mut record = self.record.lock().await;
-        Self::refuse_if_over(&record)?;
-        let members = record.plan.members();
-        let order = record.plan.start_order();
-        for index in &order {
-            container_of(&record, *index)?;
-        }
-        if record.state == ArrivalState::Prepared {
-            self.close_sinks(&record).await?;
-            record.state = ArrivalState::Started;
-            self.save(&record).await?;
-        }
-        for index in order {
-            if index >= members.len() {
-                continue;
-            }
-            let id = container_of(&record, index)?;
-            self.ports.engine.start(&id).await?;
-            if waits_for_memory(&record, index) {
-                self.ports.engine.pause(&id).await?;
-            }
-        }
-        failpoint::reach("destination.started").await?;
-        let waits = (0..members.len()).any(|index| waits_for_memory(&record, index));
-        if waits {
-            Ok(())
-        } else {
-            self.post_start(&record).await
-        }
-    }
-
     /// Lets containers go on that waited for their tmpfs.
     ///
     /// # Errors
@@ -314,132 +260,6 @@ impl Arrival {
             }
         }
         Ok(())
-    }
-
-    /// Waits until the containers have proved themselves.
-    ///
-    /// # Errors
-    /// `health.exited`, `health.unhealthy` or `health.timeout` with the container's last lines.
-    pub async fn ready(&self) -> Result<Adopted, Fault> {
-        let (members, containers, patient) = {
-            let record = self.record.lock().await;
-            Self::refuse_if_over(&record)?;
-            let members = record.plan.members();
-            let containers: Vec<ContainerId> = (0..members.len())
-                .map(|index| container_of(&record, index))
-                .collect::<Result<_, _>>()?;
-            (
-                members,
-                containers,
-                record.plan.options.health_timeout_ms.is_some(),
-            )
-        };
-        let mut adopted = Adopted::default();
-        for (index, (member, id)) in members.iter().zip(&containers).enumerate() {
-            let timeout = Duration::from_millis(member.health_timeout_ms);
-            let ready = health::wait_until_ready(self.ports.engine.as_ref(), id, timeout, patient);
-            let status = self
-                .unless_cancelled(ready)
-                .await
-                .map_err(|f| f.on_container(member.create.name.clone()))?;
-            if index == 0 {
-                adopted = Adopted {
-                    container_id: id.to_string(),
-                    healthy: status.health == tranship_core::container::Health::Healthy,
-                };
-            }
-        }
-        Ok(adopted)
-    }
-
-    /// The container belongs here from now on: it gets its restart policy back, and what made way for it goes.
-    ///
-    /// # Errors
-    /// What the engine or the record store says.
-    pub async fn adopt(&self) -> Result<Adopted, Fault> {
-        failpoint::reach("destination.adopt").await?;
-        let mut record = self.record.lock().await;
-        Self::refuse_if_over(&record)?;
-        let id = container_of(&record, 0)?;
-        let adopted = Adopted {
-            container_id: id.to_string(),
-            healthy: false,
-        };
-        if record.state == ArrivalState::Adopted {
-            return Ok(adopted);
-        }
-        for (index, member) in record.plan.members().into_iter().enumerate() {
-            let policy = &member.restart_policy;
-            if !policy.is_never() {
-                let id = container_of(&record, index)?;
-                self.ports.engine.set_restart_policy(&id, policy).await?;
-            }
-        }
-        record.state = ArrivalState::Adopted;
-        self.save(&record).await?;
-        for note in std::mem::take(&mut record.undo) {
-            if let Err(error) = self.let_go(&note).await {
-                record
-                    .left_behind
-                    .push(format!("{}: {error}", undo::describe(&note)));
-            }
-        }
-        self.save(&record).await?;
-        Ok(adopted)
-    }
-
-    /// Undoes everything, newest first, and notes durably that it did.
-    ///
-    /// # Errors
-    /// `arrival.adopted` when the container belongs here already; `arrival.stuck` when it could not be removed, and may
-    /// therefore still run.
-    pub async fn discard(&self) -> Result<Discarded, Fault> {
-        self.cancelled.send_replace(true);
-        self.given_up.cancel();
-        let mut record = self.record.lock().await;
-        match record.state {
-            ArrivalState::Discarded => {
-                return Ok(Discarded {
-                    left_behind: record.left_behind.clone(),
-                });
-            }
-            ArrivalState::Adopted => {
-                return Err(Fault::new(
-                    "arrival.adopted",
-                    FaultKind::InDoubt,
-                    "the container belongs to the destination already",
-                ));
-            }
-            _ => {}
-        }
-        self.close_sinks(&record).await?;
-        while let Some(note) = record.undo.last().cloned() {
-            let undone = self.undo(&note, &record).await;
-            match (undone, &note) {
-                (Ok(()), _) => {}
-                (Err(error), Undo::Container { name, .. }) => {
-                    return Err(Fault::new(
-                        "arrival.stuck",
-                        FaultKind::InDoubt,
-                        format!(
-                            "the container {name:?} could not be removed from the destination and may run"
-                        ),
-                    )
-                    .because(error.to_string())
-                    .with_hint("remove it there with `docker rm -f`, then run `tranship status`"));
-                }
-                (Err(error), other) => record
-                    .left_behind
-                    .push(format!("{}: {error}", undo::describe(other))),
-            }
-            record.undo.pop();
-            self.save(&record).await?;
-        }
-        record.state = ArrivalState::Discarded;
-        self.save(&record).await?;
-        Ok(Discarded {
-            left_behind: record.left_behind.clone(),
-        })
     }
 }
 

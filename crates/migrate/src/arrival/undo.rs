@@ -13,7 +13,7 @@ impl Arrival {
         match note {
             Undo::SetAside { id, .. } => self.ports.engine.remove_container_only(id).await?,
             Undo::Aside { at, key } => {
-                let place = self.ports.engine.locate(at).await?;
+                let place = self.ports.directory(at).await?;
                 self.ports.storage.drop_aside(&place, key).await?;
             }
             _ => {}
@@ -26,12 +26,12 @@ impl Arrival {
         match note {
             Undo::Volume { name, guid } => self.keep_partial(name, guid).await,
             Undo::Aside { at, key } => {
-                let place = self.ports.engine.locate(at).await?;
+                let place = self.ports.directory(at).await?;
                 self.ports.storage.put_back(&place, key).await?;
             }
             Undo::Directory { path } => {
                 let at = ElementAt::Bind { path: path.clone() };
-                let place = self.ports.engine.locate(&at).await?;
+                let place = self.ports.directory(&at).await?;
                 self.ports.storage.remove(&place).await?;
             }
             _ => {}

@@ -12,7 +12,8 @@ use tranship_core::Fault;
 use tranship_core::event::{Event, Phase, Reporter};
 use tranship_core::fault::FaultKind;
 use tranship_core::storage::{
-    ElementAt, ElementPlace, ElementSource, ProgressFn, RoundOptions, RoundProgress, RoundReport, SyncOptions,
+    ElementAt, ElementPlace, ElementRoute, ElementSource, ProgressFn, RoundOptions, RoundProgress,
+    RoundReport, SyncOptions,
 };
 
 use super::{Departure, PATIENCE, PROGRESS_EVERY, RETRY, millis};
@@ -96,6 +97,7 @@ impl Departure {
             exclude: options.exclude.clone(),
             compression: options.compression,
             limit_rate: options.limit_rate,
+            route: ElementRoute::default(),
         }
     }
 
@@ -107,6 +109,14 @@ impl Departure {
             if !element.copied || open || matches!(element.target, Target::Tmpfs { .. }) {
                 continue;
             }
+            // An archive is read once, while nothing changes.
+            if live && element.route == ElementRoute::Archive {
+                continue;
+            }
+            let options = SyncOptions {
+                route: element.route,
+                ..options.clone()
+            };
             let place = self.ports.engine.locate(&element.at).await?;
             if live && matches!(place, ElementPlace::Archive { .. }) {
                 self.ports.engine.release(&place).await?;

@@ -6,8 +6,9 @@
 //! * cold and warm: image, networks and volumes, create, rounds of copying, stop (or pause) here, final delta, **commit**, start
 //!   there, prove there, adopt there, release here.
 //!
-//! In cold and warm mode the commit is a record made durable here before the destination is told to start. From then on the
-//! source resumes only after the destination has said that it discarded; a lost link alone decides nothing.
+//! In cold and warm mode [`crate::protocol`] decides, and `drive.rs` does what it says: the commit is a record made durable here
+//! before the destination is told to start. From then on the source resumes only after the destination has said that it
+//! discarded; a lost link alone decides nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,15 +25,19 @@ use tranship_core::{ContainerSpec, EngineError, Fault};
 
 use crate::destination::{Adopted, Destination, Opened, link_lost};
 use crate::failpoint;
-use crate::options::{HookTime, OnSource};
+use crate::options::OnSource;
 use crate::plan::{Member, Mode, Plan};
 use crate::ports::Ports;
-use crate::record::{DepartureRecord, DepartureState, PhaseRecord, Records};
+use crate::protocol::source::Source;
+use crate::record::{DepartureRecord, PhaseRecord, Records};
 
 mod data;
+mod drive;
 mod hooks;
 mod rollback;
+mod stateless;
 
+pub use drive::Order;
 pub use rollback::resume;
 
 /// How long a lost link is waited for where going back would be worse than waiting.
@@ -63,9 +68,14 @@ pub struct Departure {
     serving_at: Option<Instant>,
     /// The destination may have adopted the container without our knowing.
     adopt_asked: bool,
+    /// It goes on from a record, after a restart of the agent.
+    recovered: bool,
+    /// What a person orders while it is under way.
+    orders: Option<watch::Receiver<Option<Order>>>,
 }
 
 /// A phase under way.
+#[derive(Clone)]
 struct RunningPhase {
     phase: Phase,
     begun: Instant,
@@ -84,45 +94,63 @@ impl Departure {
         plan: Plan,
         begun_at_ms: u64,
     ) -> Self {
-        let members = plan.members();
+        let record = DepartureRecord::new(plan, begun_at_ms);
+        let mut this = Self::recovered(ports, destination, records, reporter, cancelled, record);
+        this.recovered = false;
+        this
+    }
+
+    /// A migration in cold or warm mode whose agent ended, as its newest record describes it.
+    #[must_use]
+    pub fn recovered(
+        ports: Ports,
+        destination: Arc<dyn Destination>,
+        records: Arc<dyn Records>,
+        reporter: Arc<dyn Reporter>,
+        cancelled: watch::Receiver<bool>,
+        record: DepartureRecord,
+    ) -> Self {
         Self {
             ports,
             destination,
             records,
             reporter,
             cancelled,
-            record: DepartureRecord::new(plan, begun_at_ms),
-            members,
+            members: record.plan.members(),
+            record,
             elements: Vec::new(),
             given_up: CancellationToken::new(),
             begun: Instant::now(),
             frozen_at: None,
             serving_at: None,
             adopt_asked: false,
+            recovered: true,
+            orders: None,
         }
     }
 
+    /// Listens to what a person orders.
+    #[must_use]
+    pub fn with_orders(mut self, orders: watch::Receiver<Option<Order>>) -> Self {
+        self.orders = Some(orders);
+        self
+    }
+
     /// Runs the migration to its end. The record says how it ended; a fault in it has the kind
-    /// [`FaultKind::RolledBack`] or [`FaultKind::InDoubt`].
+    /// [`FaultKind::RolledBack`] or, in stateless mode, [`FaultKind::InDoubt`]. In the other modes it does not end before it
+    /// is settled: whoever watches is told by the event [`Event::Finished`] that it is in doubt.
     pub async fn run(mut self) -> DepartureRecord {
         self.begun = Instant::now();
-        let result = match self.save().await {
-            Ok(()) => self.steps().await,
-            Err(fault) => Err(fault),
-        };
-        match result {
-            Ok(()) => self.record.state = DepartureState::Complete,
-            Err(fault) => self.roll_back(fault).await,
-        }
-        self.close_elements().await;
-        self.record.total_ms = millis(self.begun.elapsed());
-        if let (Some(frozen), Some(serving)) = (self.frozen_at, self.serving_at) {
-            self.record.downtime_ms = Some(millis(serving.saturating_duration_since(frozen)));
-        }
-        if let Err(fault) = self.save().await {
-            self.reporter.report(Event::Warning {
-                text: format!("the last record was not saved: {fault}"),
-            });
+        if self.plan().mode.is_stateful() {
+            let half = if self.recovered {
+                Source::restarted(self.record.state)
+            } else {
+                Source::new()
+            };
+            self.drive(half).await;
+            self.close_elements().await;
+        } else {
+            self.run_stateless().await;
         }
         self.reporter.report(Event::Finished {
             fault: self.record.fault.clone(),
@@ -187,7 +215,8 @@ impl Departure {
         result
     }
 
-    async fn steps(&mut self) -> Result<(), Fault> {
+    /// Image, networks and containers; the same in every mode.
+    async fn steps_before_freeze(&mut self) -> Result<(), Fault> {
         let phase = self.begin(Phase::Check);
         let done = self.check().await;
         self.end(&phase, done)?;
@@ -203,103 +232,7 @@ impl Departure {
         let phase = self.begin(Phase::Create);
         let done = self.create_there().await;
         self.end(&phase, done)?;
-        self.stop_if_cancelled()?;
-        match self.plan().mode {
-            Mode::Stateless => self.stateless_steps().await?,
-            Mode::Cold | Mode::Warm => self.stateful_steps().await?,
-        }
-        self.release().await;
-        Ok(())
-    }
-
-    async fn stateless_steps(&mut self) -> Result<(), Fault> {
-        let phase = self.begin(Phase::Start);
-        let done = self.start_there().await;
-        self.end(&phase, done)?;
-        self.stop_if_cancelled()?;
-        let phase = self.begin(Phase::Health);
-        let done = self.prove_there().await;
-        let ready = self.end(&phase, done)?;
-        self.note_container(&ready);
-        self.stop_if_cancelled()?;
-        // A container made with --rm is gone once it stops and could not come back, so it stops last.
-        let stop_last = self.members.iter().any(|m| m.create.spec.auto_remove);
-        let keep = self.plan().options.on_source == OnSource::Keep;
-        let phase = self.begin(Phase::HandOver);
-        let frozen = if keep || stop_last {
-            Ok(())
-        } else {
-            self.freeze().await
-        };
-        let done = match frozen {
-            Ok(()) => self.adopt_there().await,
-            Err(fault) => Err(fault),
-        };
-        self.end(&phase, done)?;
-        if stop_last && !keep {
-            self.park_and_stop().await.unwrap_or_else(|fault| {
-                let text = format!("the source could not be stopped, so two instances run: {fault}");
-                self.reporter.report(Event::Warning { text });
-            });
-        }
-        // Somebody served all the time, whatever the source did after.
-        self.frozen_at = None;
-        Ok(())
-    }
-
-    async fn stateful_steps(&mut self) -> Result<(), Fault> {
-        if self.record.plan.elements.iter().any(|e| e.copied) {
-            let phase = self.begin(Phase::Bulk);
-            let done = self.bulk().await;
-            self.end(&phase, done)?;
-            self.stop_if_cancelled()?;
-        }
-        let phase = self.begin(Phase::Freeze);
-        let done = self.check_and_freeze().await;
-        self.end(&phase, done)?;
-        self.stop_if_cancelled()?;
-        if self.record.plan.elements.iter().any(|e| e.copied) {
-            let phase = self.begin(Phase::Delta);
-            let done = self.delta().await;
-            self.end(&phase, done)?;
-            self.stop_if_cancelled()?;
-        }
-        self.record.state = DepartureState::Committed;
-        self.save().await?;
-        failpoint::reach("source.committed").await?;
-        let phase = self.begin(Phase::Start);
-        let done = self.start_and_fill().await;
-        self.end(&phase, done)?;
-        self.serving_at = Some(Instant::now());
-        let phase = self.begin(Phase::Health);
-        let done = self.prove_there().await;
-        let ready = self.end(&phase, done)?;
-        // Where something tests its health, it serves from then on; elsewhere nobody can tell more than that it runs.
-        if ready.healthy {
-            self.serving_at = Some(Instant::now());
-        }
-        self.note_container(&ready);
-        let phase = self.begin(Phase::HandOver);
-        let done = self.adopt_there().await;
-        self.end(&phase, done)
-    }
-
-    async fn check_and_freeze(&mut self) -> Result<(), Fault> {
-        self.check().await?;
-        self.hooks(HookTime::PreFreeze).await?;
-        self.freeze().await?;
-        self.hooks(HookTime::PostFreeze).await?;
-        self.check_volumes().await?;
-        failpoint::reach("source.frozen").await
-    }
-
-    /// Starts the containers there, and fills what exists only while they run.
-    async fn start_and_fill(&mut self) -> Result<(), Fault> {
-        self.start_there().await?;
-        if self.fill_memory().await? {
-            self.insist(|d| async move { d.go_on().await }).await?;
-        }
-        Ok(())
+        self.stop_if_cancelled()
     }
 
     async fn prepare_there(&mut self) -> Result<(), Fault> {
@@ -434,15 +367,6 @@ impl Departure {
         result
     }
 
-    /// Parks the restart policy and stops the source, after noting durably that it will.
-    async fn freeze(&mut self) -> Result<(), Fault> {
-        failpoint::reach("source.freeze").await?;
-        self.record.state = DepartureState::Frozen;
-        self.save().await?;
-        self.frozen_at = Some(Instant::now());
-        self.park_and_stop().await
-    }
-
     /// All restart policies first, so that no engine that is restarted meanwhile starts what shall stand still.
     async fn park_and_stop(&self) -> Result<(), Fault> {
         for member in &self.members {
@@ -468,81 +392,6 @@ impl Departure {
             }
         }
         Ok(())
-    }
-
-    async fn start_there(&mut self) -> Result<(), Fault> {
-        failpoint::reach("source.start").await?;
-        self.insist(|d| async move { d.start().await }).await
-    }
-
-    async fn prove_there(&mut self) -> Result<Adopted, Fault> {
-        failpoint::reach("source.health").await?;
-        self.insist(|d| async move { d.ready().await }).await
-    }
-
-    async fn adopt_there(&mut self) -> Result<(), Fault> {
-        failpoint::reach("source.adopt").await?;
-        self.adopt_asked = true;
-        self.insist(|d| async move { d.adopt().await }).await.map(|_| ())
-    }
-
-    /// Repeats a call whose link was lost. Before the commit, and in stateless mode, only for a while; after the commit
-    /// until the destination answers, saying meanwhile that the migration is in doubt.
-    async fn insist<T, F>(
-        &mut self,
-        call: impl Fn(Arc<dyn Destination>) -> F + Send + Sync,
-    ) -> Result<T, Fault>
-    where
-        F: Future<Output = Result<T, Fault>> + Send,
-    {
-        let begun = Instant::now();
-        let mut warned = false;
-        loop {
-            let fault = match call(Arc::clone(&self.destination)).await {
-                Err(fault) if link_lost(&fault) => fault,
-                other => return other,
-            };
-            if !warned {
-                warned = true;
-                self.reporter.report(Event::Warning {
-                    text: format!("lost the destination, trying again: {fault}"),
-                });
-            }
-            if begun.elapsed() >= PATIENCE {
-                if self.record.state != DepartureState::Committed
-                    && self.record.state != DepartureState::InDoubt
-                {
-                    return Err(fault);
-                }
-                if self.record.state == DepartureState::Committed {
-                    self.enter_doubt(&fault).await;
-                }
-            }
-            tokio::time::sleep(RETRY).await;
-        }
-    }
-
-    async fn enter_doubt(&mut self, cause: &Fault) {
-        let fault = Fault::new(
-            "migrate.in-doubt",
-            FaultKind::InDoubt,
-            "the destination was told to start the container and cannot be reached: it is not known whether it runs there",
-        )
-        .on_container(self.plan().spec().name.clone())
-        .on_node(self.plan().destination.clone())
-        .because(cause.to_string())
-        .with_hint(
-            "the source stays stopped and its agent goes on asking; when the link is back it settles by itself. \
-             `tranship status ID` from a machine that reaches both carries the link meanwhile",
-        );
-        self.record.state = DepartureState::InDoubt;
-        self.record.fault = Some(fault.clone());
-        if let Err(fault) = self.save().await {
-            self.reporter.report(Event::Warning {
-                text: format!("the record was not saved: {fault}"),
-            });
-        }
-        self.reporter.report(Event::Finished { fault: Some(fault) });
     }
 
     /// After the hand-over nothing can be undone any more: what fails here is said, and left to a person.

@@ -11,8 +11,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tranship_core::ids::Digest;
 use tranship_core::node::ElementSize;
 use tranship_core::storage::{
-    ElementPlace, ElementSink, ElementSource, Pipe, ProgressFn, RoundOptions, RoundProgress, RoundReport,
-    Storage, SyncOptions,
+    ElementPlace, ElementRoute, ElementSink, ElementSource, Pipe, ProgressFn, RoundOptions, RoundProgress,
+    RoundReport, Storage, SyncOptions,
 };
 use tranship_core::{Fault, FaultKind};
 
@@ -271,7 +271,7 @@ impl Storage for MemoryStorage {
         answer.with(Box::new(source))
     }
 
-    async fn sink(&self, place: &ElementPlace) -> Result<Box<dyn ElementSink>, Fault> {
+    async fn sink(&self, place: &ElementPlace, _route: ElementRoute) -> Result<Box<dyn ElementSink>, Fault> {
         let answer = self.call("sink")?;
         let sink = MemorySink {
             storage: self.clone(),

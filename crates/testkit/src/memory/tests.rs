@@ -7,7 +7,9 @@ use futures_util::StreamExt as _;
 use tranship_core::Engine as _;
 use tranship_core::container::{MountKind, MountSpec};
 use tranship_core::engine::CreateRequest;
-use tranship_core::storage::{ElementAt, ElementPlace, RoundOptions, RoundReport, Storage as _, SyncOptions};
+use tranship_core::storage::{
+    ElementAt, ElementPlace, ElementRoute, RoundOptions, RoundReport, Storage as _, SyncOptions,
+};
 
 use super::*;
 
@@ -208,7 +210,7 @@ async fn round(
     };
     let opened = (
         from.source(&place("/s"), &sync).await,
-        to.sink(&place("/d")).await,
+        to.sink(&place("/d"), ElementRoute::Tree).await,
     );
     let (mut source, mut sink) = match opened {
         (Ok(source), Ok(sink)) => (source, sink),

@@ -127,6 +127,11 @@ impl Bed {
         read_process(&self.node_path(node).join("pid")).ok_or_else(|| Error::NodeOff(node.to_owned()))
     }
 
+    /// The control groups that beds live in.
+    pub fn cgroups(&self) -> &Cgroups {
+        &self.cgroups
+    }
+
     /// The control groups of a node's processes, as `join.sh` takes them.
     pub fn join_list(&self, node: &str) -> String {
         paths(&self.cgroups.homes(&self.record.name, node))

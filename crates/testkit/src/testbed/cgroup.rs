@@ -203,6 +203,19 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Processor time that all processes of a member have used, those that ended included.
+    pub fn processor_time(&self, bed: &str, member: &str) -> Option<Duration> {
+        let below = |mount: &Path| mount.join(TOP).join(bed).join(member);
+        let accounting = |h: &&Hierarchy| h.options.split(',').any(|option| option == "cpuacct");
+        if let Some(hierarchy) = self.v1.iter().find(accounting) {
+            let text = fs::read_to_string(below(&hierarchy.mount).join("cpuacct.usage")).ok()?;
+            return text.trim().parse().ok().map(Duration::from_nanos);
+        }
+        let text = fs::read_to_string(below(self.v2.as_deref()?).join("cpu.stat")).ok()?;
+        let used = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
+        used.parse().ok().map(Duration::from_micros)
+    }
+
     fn bed_paths(&self, bed: &str) -> Vec<PathBuf> {
         let mounts = self.v1.iter().map(|hierarchy| &hierarchy.mount).chain(&self.v2);
         mounts.map(|mount| mount.join(TOP).join(bed)).collect()

@@ -4,6 +4,10 @@
 //! - `tranship-test/web:1`: a dozen layers, about 200 MB: Debian, Python, nginx, an application, configuration.
 //!   Serves on port 8080, says where it runs under `/host`, has a health check, runs as a user of its own.
 //! - `tranship-test/web:2`: the same and one more layer of 8 MiB that doesn't compress.
+//! - `tranship-test/state:1`: what keeps state, on the first three layers of `web:1`: PostgreSQL 17 (`run-postgres`), Redis
+//!   (`redis-server`), and under `/opt/later` Debian packages to be installed while it runs. Sleeps unless told otherwise.
+//! - `tranship-test/python:1`: one small layer from scratch: busybox, Python, the tools for ACLs, attributes and capabilities,
+//!   and a service that appends lines with fsync (`append-service`). Sleeps unless told otherwise.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,15 +25,21 @@ use super::tree::{Tree, short_hex};
 use super::{Testbed, host as machine};
 
 /// The names [`Node::load_image`] takes.
-pub const IMAGES: [&str; 3] = ["busybox", "web:1", "web:2"];
+pub const IMAGES: [&str; 5] = ["busybox", "web:1", "web:2", "state:1", "python"];
 
 const BUILD_SCRIPT: &str = include_str!("scripts/build-images.sh");
+
+/// Programs of the images, by name.
+const PROGRAMS: [(&str, &str); 2] = [
+    ("append-service", include_str!("scripts/append-service.py")),
+    ("run-postgres", include_str!("scripts/run-postgres.sh")),
+];
 
 /// Where nodes see the image cache.
 const IN_NODE: &str = "/images";
 
 /// Builds the test images unless the cache has them, which takes a minute; returns the directory with their
-/// archives (`busybox-1.tar`, `web-1.tar`, `web-2.tar`, as `docker save` writes them).
+/// archives (`busybox-1.tar`, `web-1.tar`, `web-2.tar`, `state-1.tar`, `python-1.tar`, as `docker save` writes them).
 ///
 /// # Errors
 ///
@@ -72,6 +82,8 @@ fn archive(name: &str) -> Result<&'static str> {
         "busybox" | "busybox:1" => Ok("busybox-1.tar"),
         "web" | "web:1" => Ok("web-1.tar"),
         "web:2" => Ok("web-2.tar"),
+        "state" | "state:1" => Ok("state-1.tar"),
+        "python" | "python:1" => Ok("python-1.tar"),
         other => Err(Error::NoImage(other.to_owned())),
     }
 }
@@ -89,10 +101,16 @@ fn build(dirs: &Dirs, tree: &Tree, finished: &Path) -> Result<()> {
     make_dir(&workshop)?;
     let base = workshop.join("base.tar");
     fs::copy(tree.base_archive(), &base).at("copy a file to", &base)?;
-    for group in ["runtime", "server"] {
+    for group in ["runtime", "server", "state", "later"] {
         let to = workshop.join("debs").join(group);
         make_dir(&to)?;
         checked(HOST, host("cp").arg("-rT").arg(tree.packages(group)).arg(&to))?;
+    }
+    let programs = workshop.join("programs");
+    make_dir(&programs)?;
+    for (name, text) in PROGRAMS {
+        let file = programs.join(name);
+        fs::write(&file, text).at("write", &file)?;
     }
     let script = workshop.join("build-images.sh");
     fs::write(&script, BUILD_SCRIPT).at("write", &script)?;
@@ -116,5 +134,9 @@ fn recipe_hash(tree: &Tree) -> String {
     let mut recipe = Sha256::new();
     recipe.update(tree.hash());
     recipe.update(BUILD_SCRIPT);
+    for (name, text) in PROGRAMS {
+        recipe.update(name);
+        recipe.update(text);
+    }
     short_hex(&recipe.finalize())
 }

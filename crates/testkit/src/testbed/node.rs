@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use super::bed::Bed;
 use super::error::{Error, Result};
@@ -215,7 +216,7 @@ impl Node {
         Ok(NodeProcess { child })
     }
 
-    /// Loads a test image (`busybox`, `web:1` or `web:2`; built first where the cache has none) and returns its
+    /// Loads a test image (one of [`super::IMAGES`]; built first where the cache has none) and returns its
     /// full name, such as `tranship-test/busybox:1`.
     ///
     /// # Errors
@@ -251,6 +252,34 @@ impl Node {
     /// [`Error::NodeOff`] when the node doesn't run.
     pub fn link_bytes(&self) -> Result<LinkBytes> {
         network::link_bytes(self.bed.node_process(self.name())?)
+    }
+
+    /// Processor time, in user and kernel mode, that all of the node's processes have used, those that ended included.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] where the host's control groups do not count it.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let counted = self
+            .bed
+            .cgroups()
+            .processor_time(&self.bed.record.name, self.name());
+        counted
+            .ok_or_else(|| Error::Unsupported("control groups here do not count processor time".to_owned()))
+    }
+
+    /// Anonymous memory in bytes that the node's processes of these names hold now: what they need for themselves, without
+    /// files that are mapped or cached.
+    #[must_use]
+    pub fn memory_of(&self, programs: &[&str]) -> u64 {
+        let processes = self
+            .bed
+            .cgroups()
+            .processes(&self.bed.record.name, Some(self.name()));
+        processes
+            .iter()
+            .filter_map(|process| process.memory_if(programs))
+            .sum()
     }
 
     /// Kills the engine as a crash would: its containers go on, nobody answers any more.

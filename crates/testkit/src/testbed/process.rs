@@ -52,6 +52,22 @@ impl ProcessId {
         Self::of(self.pid) == Some(*self)
     }
 
+    /// Bytes of anonymous memory that it holds, if its program has one of these names.
+    pub fn memory_if(&self, programs: &[&str]) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        if !programs.contains(&field("Name:")?.trim()) {
+            return None;
+        }
+        let kibibytes: u64 = field("RssAnon:")?
+            .trim()
+            .strip_suffix(" kB")?
+            .trim()
+            .parse()
+            .ok()?;
+        Some(kibibytes * 1024)
+    }
+
     /// Kills it, and only it: the pid is pinned before the identity is checked.
     pub fn kill(&self) {
         let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {

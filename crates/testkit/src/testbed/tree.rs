@@ -46,7 +46,12 @@ const PACKAGES: [&str; 26] = [
 ];
 
 /// Packages of the test images by layer.
-const IMAGE_PACKAGES: [&str; 2] = ["runtime:python3,busybox-static", "server:nginx-light"];
+const IMAGE_PACKAGES: [&str; 4] = [
+    "runtime:python3,busybox-static",
+    "server:nginx-light",
+    "state:postgresql-17,redis-server,acl,attr,libcap2-bin",
+    "later:tree,nano",
+];
 
 const BUILD_SCRIPT: &str = include_str!("scripts/build-tree.sh");
 

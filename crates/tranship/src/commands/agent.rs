@@ -16,10 +16,9 @@ use tranship_wire::WireError;
 use tranship_wire::h2::{Client, ClientOptions};
 use tranship_wire::local;
 use tranship_wire::stdio::Stdio as StdioStream;
-use tranship_wire::tls::PeerKey;
 
-use super::Context;
-use crate::cli::AgentArgs;
+use super::{Context, service};
+use crate::cli::{AgentAction, AgentArgs};
 use crate::connect::hash_of;
 
 /// How long the agent stays without anything to do.
@@ -37,6 +36,11 @@ pub async fn run(context: &Context, args: &AgentArgs) -> Result<(), Fault> {
         return context.ui.line(&line);
     }
     let place = Place::new(context, args);
+    match args.action {
+        Some(AgentAction::Install) => return service::install(context, args.engine.as_deref()).await,
+        Some(AgentAction::Uninstall) => return service::uninstall(context).await,
+        None => {}
+    }
     if args.serve {
         return serve(context, args, &place).await;
     }
@@ -47,7 +51,8 @@ pub async fn run(context: &Context, args: &AgentArgs) -> Result<(), Fault> {
         "usage.agent",
         FaultKind::Usage,
         "the agent is started by tranship itself, with --stdio",
-    ))
+    )
+    .with_hint("`tranship agent install` makes it a service that is there after a reboot"))
 }
 
 /// Where one agent keeps its things. An engine other than the default one has an agent of its own.
@@ -126,14 +131,14 @@ async fn serve(context: &Context, args: &AgentArgs, place: &Place) -> Result<(),
     let identity = Identity {
         build: hash_of(&context.environment.executable).await?,
         instance: tranship_core::ids::hex(&random),
-        key: PeerKey::generate().map_err(|e| WireError::from(e).into_fault())?,
+        key: tranship_agent::peer_key(&place.state)?,
     };
     let config = Config {
         socket: place.socket.clone(),
         state_directory: place.state.clone(),
         identity,
         ports,
-        idle: IDLE,
+        idle: (!args.stay).then_some(IDLE),
     };
     let shutdown = CancellationToken::new();
     daemon::serve(config, shutdown).await

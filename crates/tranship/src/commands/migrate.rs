@@ -25,6 +25,12 @@ pub async fn run(context: &Context, args: &MigrateArgs) -> Vec<Fault> {
         Ok(prepared) => prepared,
         Err(fault) => return vec![fault],
     };
+    if let Some(id) = prepared.under_way.take() {
+        context
+            .ui
+            .say(&format!("migration {id} does this already; watching it"));
+        return watch_to_the_end(context, &mut prepared.source, &id).await;
+    }
     if let Err(fault) = refuse_conflicts(&prepared.plans) {
         show_plans(context, &prepared.plans);
         return vec![fault];
@@ -61,6 +67,21 @@ pub async fn run(context: &Context, args: &MigrateArgs) -> Vec<Fault> {
         faults.push(fault);
     }
     faults
+}
+
+/// Watches a migration that was begun before, and shows how it went.
+pub async fn watch_to_the_end(context: &Context, source: &mut Connection, id: &MigrationId) -> Vec<Fault> {
+    match watch(context, source, id).await {
+        Ok(view) => {
+            show_summary(context, &view);
+            let mut faults: Vec<Fault> = view.fault.clone().into_iter().collect();
+            if context.ui.json {
+                faults.extend(context.ui.json(&[view]).err());
+            }
+            faults
+        }
+        Err(fault) => vec![fault],
+    }
 }
 
 fn show_plans(context: &Context, plans: &[Plan]) {
@@ -265,8 +286,12 @@ async fn follow(
                 }
             },
             () = signals.next() => {
-                let again = if *interrupted { " (asked already)" } else { "" };
-                context.ui.say(&format!("interrupted{again}: asking the source to roll back"));
+                context.ui.say(if *interrupted {
+                    "interrupted again: the source was asked already and goes back in order; it does so without this \
+                     program too, and `tranship status` shows how it ends"
+                } else {
+                    "interrupted: asking the source to roll back"
+                });
                 *interrupted = true;
                 match source.client.abort(id).await {
                     Ok(()) => {}

@@ -7,6 +7,8 @@ pub mod doctor;
 pub mod list;
 pub mod migrate;
 pub mod plan;
+pub mod service;
+pub mod settle;
 pub mod status;
 pub mod volume;
 

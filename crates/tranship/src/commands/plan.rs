@@ -4,6 +4,7 @@ use tranship_agent::AgentClient;
 use tranship_core::ids::ContainerName;
 use tranship_core::node::{ContainerReport, NodeFacts, SurveyRequest};
 use tranship_core::{Fault, FaultKind, MigrationId};
+use tranship_migrate::MoveOptions;
 use tranship_migrate::plan::{Plan, PlanInput, plan};
 
 use super::Context;
@@ -19,11 +20,16 @@ pub struct Prepared {
     pub destination: Connection,
     /// One plan per container, in the order given.
     pub plans: Vec<Plan>,
+    /// The migration under way that is the one asked for.
+    pub under_way: Option<MigrationId>,
 }
 
 /// Prints the plan. Conflicts are results here, and make the exit code 1.
 pub async fn run(context: &Context, args: &PlanArgs) -> Result<(), Fault> {
     let prepared = prepare(context, &args.moves).await?;
+    if let Some(id) = &prepared.under_way {
+        return Err(busy(id, "the container is on its way already"));
+    }
     if context.ui.json {
         context.ui.json(&prepared.plans)?;
     } else {
@@ -82,6 +88,14 @@ pub async fn prepare(context: &Context, moves: &MoveArgs) -> Result<Prepared, Fa
     let (source, destination) = (source?, destination?);
     same_node(&source, &destination)?;
     let options = moves.options()?;
+    if let Some(id) = under_way(&source, &destination, moves, &options).await? {
+        return Ok(Prepared {
+            source,
+            destination,
+            plans: Vec::new(),
+            under_way: Some(id),
+        });
+    }
     let mut groups: Vec<(MigrationId, Vec<ContainerReport>)> = Vec::new();
     for name in &moves.containers {
         let first = report(&source, name).await?;
@@ -117,7 +131,40 @@ pub async fn prepare(context: &Context, moves: &MoveArgs) -> Result<Prepared, Fa
         source,
         destination,
         plans,
+        under_way: None,
     })
+}
+
+/// The migration under way that does what is asked for. Another one of the same container is a refusal.
+async fn under_way(
+    source: &Connection,
+    destination: &Connection,
+    moves: &MoveArgs,
+    options: &MoveOptions,
+) -> Result<Option<MigrationId>, Fault> {
+    for name in &moves.containers {
+        // An older agent does not know the question; it refuses by itself what is on its way.
+        let Ok(Some(leaving)) = source.client.leaving(name).await else {
+            continue;
+        };
+        let same = moves.containers.len() == 1
+            && leaving.destination == destination.label
+            && &leaving.options == options;
+        if same {
+            return Ok(Some(leaving.id));
+        }
+        let what = format!("{name} is on its way to {} already", leaving.destination);
+        return Err(busy(&leaving.id, &format!("{what}, by migration {}", leaving.id))
+            .on_container(name.to_string())
+            .on_node(source.label.clone()));
+    }
+    Ok(None)
+}
+
+fn busy(id: &MigrationId, what: &str) -> Fault {
+    Fault::new("migrate.busy", FaultKind::Environment, what).with_hint(format!(
+        "`tranship status {id}` shows it, `tranship resume {id}` watches it"
+    ))
 }
 
 async fn report(source: &Connection, name: &ContainerName) -> Result<ContainerReport, Fault> {

@@ -76,7 +76,7 @@ pub async fn run(context: &Context, args: &StatusArgs) -> Vec<Fault> {
     faults
 }
 
-async fn ask(
+pub(super) async fn ask(
     connections: &[Connection],
     id: &MigrationId,
     faults: &mut Vec<Fault>,
@@ -93,7 +93,7 @@ async fn ask(
 
 /// A source in doubt goes on asking a destination that it cannot reach, and that waits for its word. Both can be reached
 /// from here: the stream between them goes through this process until they agree. Says whether that was tried.
-async fn carry(
+pub(super) async fn carry(
     context: &Context,
     connections: &[Connection],
     found: &[(String, MigrationView)],

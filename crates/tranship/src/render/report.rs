@@ -173,6 +173,7 @@ fn arrival_words(state: tranship_migrate::destination::ArrivalState) -> &'static
         S::Prepared => "everything is here; nothing runs here",
         S::Started => "the container was told to start here; the source has not handed over yet",
         S::Adopted => "the container belongs here",
+        S::Discarding => "it is being taken away, and never runs here again",
         S::Discarded => "everything was undone; nothing runs here",
     }
 }

@@ -142,6 +142,59 @@ fn a_user_without_root_moves_containers_through_the_engine() {
 }
 
 #[test]
+fn a_user_without_root_carries_volumes_through_the_engine() {
+    let world = world!();
+    world.serve(&["-v", "data:/data", "-v", "/anonymous"]);
+    let write = "mkdir -p /data/sub && echo one > /data/sub/f && ln /data/sub/f /data/again && chown 7:8 /data/sub && echo two > /anonymous/g";
+    world
+        .a
+        .exec_ok(["docker", "exec", "web", "sh", "-c", write])
+        .unwrap();
+    let look =
+        "cd /data && ls -ln sub/f again && stat -c '%n %u:%g %a %h' sub sub/f && cat sub/f /anonymous/g";
+    let before = world
+        .a
+        .exec_ok(["docker", "exec", "web", "sh", "-c", look])
+        .unwrap();
+    for (from, to) in [
+        ("ssh://deploy@a", "ssh://deploy@b"),
+        ("ssh://root@b", "ssh://deploy@a"),
+        ("ssh://deploy@a", "ssh://root@b"),
+    ] {
+        let args = [
+            "migrate",
+            "web",
+            "--from",
+            from,
+            "--to",
+            to,
+            "--on-source",
+            "remove",
+        ];
+        world.run(&args).expect(0).saying(&["files.engine-route"]);
+        let (here, there) = if to.ends_with('b') {
+            (&world.a, &world.b)
+        } else {
+            (&world.b, &world.a)
+        };
+        let after = there
+            .exec_ok(["docker", "exec", "web", "sh", "-c", look])
+            .unwrap();
+        assert_eq!(after, before, "{from} to {to}");
+        for node in [&world.a, &world.b] {
+            let left: Vec<String> = node
+                .inventory()
+                .unwrap()
+                .into_iter()
+                .filter(|l| l.contains("helper"))
+                .collect();
+            assert!(left.is_empty(), "{from} to {to}: {left:?}");
+        }
+        here.exec_ok(["docker", "volume", "rm", "data"]).unwrap();
+    }
+}
+
+#[test]
 fn the_caller_carries_the_data_where_there_is_no_direct_way() {
     let world = world!();
     world.serve(&[]);

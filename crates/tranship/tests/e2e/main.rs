@@ -18,6 +18,8 @@ mod conflicts;
 mod connections;
 mod cp;
 mod failures;
+mod faults;
 mod fidelity;
 mod moves;
 mod output;
+mod state;

@@ -126,6 +126,36 @@ impl PeerKey {
         self.fingerprint
     }
 
+    /// Key and certificate as bytes, for a file that nobody else can read: an agent that is restarted in the middle of a
+    /// migration has to be the one that it was.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let key = self.key.secret_der();
+        let length = u32::try_from(self.certificate.len()).unwrap_or(u32::MAX);
+        let mut bytes = length.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&self.certificate);
+        bytes.extend_from_slice(key);
+        bytes
+    }
+
+    /// What [`PeerKey::to_bytes`] gave; `None` if it is something else.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let length = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?);
+        let rest = bytes.get(4..)?;
+        let length = usize::try_from(length).ok()?;
+        let certificate = CertificateDer::from(rest.get(..length)?.to_vec());
+        let key = rest.get(length..).filter(|k| !k.is_empty())?.to_vec();
+        let made = Self {
+            fingerprint: Fingerprint::of(&certificate),
+            certificate,
+            key: Arc::new(PrivatePkcs8KeyDer::from(key).into()),
+        };
+        // A key that does not fit its certificate is found here, not in the middle of a migration.
+        made.server(made.fingerprint).ok()?;
+        Some(made)
+    }
+
     pub(super) fn client(&self, expected: Fingerprint) -> Result<Arc<ClientConfig>, TlsError> {
         let provider = Arc::new(suites());
         let verifier = Arc::new(Only {

@@ -56,6 +56,15 @@ impl PeerListener {
     /// # Errors
     /// [`TlsError::Listen`] if one address is not to be had.
     pub async fn bind(key: &PeerKey, expected: Fingerprint, at: &[SocketAddr]) -> Result<Self, TlsError> {
+        Self::bind_with(key, expected, at, Token::generate()?).await
+    }
+
+    async fn bind_with(
+        key: &PeerKey,
+        expected: Fingerprint,
+        at: &[SocketAddr],
+        token: Token,
+    ) -> Result<Self, TlsError> {
         let mut listeners = Vec::new();
         let mut port = 0;
         for address in at {
@@ -73,7 +82,6 @@ impl PeerListener {
         if listeners.is_empty() {
             return Err(TlsError::NoAddress);
         }
-        let token = Token::generate()?;
         let (sender, accepted) = mpsc::channel(WAITING);
         let gate = Arc::new(Gate {
             acceptor: TlsAcceptor::from(key.server(expected)?),
@@ -107,6 +115,25 @@ impl PeerListener {
         match Self::bind(key, expected, &[six]).await {
             Err(TlsError::Listen { .. }) => {
                 Self::bind(key, expected, &[SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))]).await
+            }
+            other => other,
+        }
+    }
+
+    /// Listens again as an offer said, which was made before this process was started.
+    ///
+    /// # Errors
+    /// [`TlsError::Listen`] if the port is not to be had any more.
+    pub async fn bind_again(
+        key: &PeerKey,
+        expected: Fingerprint,
+        offer: &PeerOffer,
+    ) -> Result<Self, TlsError> {
+        let six = SocketAddr::from((Ipv6Addr::UNSPECIFIED, offer.port));
+        match Self::bind_with(key, expected, &[six], offer.token.clone()).await {
+            Err(TlsError::Listen { .. }) => {
+                let four = SocketAddr::from((Ipv4Addr::UNSPECIFIED, offer.port));
+                Self::bind_with(key, expected, &[four], offer.token.clone()).await
             }
             other => other,
         }

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the test images inside a node; no registry is involved.
-# In: /root/build/base.tar, /root/build/debs/GROUP/*.deb. Out: /root/build/out/*.tar
+# In: /root/build/base.tar, /root/build/debs/GROUP/*.deb, /root/build/programs. Out: /root/build/out/*.tar
 set -eu
 cd /root/build
 mkdir -p out
@@ -31,7 +31,7 @@ docker save -o out/busybox-1.tar tranship-test/busybox:1
 # --- web:1, the kind of image people run: a distribution, packages, an application, configuration ----------------
 docker import base.tar stage:base
 parent=stage:base
-for group in runtime server; do
+for group in runtime server state; do
     tar -C "debs/$group" -cf - . | docker run --interactive --name "stage-$group" --network none "$parent" sh -c '
         set -e
         export DEBIAN_FRONTEND=noninteractive
@@ -41,8 +41,10 @@ for group in runtime server; do
         tar -C /tmp/debs -xf -
         apt-get install -y -qq --no-install-recommends -o APT::Sandbox::User=root \
             -o Dpkg::Options::=--force-unsafe-io /tmp/debs/*.deb
+        # The compiler for queries is most of PostgreSQL and of no use here, nor is a database made at installation.
         rm -rf /tmp/debs /usr/sbin/policy-rc.d /usr/share/doc/* /usr/share/man/* /var/log/* \
-            /var/lib/apt/lists/* /var/cache/apt/*' > "$group.log" 2>&1 ||
+            /var/lib/apt/lists/* /var/cache/apt/* /usr/lib/*/libLLVM* /usr/lib/postgresql/*/lib/llvmjit* \
+            /usr/lib/postgresql/*/lib/bitcode /var/lib/postgresql/* /etc/postgresql/*' > "$group.log" 2>&1 ||
         { cat "$group.log" >&2; exit 1; }
     docker commit --change 'CMD ["sh"]' "stage-$group" "stage:$group"
     docker rm "stage-$group"
@@ -118,3 +120,60 @@ docker build --quiet --network none -t tranship-test/web:2 web/more
 for version in 1 2; do
     docker save -o "out/web-$version.tar" "tranship-test/web:$version"
 done
+
+# --- state:1, what keeps state ---------------------------------------------------------------------------------
+mkdir -p state
+cp -r programs state/programs
+cp -r debs/later state/later
+cat > state/Dockerfile <<'FILE'
+FROM stage:state
+ENV LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/postgresql/17/bin
+COPY later/ /opt/later/
+COPY programs/run-postgres /usr/local/bin/
+RUN chmod 755 /usr/local/bin/*
+CMD ["sleep", "infinity"]
+FILE
+docker build --quiet --network none -t tranship-test/state:1 state
+docker save -o out/state-1.tar tranship-test/state:1
+
+# --- python:1, one small layer for what busybox cannot do: programs with the libraries that they name --------------
+mkdir -p python/rootfs
+docker run --rm --network none --volume /root/build/python/rootfs:/out stage:state sh -ec '
+    cd /out
+    mkdir -p usr/bin usr/lib usr/lib64 usr/local/bin etc tmp root var
+    ln -s usr/bin bin
+    ln -s usr/lib lib
+    ln -s usr/lib64 lib64
+    python=$(readlink -f /usr/bin/python3)
+    library=/usr/lib/${python##*/}
+    cp "$python" usr/bin/python3
+    mkdir -p ".$library"
+    tar -C "$library" --exclude=./test --exclude=./idlelib --exclude=./ensurepip --exclude=./tkinter \
+        --exclude=./lib2to3 --exclude=./pydoc_data --exclude="./config-*" -cf - . | tar -C ".$library" -xf -
+    cp /usr/sbin/setcap /usr/sbin/getcap /usr/bin/setfacl /usr/bin/getfacl /usr/bin/setfattr /usr/bin/getfattr usr/bin
+    for file in usr/bin/* ".$library"/lib-dynload/*.so; do
+        ldd "$file" | grep -o "/[^ ]*" || true
+    done | sort -u | while read -r needed; do
+        case $needed in /usr/*) place=.$needed ;; *) place=./usr$needed ;; esac
+        mkdir -p "${place%/*}"
+        cp -L "$needed" "$place"
+    done
+    cp /bin/busybox usr/bin/busybox
+    for applet in $(busybox --list); do
+        [ -e "usr/bin/$applet" ] || ln -s busybox "usr/bin/$applet"
+    done
+    echo "root:x:0:0:root:/root:/bin/sh" > etc/passwd
+    echo "root:x:0:" > etc/group
+    chmod 1777 tmp'
+cp programs/append-service python/rootfs/usr/local/bin/
+chmod 755 python/rootfs/usr/local/bin/*
+tar -C python/rootfs --numeric-owner --owner=0 --group=0 -cf python/rootfs.tar .
+rm -rf python/rootfs
+cat > python/Dockerfile <<'FILE'
+FROM scratch
+ADD rootfs.tar /
+ENV PATH=/usr/local/bin:/usr/bin:/bin PYTHONHOME=/usr
+CMD ["sleep", "infinity"]
+FILE
+docker build --quiet --network none -t tranship-test/python:1 python
+docker save -o out/python-1.tar tranship-test/python:1

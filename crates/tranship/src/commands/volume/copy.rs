@@ -66,6 +66,7 @@ pub async fn run(context: &Context, args: &VolumeCopyArgs) -> Result<(), Fault> 
             exclude: args.exclude.clone(),
             compression: args.compress,
             limit_rate: args.limit_rate,
+            ..SyncOptions::default()
         },
         freeze: args.freeze,
         destination: destination.label.clone(),

@@ -3,6 +3,8 @@
 mod copy;
 mod ls;
 mod snapshot;
+mod tar;
+mod verify;
 
 use std::time::Instant;
 
@@ -23,11 +25,9 @@ pub async fn run(context: &Context, args: &VolumeArgs) -> Result<(), Fault> {
         VolumeCommand::Ls(args) => ls::run(context, args).await,
         VolumeCommand::Copy(args) => copy::run(context, args).await,
         VolumeCommand::Snapshot(args) => snapshot::run(context, args).await,
-        VolumeCommand::Verify(_) => Err(Fault::new(
-            "usage.verify",
-            FaultKind::Usage,
-            "not in this version",
-        )),
+        VolumeCommand::Export(args) => tar::export(context, args).await,
+        VolumeCommand::Import(args) => tar::import(context, args).await,
+        VolumeCommand::Verify(args) => verify::run(context, args).await,
     }
 }
 

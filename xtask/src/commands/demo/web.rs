@@ -1,15 +1,13 @@
-//! `cargo xtask demo`: two hosts, a web service under load, one command. Shows every request that failed, if any.
+//! A web service that keeps nothing, under load. Shows every request that failed, if any.
 
+use std::error::Error;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tranship_testkit::testbed::{Options, Testbed};
-
-use crate::build;
+use super::{Stage, show_containers};
 
 const PORT: u16 = 8080;
 
@@ -24,28 +22,9 @@ struct Seen {
     longest_gap: Duration,
 }
 
-/// `cargo xtask demo`
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    /// How the service moves: stateless (no downtime) or cold (the gap is shown)
-    #[arg(long, default_value = "stateless", value_parser = ["stateless", "cold"])]
-    mode: String,
-}
-
-/// Runs the demonstration.
-pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
-    let mode = args.mode.as_str();
-    println!(
-        "Two Docker hosts on this machine, a web service on the first, a client that never stops asking."
-    );
-    println!("building tranship (release) …");
-    let tranship = build::release()?;
-    println!("starting two hosts, each with its own file system, network, sshd and dockerd …");
-    println!(
-        "(the first time on a machine this builds a Debian tree and test images, which takes a few minutes)"
-    );
-    let bed = Testbed::up(Options::default())?;
-    let [a, b] = bed.array();
+/// Moves the service while a client asks.
+pub(super) fn run(stage: &Stage, mode: &str) -> Result<(), Box<dyn Error>> {
+    let (a, b) = (&stage.a, &stage.b);
     let image = a.load_image("web:1")?;
     a.exec_ok([
         "docker",
@@ -61,65 +40,19 @@ pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     ])?;
     let backends = [a.address(), b.address()];
     wait_until_served(backends[0])?;
-    println!("\n$ docker ps    (on a, {})", a.address());
-    print!(
-        "{}",
-        a.exec_ok([
-            "docker",
-            "ps",
-            "--format",
-            "table {{.Names}}\t{{.Image}}\t{{.Status}}\t{{.Ports}}"
-        ])?
-    );
-
+    show_containers(a, false)?;
     let stop = Arc::new(AtomicBool::new(false));
     let client = {
         let stop = Arc::clone(&stop);
         std::thread::spawn(move || ask_without_end(backends, &stop))
     };
     std::thread::sleep(Duration::from_millis(500));
-    println!("\n$ tranship migrate web --from ssh://root@a --to ssh://root@b --mode {mode}");
-    let state = tempfile::tempdir()?;
-    let status = Command::new(&tranship)
-        .args([
-            "migrate",
-            "web",
-            "--from",
-            "ssh://root@a",
-            "--to",
-            "ssh://root@b",
-            "--mode",
-            mode,
-        ])
-        .env("TRANSHIP_SSH_CONFIG", bed.ssh_config())
-        .env("TRANSHIP_STATE_DIR", state.path())
-        .status()?;
+    let moved = stage.migrate("web", mode);
     std::thread::sleep(Duration::from_millis(500));
     stop.store(true, Ordering::Relaxed);
     let seen = client.join().map_err(|_| "the client ended early")?;
-
-    println!("\n$ docker ps -a    (on a)");
-    print!(
-        "{}",
-        a.exec_ok([
-            "docker",
-            "ps",
-            "-a",
-            "--format",
-            "table {{.Names}}\t{{.Image}}\t{{.Status}}\t{{.Ports}}"
-        ])?
-    );
-    println!("$ docker ps -a    (on b, {})", b.address());
-    print!(
-        "{}",
-        b.exec_ok([
-            "docker",
-            "ps",
-            "-a",
-            "--format",
-            "table {{.Names}}\t{{.Image}}\t{{.Status}}\t{{.Ports}}"
-        ])?
-    );
+    show_containers(a, true)?;
+    show_containers(b, true)?;
     println!(
         "\nthe client, which knows both addresses as a load balancer does: {} answers from a, {} from b, {} failed; \
          longest time between two answers {} ms",
@@ -128,22 +61,17 @@ pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         seen.failed,
         seen.longest_gap.as_millis()
     );
-    if !status.success() {
-        return Err(format!("tranship ended with {status}").into());
-    }
+    moved?;
     if seen.answered[1] == 0 {
         return Err("the service did not answer at its new place".into());
     }
     if mode == "stateless" && seen.failed > 0 {
         return Err(format!("{} requests failed, and none should have", seen.failed).into());
     }
-    println!("taking the hosts down …");
-    drop(bed);
-    println!("done. `cargo xtask testbed up` gives you such hosts to try things on.");
     Ok(())
 }
 
-fn wait_until_served(address: Ipv4Addr) -> Result<(), Box<dyn std::error::Error>> {
+fn wait_until_served(address: Ipv4Addr) -> Result<(), Box<dyn Error>> {
     let deadline = Instant::now() + Duration::from_secs(30);
     while Instant::now() < deadline {
         if get(address) {

@@ -6,26 +6,8 @@ use std::time::{Duration, Instant};
 
 use tranship_testkit::testbed::{Node, Options, Testbed};
 
+use super::measure::{machine, median};
 use crate::build;
-
-/// `cargo xtask bench`
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    /// What is measured.
-    #[arg(value_parser = ["image"])]
-    what: String,
-    /// Runs of each case; medians are shown.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
-    runs: u16,
-}
-
-/// Runs the benchmark.
-pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
-    match args.what.as_str() {
-        "image" => image(usize::from(args.runs)),
-        other => Err(format!("there is no benchmark {other:?}").into()),
-    }
-}
 
 /// One measurement of ours.
 struct Ours {
@@ -35,7 +17,7 @@ struct Ours {
 }
 
 /// Runs the benchmark `runs` times and prints a table of medians.
-fn image(runs: usize) -> Result<(), Box<dyn std::error::Error>> {
+pub(super) fn run(runs: usize) -> Result<(), Box<dyn std::error::Error>> {
     println!("building tranship (release) …");
     let tranship = build::release()?;
     println!("starting two hosts …");
@@ -166,25 +148,4 @@ fn prepare(b: &Node, present: Option<&str>) -> Result<(), Box<dyn std::error::Er
 fn clear(b: &Node) -> Result<(), Box<dyn std::error::Error>> {
     b.sh("docker ps -aq | xargs -r docker rm -f >/dev/null; docker images -aq | sort -u | xargs -r docker rmi -f >/dev/null")?;
     Ok(())
-}
-
-fn median(mut values: Vec<Duration>) -> Duration {
-    values.sort();
-    values.get(values.len() / 2).copied().unwrap_or_default()
-}
-
-/// The machine in words, for the table.
-fn machine() -> String {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpu = read("/proc/cpuinfo");
-    let model = cpu
-        .lines()
-        .find_map(|l| l.strip_prefix("model name"))
-        .map_or("", |l| l.trim_start_matches([' ', '\t', ':']));
-    let count = cpu.lines().filter(|l| l.starts_with("processor")).count();
-    let kernel = read("/proc/sys/kernel/osrelease");
-    format!(
-        "{count} × {model}, Linux {}, both hosts on this machine",
-        kernel.trim()
-    )
 }

@@ -1,0 +1,200 @@
+//! The port [`Storage`] for directories of this node that this process may read and write as root.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tranship_core::fault::{Explain, Fault, FaultKind};
+use tranship_core::node::ElementSize;
+use tranship_core::storage::{
+    ElementPlace, ElementRoute, ElementSink, ElementSource, Pipe, ProgressFn, RoundOptions, RoundReport,
+    Storage, SyncOptions,
+};
+
+use crate::bridge::{IDLE, split};
+use crate::place::{self, Asides, PlaceError};
+use crate::scan::Excludes;
+use crate::sink::{DirectorySink, SinkOptions};
+use crate::source::{Source, SourceOptions};
+
+/// Reads and writes directories.
+#[derive(Debug, Clone)]
+pub struct DirectStorage {
+    work: PathBuf,
+    asides: Asides,
+}
+
+/// Why an element could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// Only the engine reaches it.
+    #[error("the files at {path} of container {container} can only be reached through the engine")]
+    NotDirect {
+        /// The container.
+        container: String,
+        /// Path in it.
+        path: String,
+    },
+}
+
+impl Explain for StorageError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::NotDirect { .. } => "content.not-direct",
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some("let the agent run as root on the machine of the engine".to_owned())
+    }
+}
+
+impl DirectStorage {
+    /// Keeps records between rounds in `work`, in a directory for each element. They say what does not have to be read or sent again;
+    /// without them everything still works.
+    #[must_use]
+    pub fn new(work: impl Into<PathBuf>) -> Self {
+        Self {
+            work: work.into(),
+            asides: Asides::default(),
+        }
+    }
+
+    /// Keeps what makes way in these directories.
+    #[must_use]
+    pub fn with_asides(mut self, asides: Asides) -> Self {
+        self.asides = asides;
+        self
+    }
+
+    /// Directory and kind of an element, and where its records are.
+    fn place(&self, place: &ElementPlace) -> Result<(PathBuf, bool, PathBuf), Fault> {
+        match place {
+            ElementPlace::Directory { path, overlay } => {
+                let name = blake3::hash(path.as_os_str().as_encoded_bytes()).to_hex();
+                let work = self.work.join(&name.as_str()[..32]);
+                Ok((path.clone(), *overlay, work))
+            }
+            ElementPlace::Archive { container, path } => Err(StorageError::NotDirect {
+                container: container.to_string(),
+                path: path.clone(),
+            }
+            .into()),
+        }
+    }
+}
+
+#[async_trait]
+impl Storage for DirectStorage {
+    async fn source(
+        &self,
+        place: &ElementPlace,
+        options: &SyncOptions,
+    ) -> Result<Box<dyn ElementSource>, Fault> {
+        let (root, overlay, work) = self.place(place)?;
+        let options = SourceOptions {
+            root,
+            overlay,
+            work: work.join("source"),
+            excludes: Excludes::new(&options.exclude)?,
+            compression: options.compression,
+            limit_rate: options.limit_rate,
+            threads: 0,
+        };
+        let opened = tokio::task::spawn_blocking(move || Source::open(options)).await;
+        let source = opened
+            .map_err(|error| defect(&error))?
+            .map_err(|error| error.fault())?;
+        Ok(Box::new(DirectorySource {
+            source: Arc::new(Mutex::new(source)),
+        }))
+    }
+
+    async fn sink(&self, place: &ElementPlace, _route: ElementRoute) -> Result<Box<dyn ElementSink>, Fault> {
+        let (root, overlay, work) = self.place(place)?;
+        Ok(Box::new(DirectorySink::new(SinkOptions {
+            root,
+            overlay,
+            work: work.join("sink"),
+        })))
+    }
+
+    async fn make(&self, place: &ElementPlace) -> Result<bool, Fault> {
+        let (path, ..) = self.place(place)?;
+        blocking(move || place::make(&path)).await
+    }
+
+    async fn remove(&self, place: &ElementPlace) -> Result<(), Fault> {
+        let (path, ..) = self.place(place)?;
+        blocking(move || place::remove(&path)).await
+    }
+
+    async fn set_aside(&self, place: &ElementPlace, key: &str) -> Result<(), Fault> {
+        let ((path, ..), asides, key) = (self.place(place)?, self.asides.clone(), key.to_owned());
+        blocking(move || asides.set_aside(&path, &key)).await
+    }
+
+    async fn put_back(&self, place: &ElementPlace, key: &str) -> Result<bool, Fault> {
+        let ((path, ..), asides, key) = (self.place(place)?, self.asides.clone(), key.to_owned());
+        blocking(move || asides.put_back(&path, &key)).await
+    }
+
+    async fn drop_aside(&self, place: &ElementPlace, key: &str) -> Result<(), Fault> {
+        let ((path, ..), asides, key) = (self.place(place)?, self.asides.clone(), key.to_owned());
+        blocking(move || asides.drop_aside(&path, &key)).await
+    }
+
+    async fn size(&self, place: &ElementPlace) -> Result<Option<ElementSize>, Fault> {
+        let (path, ..) = self.place(place)?;
+        blocking(move || place::size(&path)).await
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, PlaceError> + Send + 'static,
+) -> Result<T, Fault> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(Fault::from),
+        Err(error) => Err(defect(&error)),
+    }
+}
+
+/// A directory of this node that is read.
+struct DirectorySource {
+    /// Locked for as long as a round goes on, which may be longer than anybody waits for it.
+    source: Arc<Mutex<Source>>,
+}
+
+#[async_trait]
+impl ElementSource for DirectorySource {
+    async fn round(
+        &mut self,
+        pipe: Pipe,
+        options: RoundOptions,
+        progress: ProgressFn,
+    ) -> Result<RoundReport, Fault> {
+        let stop = CancellationToken::new();
+        // Whoever drops this future ends the threads, too; and when the round is over, the thread that still listens.
+        let _guard = stop.clone().drop_guard();
+        let (input, output) = split(pipe, Handle::current(), IDLE, stop);
+        let source = Arc::clone(&self.source);
+        let thread = tokio::task::spawn_blocking(move || {
+            let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
+            source
+                .round(input, output, options, &|so_far| progress(so_far))
+                .map_err(|error| error.fault())
+        });
+        thread.await.unwrap_or_else(|error| Err(defect(&error)))
+    }
+}
+
+fn defect(error: &tokio::task::JoinError) -> Fault {
+    Fault::new(
+        "content.defect",
+        FaultKind::Bug,
+        "a thread of the content source ended early",
+    )
+    .because(error.to_string())
+}
