@@ -21,10 +21,14 @@ use super::{Holder, Opened, PathRequest, RemoteStat, Unpacked, blocking, names, 
 const CAPABILITY: &[u8] = b"security.capability";
 
 fn located(error: &LocateError, path: &[u8], holder: &Holder) -> Fault {
-    if error.code() == "archive.not-found" {
-        no_file(path, holder)
-    } else {
-        Fault::of(error)
+    match error.code() {
+        "archive.not-found" => no_file(path, holder),
+        code @ "archive.not-a-directory" => Fault::new(
+            code,
+            FaultKind::Environment,
+            format!("{}: not a directory", String::from_utf8_lossy(path)),
+        ),
+        _ => Fault::of(error),
     }
 }
 
