@@ -17,6 +17,7 @@ mod world;
 
 mod conflicts;
 mod connections;
+mod cp;
 mod failures;
 mod faults;
 mod fidelity;
