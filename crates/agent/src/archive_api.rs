@@ -43,12 +43,19 @@ fn with_stat(stat: &RemoteStat) -> Result<HeaderMap, Fault> {
     let value = HeaderValue::from_str(&stat.to_header()?)
         .map_err(|e| Fault::new("stat.header", FaultKind::Bug, e.to_string()))?;
     headers.insert(HeaderName::from_static(RemoteStat::HEADER), value);
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/x-tar"),
+    );
     Ok(headers)
 }
 
 /// Answers in tranship's own API: faults as they are.
-pub(crate) async fn answer(agent: &Arc<Agent>, holder: Holder, request: Request<RequestBody>) -> Response<Body> {
+pub(crate) async fn answer(
+    agent: &Arc<Agent>,
+    holder: Holder,
+    request: Request<RequestBody>,
+) -> Response<Body> {
     let own = request.uri().query().is_some_and(|query| {
         query.split('&').any(|part| part == "stat=true") && request.method() == Method::GET
     });
@@ -219,7 +226,8 @@ impl Handler for DockerHandler {
             ["containers", name, "archive"] => match ContainerName::new(*name) {
                 Ok(name) => {
                     let done = respond(&self.agent, &Holder::Container(name), request).await;
-                    let put = matches!(&done, Ok(response) if response.headers().get(RemoteStat::HEADER).is_none());
+                    let put =
+                        matches!(&done, Ok(response) if response.headers().get(RemoteStat::HEADER).is_none());
                     match done {
                         // Docker says nothing after an upload.
                         Ok(_) if put => Response::new(h2::full_body("")),

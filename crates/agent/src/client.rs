@@ -11,12 +11,12 @@ use tranship_migrate::protocol::Owner;
 use tranship_wire::WireError;
 use tranship_wire::h2::{ByteStream, Client, Duplex};
 
-use crate::files::{Holder, PathRequest, RemoteStat, Unpacked};
 use crate::api::{
     CopyEvent, Depart, Expect, Expected, Hello, Leaving, MigrationView, Reach, Reached, ReceiveCopy, Resolve,
     SendCopy, TakeSnapshot, VolumeInfo,
 };
 use crate::archives::Imported;
+use crate::files::{Holder, PathRequest, RemoteStat, Unpacked};
 
 fn archive_path(holder: &Holder, asked: &PathRequest) -> String {
     let what = match holder {
@@ -107,7 +107,8 @@ impl AgentClient {
             path: path.to_vec(),
             ..PathRequest::default()
         };
-        self.get(&format!("{}&stat=true", archive_path(holder, &asked))).await
+        self.get(&format!("{}&stat=true", archive_path(holder, &asked)))
+            .await
     }
 
     /// Files of a container or volume as an archive. It ends without an error only if it is whole.
@@ -123,7 +124,12 @@ impl AgentClient {
     ///
     /// # Errors
     /// As [`AgentClient::hello`].
-    pub async fn unpack<S, E>(&self, holder: &Holder, asked: &PathRequest, archive: S) -> Result<Unpacked, Fault>
+    pub async fn unpack<S, E>(
+        &self,
+        holder: &Holder,
+        asked: &PathRequest,
+        archive: S,
+    ) -> Result<Unpacked, Fault>
     where
         S: Stream<Item = Result<bytes::Bytes, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,

@@ -4,8 +4,8 @@
 //! so that it runs the same over a real engine and over the one in memory that tests use.
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::time::Duration;
 
 use async_trait::async_trait;

@@ -409,7 +409,8 @@ impl Engine for DockerEngine {
         path: &str,
         archive: ByteStream,
     ) -> Result<(), EngineError> {
-        self.files_in(container, path, ImportOptions::default(), archive).await
+        self.files_in(container, path, ImportOptions::default(), archive)
+            .await
     }
 
     async fn import_path_with(

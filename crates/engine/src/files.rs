@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bollard::body_try_stream;
 use bollard::query_parameters as query;
-use http::Method;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use http::Method;
 use rustix::fs::{Mode, OFlags};
 use tranship_core::engine::{ByteStream, ImportOptions, LiveRoot};
 use tranship_core::{ContainerId, EngineError};

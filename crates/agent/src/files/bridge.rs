@@ -129,8 +129,13 @@ where
             buffer: BytesMut::with_capacity(PIECE),
         };
         let done = work(&mut out).and_then(|()| {
-            out.flush()
-                .map_err(|e| Fault::new("stream.closed", tranship_core::FaultKind::Environment, e.to_string()))
+            out.flush().map_err(|e| {
+                Fault::new(
+                    "stream.closed",
+                    tranship_core::FaultKind::Environment,
+                    e.to_string(),
+                )
+            })
         });
         if let Err(fault) = done {
             // Nobody may be left to hear it.

@@ -118,7 +118,11 @@ pub(super) async fn pack(
             let text = [base.as_bytes(), b"/", &pattern.to_bytes()].concat();
             let text = text.strip_prefix(b"/").unwrap_or(&text);
             let whole = pattern.to_bytes().is_empty();
-            let text = if whole { text.strip_suffix(b"/").unwrap_or(text) } else { text };
+            let text = if whole {
+                text.strip_suffix(b"/").unwrap_or(text)
+            } else {
+                text
+            };
             Ok(Pattern::parse(text)?)
         });
         moved.collect()

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use tranship_archive::confined::{
-    Attributes, Devices, ExportOptions, ExtractOptions, Extractor, LocateError, Ownership, Root,
-    export_as,
+    Attributes, Devices, ExportOptions, ExtractOptions, Extractor, LocateError, Ownership, Root, export_as,
 };
 use tranship_archive::filter::Pattern;
 use tranship_archive::path::TreePath;
@@ -89,7 +88,10 @@ pub(super) async fn unpack(
     if let Some(spec) = &opened.spec {
         mounts.extend(spec.mounts.iter().map(|mount| mount.destination.clone()));
         if asked.copy_uid_gid {
-            let named = spec.document.pointer("/Config/User").and_then(|user| user.as_str());
+            let named = spec
+                .document
+                .pointer("/Config/User")
+                .and_then(|user| user.as_str());
             named.unwrap_or_default().clone_into(&mut user);
         }
     }
@@ -186,4 +188,3 @@ pub(super) fn then(pieces: Pieces, end: impl Future<Output = ()> + Send + 'stati
         |(mut pieces, end)| async move { pieces.next().await.map(|piece| (piece, (pieces, end))) },
     ))
 }
-

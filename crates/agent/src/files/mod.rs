@@ -115,7 +115,9 @@ impl Agent {
 
     async fn open_container(&self, name: &ContainerName, holder: &Holder) -> Result<Opened, Fault> {
         let missing = |error| match error {
-            EngineError::NotFound { what: "container", .. } => Fault::new(
+            EngineError::NotFound {
+                what: "container", ..
+            } => Fault::new(
                 "container.not-found",
                 FaultKind::Environment,
                 format!("No such container: {name}"),
@@ -128,7 +130,8 @@ impl Agent {
             let spec = self.engine().inspect(name).await.map_err(missing)?;
             let live = self.engine().live_root(&spec.id).await?;
             let again = self.engine().status(&spec.id).await?;
-            if (again.state != spec.status.state || again.started_at != spec.status.started_at) && attempt == 0
+            if (again.state != spec.status.state || again.started_at != spec.status.started_at)
+                && attempt == 0
             {
                 continue;
             }
@@ -193,7 +196,10 @@ impl Agent {
         match packed {
             Ok((stat, pieces)) => {
                 let agent = Arc::clone(self);
-                Ok((stat, live_way::then(pieces, async move { agent.close(opened).await })))
+                Ok((
+                    stat,
+                    live_way::then(pieces, async move { agent.close(opened).await }),
+                ))
             }
             Err(fault) => {
                 self.close(opened).await;

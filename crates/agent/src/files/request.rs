@@ -213,7 +213,13 @@ mod tests {
     fn docker_s_ways_of_writing_are_understood() {
         let read = |query: &str| PathRequest::from_query(query);
         assert_eq!(read("path=%2Fa+b&x=1").unwrap().path, b"/a b");
-        for (value, meant) in [("1", true), ("True", true), ("", false), ("0", false), ("No", false)] {
+        for (value, meant) in [
+            ("1", true),
+            ("True", true),
+            ("", false),
+            ("0", false),
+            ("No", false),
+        ] {
             let asked = read(&format!("path=/&copyUIDGID={value}")).unwrap();
             assert_eq!(asked.copy_uid_gid, meant, "{value:?}");
         }

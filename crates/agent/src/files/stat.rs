@@ -44,8 +44,8 @@ impl RemoteStat {
     /// # Errors
     /// None that can happen.
     pub fn to_header(&self) -> Result<String, Fault> {
-        let json = serde_json::to_vec(self)
-            .map_err(|e| Fault::new("stat.header", FaultKind::Bug, e.to_string()))?;
+        let json =
+            serde_json::to_vec(self).map_err(|e| Fault::new("stat.header", FaultKind::Bug, e.to_string()))?;
         Ok(STANDARD.encode(json))
     }
 

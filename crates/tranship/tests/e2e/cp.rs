@@ -59,7 +59,9 @@ impl Bench {
     fn cp_with(&self, args: &[&str], input: Option<&[u8]>) -> Outcome {
         let mut all = vec!["cp".to_owned()];
         for arg in args {
-            let remote = ["c1:", "k1:", "ro:", "volume:"].iter().any(|name| arg.starts_with(name));
+            let remote = ["c1:", "k1:", "ro:", "volume:"]
+                .iter()
+                .any(|name| arg.starts_with(name));
             let node = if remote { "ssh://root@a//" } else { "" };
             all.push(format!("{node}{arg}"));
         }
@@ -131,7 +133,10 @@ fn out_by_the_rules_of_docker() {
     b.done(&["c1:/t", "o/n"]);
     b.done(&["c1:/td", "o/new"]);
     b.done(&["c1:/td/.", "o"]);
-    assert_eq!(b.read("o/t") + &b.read("o/n") + &b.read("o/new/x") + &b.read("o/x"), "T\nT\nx\nx\n");
+    assert_eq!(
+        b.read("o/t") + &b.read("o/n") + &b.read("o/new/x") + &b.read("o/x"),
+        "T\nT\nx\nx\n"
+    );
     b.refused(&["c1:/t", "o/miss/"], "no such directory");
     b.refused(&["c1:/t", "o/miss/x"], "does not exist");
     b.refused(&["c1:/td", "o/n"], "cannot copy directory");
@@ -148,7 +153,10 @@ fn out_by_the_rules_of_docker() {
     b.refused(&["-L", "c1:/dang", "o"], "/nope");
     b.done(&["c1:/../../some/path/test", "o"]);
     b.done(&["c1:/te:s:t", "o"]);
-    assert_eq!(b.read("o/r") + &b.read("o/test") + &b.read("o/te:s:t"), "inner\ninner\n7\n");
+    assert_eq!(
+        b.read("o/r") + &b.read("o/test") + &b.read("o/te:s:t"),
+        "inner\ninner\n7\n"
+    );
     symlink("t", b.files.join("o/lt")).unwrap();
     symlink("nx", b.files.join("o/lb")).unwrap();
     for to in ["o/lt", "o/lb"] {
@@ -206,7 +214,8 @@ fn archives_in_and_out() {
     b.cp_with(&["-", "c1:/tmp"], Some(b"garbage")).expect(1);
     b.cp_with(&["-", "c1:/tmp"], Some(b"")).expect(0);
     let whole = tar("z");
-    b.cp_with(&["-", "c1:/tmp"], whole.get(..whole.len() / 2)).expect(1);
+    b.cp_with(&["-", "c1:/tmp"], whole.get(..whole.len() / 2))
+        .expect(1);
     let out = b.cp(&["c1:/td", "-"]).expect(0).stdout;
     assert!(out.starts_with("td/\0") && out.contains("td/x\0"));
 }
@@ -251,7 +260,17 @@ fn mounts_and_what_is_read_only() {
         args.extend([image.as_str(), "sleep", "86400"]);
         b.world.a.exec_ok(&args).unwrap();
     };
-    let mounts = ["-v", "rv:/r:ro", "-v", "wv:/w", "-v", "/srv/bf:/bf", "--tmpfs", "/m", "--read-only"];
+    let mounts = [
+        "-v",
+        "rv:/r:ro",
+        "-v",
+        "wv:/w",
+        "-v",
+        "/srv/bf:/bf",
+        "--tmpfs",
+        "/m",
+        "--read-only",
+    ];
     run("ro", &mounts);
     b.refused(&["f", "ro:/tmp"], "container rootfs is marked read-only");
     b.refused(&["f", "ro:/r"], "mounted volume is marked read-only");
@@ -261,7 +280,11 @@ fn mounts_and_what_is_read_only() {
     b.done(&["f", "ro:/m"]);
     b.done(&["d", "volume:wv:/"]);
     b.done(&["volume:wv:/d/b", "o"]);
-    let seen = b.world.a.exec_ok(["docker", "exec", "ro", "cat", "/w/f", "/m/f", "/w/d/a"]).unwrap();
+    let seen = b
+        .world
+        .a
+        .exec_ok(["docker", "exec", "ro", "cat", "/w/f", "/m/f", "/w/d/a"])
+        .unwrap();
     assert_eq!((seen.as_str(), b.read("o/b/bb").as_str()), ("F\nF\na\n", "bb\n"));
 }
 
@@ -270,7 +293,18 @@ fn a_mount_point_is_never_replaced() {
     let b = bench!();
     let image = b.world.a.load_image("busybox").unwrap();
     b.world.a.sh("echo host >/srv/bf").unwrap();
-    let args = ["docker", "run", "-d", "--name", "ro", "-v", "/srv/bf:/bf", image.as_str(), "sleep", "86400"];
+    let args = [
+        "docker",
+        "run",
+        "-d",
+        "--name",
+        "ro",
+        "-v",
+        "/srv/bf:/bf",
+        image.as_str(),
+        "sleep",
+        "86400",
+    ];
     b.world.a.exec_ok(args).unwrap();
     b.refused(&["f", "ro:/bf"], "busy");
     b.refused(&["f", "ro:/etc/hosts"], "busy");
@@ -322,6 +356,9 @@ fn docker_s_own_client_is_answered() {
     "#;
     let seen = b.world.a.sh(script).unwrap();
     assert!(seen.contains("x\n") && seen.contains("busybox"), "{seen}");
-    assert!(seen.contains("Could not find the file /nope in container c1"), "{seen}");
+    assert!(
+        seen.contains("Could not find the file /nope in container c1"),
+        "{seen}"
+    );
     assert_eq!(b.shell("cat /tmp/in"), "in\n");
 }

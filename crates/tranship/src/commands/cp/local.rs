@@ -89,7 +89,10 @@ pub fn destination(mut path: Vec<u8>) -> Result<(Vec<u8>, Present), Fault> {
             Ok(link) => link,
             Err(_) => break,
         };
-        let mut target: PathBuf = os(bare.unwrap_or(&path)).parent().unwrap_or(Path::new(".")).join(link);
+        let mut target: PathBuf = os(bare.unwrap_or(&path))
+            .parent()
+            .unwrap_or(Path::new("."))
+            .join(link);
         if bare.is_some() {
             target.push("");
         }

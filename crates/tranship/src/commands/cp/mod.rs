@@ -100,7 +100,9 @@ async fn end(context: &Context, nodes: &mut remote::Nodes, operand: Operand) -> 
             container,
             path,
         } => Ok(End::Remote(
-            nodes.container(context, node.as_deref(), &container, path).await?,
+            nodes
+                .container(context, node.as_deref(), &container, path)
+                .await?,
         )),
         Operand::Volume { node, name, path } => Ok(End::Remote(
             nodes.volume(context, node.as_deref(), &name, path).await?,
@@ -156,7 +158,8 @@ async fn copy(
             let source = LocalSource::find(&path, args.follow_link)?;
             let (target, present) = to.destination().await?;
             only_into_directories(several, present, &target)?;
-            let placement = place(&source.path, source.is_directory, &target, present).map_err(|e| rule(&e))?;
+            let placement =
+                place(&source.path, source.is_directory, &target, present).map_err(|e| rule(&e))?;
             asked.name = Some(name_of(&placement));
             asked.path = source.absolute;
             transfer::from_here(asked, to, &writing(args, placement.directory), line).await

@@ -34,8 +34,13 @@ pub struct Source {
 }
 
 fn text<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Fault> {
-    std::str::from_utf8(bytes)
-        .map_err(|_| Fault::new("usage.cp", FaultKind::Environment, format!("the {what} is not UTF-8")))
+    std::str::from_utf8(bytes).map_err(|_| {
+        Fault::new(
+            "usage.cp",
+            FaultKind::Environment,
+            format!("the {what} is not UTF-8"),
+        )
+    })
 }
 
 fn from_root(path: Vec<u8>) -> Vec<u8> {

@@ -156,7 +156,9 @@ pub async fn to_stdout(from: &Remote, asked: &PathRequest) -> Result<Unpacked, F
         .await
         .map_err(|fault| from.explain(fault))?;
     while let Some(piece) = stream.next().await {
-        let piece = piece.map_err(WireError::into_fault).map_err(|f| from.explain(f))?;
+        let piece = piece
+            .map_err(WireError::into_fault)
+            .map_err(|f| from.explain(f))?;
         std::io::stdout().lock().write_all(&piece).map_err(|e| {
             let code = if e.kind() == std::io::ErrorKind::BrokenPipe {
                 BROKEN_PIPE
