@@ -5,6 +5,9 @@
 //! | `GET /v1/hello` | caller | [`Hello`]: versions, capabilities |
 //! | `GET /v1/node` | caller | facts about node and engine |
 //! | `GET /v1/containers/NAME` | caller | a container, for a plan |
+//! | `HEAD`, `GET`, `PUT /v1/containers/NAME/archive?path=` | caller | files in and out, see [`crate::files::PathRequest`]; `GET` with `stat=true` tells what is there |
+//! | `HEAD`, `GET`, `PUT /v1/volumes/NAME/files?path=` | caller | the same for a volume |
+//! | `HEAD`, `GET`, `PUT /v1/elements/volume/NAME/archive` | caller | one storage element, by a [`tranship_archive::filter::FilterSpec`] in the query; `headers-only=true` may end it |
 //! | `POST /v1/survey` | caller | what if these containers came to you? |
 //! | `POST /v1/arrivals` | caller | [`Expect`] → [`Expected`]: open the direct path for one migration |
 //! | `POST /v1/reach` | caller | [`Reach`] → [`Reached`]: can the direct path be dialled from here? |

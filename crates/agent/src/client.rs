@@ -9,13 +9,22 @@ use tranship_core::storage::VolumeSpec;
 use tranship_core::{Fault, FaultKind, MigrationId};
 use tranship_migrate::protocol::Owner;
 use tranship_wire::WireError;
-use tranship_wire::h2::{Client, Duplex};
+use tranship_wire::h2::{ByteStream, Client, Duplex};
 
 use crate::api::{
     CopyEvent, Depart, Expect, Expected, Hello, Leaving, MigrationView, Reach, Reached, ReceiveCopy, Resolve,
     SendCopy, TakeSnapshot, VolumeInfo,
 };
 use crate::archives::Imported;
+use crate::files::{Holder, PathRequest, RemoteStat, Unpacked};
+
+fn archive_path(holder: &Holder, asked: &PathRequest) -> String {
+    let what = match holder {
+        Holder::Container(name) => format!("containers/{name}/archive"),
+        Holder::Volume(name) => format!("volumes/{name}/files"),
+    };
+    format!("/v1/{what}?{}", asked.to_query())
+}
 
 /// How a copy goes. Dropping it ends the copy.
 pub type CopyEvents = std::pin::Pin<Box<dyn Stream<Item = Result<CopyEvent, Fault>> + Send>>;
@@ -87,6 +96,49 @@ impl AgentClient {
     /// As [`AgentClient::hello`].
     pub async fn container(&self, name: &ContainerName) -> Result<ContainerReport, Fault> {
         self.get(&format!("/v1/containers/{name}")).await
+    }
+
+    /// What is at a path of a container or volume.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn path_stat(&self, holder: &Holder, path: &[u8]) -> Result<RemoteStat, Fault> {
+        let asked = PathRequest {
+            path: path.to_vec(),
+            ..PathRequest::default()
+        };
+        self.get(&format!("{}&stat=true", archive_path(holder, &asked)))
+            .await
+    }
+
+    /// Files of a container or volume as an archive. It ends without an error only if it is whole.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn pack(&self, holder: &Holder, asked: &PathRequest) -> Result<ByteStream, Fault> {
+        let received = self.client.receive_stream(&archive_path(holder, asked)).await;
+        Ok(received.map_err(WireError::into_fault)?.1)
+    }
+
+    /// Unpacks an archive in a container or volume.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn unpack<S, E>(
+        &self,
+        holder: &Holder,
+        asked: &PathRequest,
+        archive: S,
+    ) -> Result<Unpacked, Fault>
+    where
+        S: Stream<Item = Result<bytes::Bytes, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let path = archive_path(holder, asked);
+        self.client
+            .send_stream(http::Method::PUT, &path, http::HeaderMap::new(), archive)
+            .await
+            .map_err(WireError::into_fault)
     }
 
     /// What if these containers came to you?

@@ -69,6 +69,11 @@ impl Copies {
         })
     }
 
+    /// Where archives are kept while they are passed on.
+    pub(crate) fn spool(&self) -> PathBuf {
+        self.directory.with_file_name("spool")
+    }
+
     fn all(&self) -> std::sync::MutexGuard<'_, HashMap<MigrationId, Arc<Receiving>>> {
         self.receiving.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,16 +1,17 @@
 //! The agent as a process: it listens on the node's own socket, and ends when it has had nothing to do for a while.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tranship_core::Fault;
 use tranship_migrate::Ports;
-use tranship_wire::WireError;
 use tranship_wire::h2::{self, ServerOptions};
-use tranship_wire::local::LocalListener;
+use tranship_wire::local::{LocalError, LocalListener};
+use tranship_wire::{PeerIdentity, WireError, h1};
 
+use crate::archive_api::DockerHandler;
 use crate::copies::Copies;
 use crate::guids::Guids;
 use crate::locks::Locks;
@@ -32,6 +33,22 @@ pub struct Config {
     pub ports: Ports,
     /// How long it stays without anything to do; for ever if there is none, as under a service manager.
     pub idle: Option<Duration>,
+}
+
+/// The socket at which docker's clients find the agent that has this one.
+#[must_use]
+pub fn docker_socket(socket: &Path) -> PathBuf {
+    let name = socket.file_name().unwrap_or_default().to_string_lossy();
+    socket.with_file_name(name.replacen("agent", "docker", 1))
+}
+
+async fn accept(
+    listener: Option<&LocalListener>,
+) -> Result<(tokio::net::UnixStream, PeerIdentity), LocalError> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Serves until there is nothing to do, or until `shutdown`.
@@ -63,6 +80,12 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Fa
     // must not keep the agent from saying so.
     tokio::spawn(agent.recover());
     tokio::spawn(async move { copies.recover().await });
+    // Docker's clients have a door of their own. Without it everything else works.
+    let docker = LocalListener::bind(&docker_socket(&config.socket)).await;
+    if let Err(error) = &docker {
+        tracing::warn!("docker's clients cannot be answered: {error}");
+    }
+    let docker = docker.ok();
     let mut idle_since = tokio::time::Instant::now();
     let second = Duration::from_secs(1);
     let mut tick = tokio::time::interval(config.idle.map_or(second, |idle| idle.min(second)));
@@ -77,6 +100,22 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Fa
                         let options = ServerOptions::default();
                         if let Err(error) = h2::serve_connection(stream, handler, peer, &options, CancellationToken::new()).await {
                             tracing::debug!("a caller left: {error}");
+                        }
+                        drop(guard);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!("a connection was refused: {error}");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            },
+            accepted = accept(docker.as_ref()) => match accepted {
+                Ok((stream, peer)) => {
+                    let guard = agent.connected();
+                    let handler = Arc::new(DockerHandler { agent: Arc::clone(&agent) });
+                    tokio::spawn(async move {
+                        if let Err(error) = h1::serve_connection(stream, handler, peer).await {
+                            tracing::debug!("a client of docker left: {error}");
                         }
                         drop(guard);
                     });

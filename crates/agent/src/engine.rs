@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
 use tranship_core::container::{ContainerStatus, ContainerSummary, LayerChanges, RestartPolicy};
-use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive};
+use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive, ImportOptions, LiveRoot};
 use tranship_core::ids::{ContainerName, Digest};
 use tranship_core::node::EngineFacts;
 use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec};
@@ -75,6 +75,9 @@ passed_on! {
     release(place: &ElementPlace) -> ();
     export_path(container: &ContainerId, path: &str) -> ByteStream;
     import_path(container: &ContainerId, path: &str, archive: ByteStream) -> ();
+    import_path_with(container: &ContainerId, path: &str, options: ImportOptions, archive: ByteStream) -> ();
+    path_stat(container: &ContainerId, path: &str) -> String;
+    live_root(container: &ContainerId) -> Option<LiveRoot>;
     pause(container: &ContainerId) -> ();
     unpause(container: &ContainerId) -> ();
     kill(container: &ContainerId) -> ();

@@ -4,12 +4,14 @@
 //! caller only watches. [`api`] lists what it can be asked.
 
 pub mod api;
+mod archive_api;
 mod archives;
 mod client;
 mod copies;
 pub mod daemon;
 mod engine;
 mod events;
+pub mod files;
 mod guids;
 mod host;
 mod incoming;
@@ -24,6 +26,7 @@ mod state;
 mod storage;
 mod store;
 mod tar_route;
+mod views;
 mod volumes;
 mod ways;
 

@@ -20,7 +20,9 @@ use tranship_wire::h2::{self, Body, Handler};
 use tranship_wire::{PeerIdentity, WireError};
 
 use crate::api::{Depart, Expect, Expected, Reach, ReceiveCopy, Resolve, SendCopy, TakeSnapshot};
+use crate::archive_api;
 use crate::events::Cursor;
+use crate::files::Holder;
 use crate::registry::not_found;
 use crate::state::Agent;
 
@@ -100,6 +102,18 @@ impl Handler for OwnerHandler {
                 Ok(name) => self.agent.container(&name).await,
                 Err(fault) => Err(fault),
             }),
+            (&Method::GET | &Method::HEAD | &Method::PUT, ["v1", "containers", name, "archive"]) => {
+                match parse::<ContainerName>(name) {
+                    Ok(name) => archive_api::answer(&self.agent, Holder::Container(name), request).await,
+                    Err(fault) => answer::<()>(Err(fault)),
+                }
+            }
+            (&Method::GET | &Method::HEAD | &Method::PUT, ["v1", "volumes", name, "files"]) => {
+                archive_api::answer(&self.agent, Holder::Volume((*name).to_owned()), request).await
+            }
+            (&Method::GET | &Method::HEAD | &Method::PUT, ["v1", "elements", "volume", name, "archive"]) => {
+                archive_api::answer_element(&self.agent, Holder::Volume((*name).to_owned()), request).await
+            }
             (&Method::POST, ["v1", "survey"]) => answer(match body(request).await {
                 Ok(asked) => self.agent.survey(&asked).await,
                 Err(fault) => Err(fault),

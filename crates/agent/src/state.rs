@@ -115,7 +115,7 @@ impl Agent {
         }
     }
 
-    fn engine(&self) -> &dyn Engine {
+    pub(crate) fn engine(&self) -> &dyn Engine {
         self.registry.engine().as_ref()
     }
 

@@ -66,11 +66,14 @@ impl std::fmt::Display for Difference {
 /// # Errors
 ///
 /// A tree cannot be read, or is none.
-pub fn compare<A: Read, B: Read, E: From<TreeError>>(
+pub fn compare<A: Read, B: Read, E: From<TreeError>, F>(
     mut first: TreeReader<A>,
     mut second: TreeReader<B>,
-    each: &mut dyn FnMut(&[u8], &[Difference]) -> Result<(), E>,
-) -> Result<u64, E> {
+    mut each: F,
+) -> Result<u64, E>
+where
+    F: FnMut(&[u8], &[Difference]) -> Result<(), E>,
+{
     let mut count = 0;
     let (mut a, mut b) = (first.next()?, second.next()?);
     loop {
@@ -238,10 +241,10 @@ mod tests {
             std::io::Cursor::new(writer.finish().unwrap().1)
         };
         let mut lines = Vec::new();
-        let count = compare::<_, _, TreeError>(
+        let count = compare::<_, _, TreeError, _>(
             TreeReader::new(tree(a)),
             TreeReader::new(tree(b)),
-            &mut |path, found| {
+            |path, found: &[Difference]| {
                 let found: Vec<String> = found.iter().map(ToString::to_string).collect();
                 lines.push(format!("{}: {}", String::from_utf8_lossy(path), found.join(", ")));
                 Ok(())

@@ -1,5 +1,8 @@
 //! Changes that times do not show, or show late: a rescan must not miss them. And what the walk must not enter.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::print_stdout, reason = "a test says what it skips")]
+
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};

@@ -4,6 +4,7 @@
 //! so that it runs the same over a real engine and over the one in memory that tests use.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -198,6 +199,24 @@ pub struct ExecOutcome {
     pub output: String,
 }
 
+/// How an engine unpacks an archive in a container.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ImportOptions {
+    /// Neither replace a directory by something else nor the other way round.
+    pub no_overwrite_dir_non_dir: bool,
+    /// Files become those of the container's user, if it has one.
+    pub copy_uid_gid: bool,
+}
+
+/// A container's root directory, through one of its processes.
+#[derive(Debug)]
+pub struct LiveRoot {
+    /// The directory. As long as it is open, what is mounted there stays.
+    pub directory: OwnedFd,
+    /// The process, by its number here.
+    pub process: i64,
+}
+
 /// A container engine on one node.
 #[async_trait]
 pub trait Engine: Send + Sync {
@@ -281,6 +300,36 @@ pub trait Engine: Send + Sync {
         path: &str,
         archive: ByteStream,
     ) -> Result<(), EngineError>;
+
+    /// As [`Engine::import_path`], in the ways that the engine's archive API offers.
+    async fn import_path_with(
+        &self,
+        container: &ContainerId,
+        path: &str,
+        options: ImportOptions,
+        archive: ByteStream,
+    ) -> Result<(), EngineError> {
+        if options == ImportOptions::default() {
+            return self.import_path(container, path, archive).await;
+        }
+        Err(EngineError::Unsupported {
+            message: "this engine unpacks archives in one way only".into(),
+        })
+    }
+
+    /// What is at a path of a container: the header `X-Docker-Container-Path-Stat` of the engine's archive API.
+    async fn path_stat(&self, container: &ContainerId, path: &str) -> Result<String, EngineError> {
+        Err(EngineError::Unsupported {
+            message: format!("this engine does not say what is at {path} of {container}"),
+        })
+    }
+
+    /// The root directory of a container that runs or is paused, through one of its processes, as this process may use
+    /// it: with everything that is mounted there. `None` where that cannot be had.
+    async fn live_root(&self, container: &ContainerId) -> Result<Option<LiveRoot>, EngineError> {
+        let _ = container;
+        Ok(None)
+    }
 
     /// Freezes a container's processes. Paused already is done well.
     async fn pause(&self, container: &ContainerId) -> Result<(), EngineError>;

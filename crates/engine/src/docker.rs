@@ -11,7 +11,7 @@ use futures_util::StreamExt as _;
 use tranship_core::container::{
     ContainerStatus, ContainerSummary, LayerChanges, PublishedPort, RestartPolicy,
 };
-use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive};
+use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive, ImportOptions, LiveRoot};
 use tranship_core::ids::{ContainerName, Digest};
 use tranship_core::node::{EngineFacts, ImageStore};
 use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec};
@@ -409,7 +409,26 @@ impl Engine for DockerEngine {
         path: &str,
         archive: ByteStream,
     ) -> Result<(), EngineError> {
-        self.files_in(container, path, archive).await
+        self.files_in(container, path, ImportOptions::default(), archive)
+            .await
+    }
+
+    async fn import_path_with(
+        &self,
+        container: &ContainerId,
+        path: &str,
+        options: ImportOptions,
+        archive: ByteStream,
+    ) -> Result<(), EngineError> {
+        self.files_in(container, path, options, archive).await
+    }
+
+    async fn path_stat(&self, container: &ContainerId, path: &str) -> Result<String, EngineError> {
+        self.stat_in(container, path).await
+    }
+
+    async fn live_root(&self, container: &ContainerId) -> Result<Option<LiveRoot>, EngineError> {
+        self.root_of_process(container).await
     }
 
     async fn pause(&self, container: &ContainerId) -> Result<(), EngineError> {

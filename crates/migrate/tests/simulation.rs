@@ -7,7 +7,8 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::disallowed_methods,
-    reason = "helpers of tests may panic as tests do, and look for their seeds"
+    clippy::print_stdout,
+    reason = "helpers of tests may panic as tests do, look for their seeds, and say what they did"
 )]
 
 mod harness;

@@ -1,8 +1,10 @@
 //! The command line: arguments and help texts, nothing else.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tranship_agent::files::Owner;
 use tranship_core::ids::{ContainerName, MigrationId};
 use tranship_core::storage::Compression;
 use tranship_core::{Fault, NodeAddress};
@@ -63,6 +65,8 @@ pub enum Command {
     List(ListArgs),
     /// Show one migration as both of its nodes see it
     Status(StatusArgs),
+    /// Copy files between containers, volumes, this machine and archives
+    Cp(CpArgs),
     /// Go on watching a migration; starts agents that a crash or a reboot ended, and carries a link that is missing
     Resume(OneArgs),
     /// End a migration in order, as long as the source has not handed over
@@ -318,6 +322,30 @@ pub struct DoctorArgs {
     /// The nodes to look at; with several, every pair is looked at too
     #[arg(value_name = "NODE", default_value = "local")]
     pub nodes: Vec<NodeAddress>,
+}
+
+/// `tranship cp`
+#[derive(Debug, Clone, Args)]
+pub struct CpArgs {
+    /// What is copied, and last where it goes: [NODE//]CONTAINER:PATH, [NODE//]volume:NAME:PATH, a path of this machine,
+    /// or - for an archive. A source that ends with /. stands for what is in it
+    #[arg(value_name = "SRC... DST", required = true, num_args = 2..)]
+    pub operands: Vec<OsString>,
+    /// Follow a symbolic link that is the source itself
+    #[arg(short = 'L', long)]
+    pub follow_link: bool,
+    /// In a container, give everything to the container's own user
+    #[arg(short, long)]
+    pub archive: bool,
+    /// Give everything to this owner
+    #[arg(long, value_name = "UID:GID", conflicts_with = "archive")]
+    pub chown: Option<Owner>,
+    /// Copy only what is at this path of the source and below it; several times for several
+    #[arg(long, value_name = "PATH")]
+    pub include: Vec<OsString>,
+    /// Leave out what is at this path of the source and below it; several times for several
+    #[arg(long, value_name = "PATH")]
+    pub exclude: Vec<OsString>,
 }
 
 /// `tranship volume`

@@ -74,6 +74,7 @@ async fn run(context: &Context, command: &Command) -> Vec<Fault> {
         Command::Plan(args) => one(commands::plan::run(context, args).await),
         Command::List(args) => commands::list::run(context, args).await,
         Command::Status(args) => commands::status::run(context, args).await,
+        Command::Cp(args) => one(commands::cp::run(context, args).await),
         Command::Resume(args) => commands::settle::resume(context, args).await,
         Command::Abort(args) => commands::settle::abort(context, args).await,
         Command::Rollback(args) => commands::settle::roll_back(context, args).await,

@@ -12,6 +12,7 @@ mod ahead;
 pub mod bootstrap;
 pub mod error;
 mod guard;
+pub mod h1;
 pub mod h2;
 mod hex;
 pub mod identity;

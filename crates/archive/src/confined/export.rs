@@ -30,6 +30,11 @@ pub struct ExportOptions {
     pub headers_only: bool,
     /// Write holes as zeros, for readers that do not know sparse files. Docker does.
     pub expand_holes: bool,
+    /// Write times in whole seconds, as docker does.
+    pub whole_seconds: bool,
+    /// Write the directory, but nothing in it, where a file system is mounted that only shows what the kernel knows (`proc`,
+    /// `sysfs`, `cgroup` …). A path that is in one is read nevertheless.
+    pub skip_kernel: bool,
 }
 
 /// What was written.
@@ -55,6 +60,23 @@ pub fn export<W: Write>(
     out: &mut Writer<W>,
     options: &ExportOptions,
 ) -> Result<ExportReport, ExportError> {
+    export_as(root, request, None, &FilterSpec::default(), out, options)
+}
+
+/// As [`export`], under another name (the root's path for the contents) and without what the filter leaves out. Its patterns
+/// are relative to what is at the path; it renames nothing.
+///
+/// # Errors
+///
+/// As [`export`].
+pub fn export_as<W: Write>(
+    root: &Root,
+    request: &[u8],
+    name: Option<&TreePath>,
+    filter: &FilterSpec,
+    out: &mut Writer<W>,
+    options: &ExportOptions,
+) -> Result<ExportReport, ExportError> {
     let path = TreePath::of_request(request)?;
     let (fd, stat) = root
         .locate(request, options.follow)
@@ -63,15 +85,18 @@ pub fn export<W: Write>(
             LocateError::System(error) => ExportError::System(error),
         })?;
     let contents = means_contents(request);
-    let base = match path.name() {
-        Some(name) if !contents => TreePath::below(name)?,
+    let base = match (name, path.name()) {
+        (Some(name), _) => name.clone(),
+        (None, Some(name)) if !contents => TreePath::below(name)?,
         _ => TreePath::root(),
     };
     let spec = FilterSpec {
+        include: filter.include.clone(),
+        exclude: filter.exclude.clone(),
+        strip: TreePath::root(),
         rebase: base,
-        ..FilterSpec::default()
     };
-    let absolute = path.is_root() && !contents;
+    let absolute = name.is_none() && path.is_root() && !contents;
     Walk::new(out, options, &spec, absolute).start(&fd, &stat)
 }
 
@@ -116,16 +141,25 @@ impl<'a, W: Write> Walk<'a, W> {
     }
 
     fn start(mut self, fd: &OwnedFd, stat: &Stat) -> Result<ExportReport, ExportError> {
-        self.visit(fd, stat, &TreePath::root(), 0)?;
+        self.visit(fd, stat, &TreePath::root(), (0, stat.st_dev))?;
         Ok(self.report)
     }
 
     /// Writes one file and, if it is a directory, everything in it.
-    fn visit(&mut self, fd: &OwnedFd, stat: &Stat, path: &TreePath, depth: usize) -> Result<(), ExportError> {
+    fn visit(
+        &mut self,
+        fd: &OwnedFd,
+        stat: &Stat,
+        path: &TreePath,
+        (depth, device): (usize, u64),
+    ) -> Result<(), ExportError> {
         if self.spec.includes(path) {
             self.write(fd, stat, path)?;
         }
         if file_type(stat) != FileType::Directory || !self.spec.descends_into(path) {
+            return Ok(());
+        }
+        if self.options.skip_kernel && stat.st_dev != device && shows_the_kernel(fd) {
             return Ok(());
         }
         if depth > walk::DEEPEST {
@@ -148,8 +182,8 @@ impl<'a, W: Write> Walk<'a, W> {
                 Err(Errno::NOENT) => continue,
                 result => result.doing("open", child.as_bytes())?,
             };
-            let stat = rustix::fs::fstat(&opened).doing("look at", child.as_bytes())?;
-            self.visit(&opened, &stat, &child, depth + 1)?;
+            let child_stat = rustix::fs::fstat(&opened).doing("look at", child.as_bytes())?;
+            self.visit(&opened, &child_stat, &child, (depth + 1, stat.st_dev))?;
         }
         Ok(())
     }
@@ -183,6 +217,9 @@ impl<'a, W: Write> Walk<'a, W> {
         entry.uid = stat.st_uid;
         entry.gid = stat.st_gid;
         entry.mtime = mtime(stat);
+        if self.options.whole_seconds {
+            entry.mtime.nanoseconds = 0;
+        }
         if !matches!(entry.kind, Kind::HardLink { .. }) {
             read_attributes(fd.as_fd(), &mut entry, &self.options.attributes)?;
         }
@@ -275,6 +312,23 @@ impl<'a, W: Write> Walk<'a, W> {
 fn reopen(fd: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     rustix::fs::open(proc_path(fd.as_fd()), flags, Mode::empty())
+}
+
+/// File systems of `linux/magic.h` that hold no files of anybody.
+const KERNEL: [rustix::fs::FsWord; 9] = [
+    0x9fa0,      // proc
+    0x6265_6572, // sysfs
+    0x27_e0eb,   // cgroup
+    0x6367_7270, // cgroup2
+    0x1cd1,      // devpts
+    0x1980_0202, // mqueue
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0xcafe_4a11, // bpf
+];
+
+fn shows_the_kernel(fd: &OwnedFd) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|system| KERNEL.contains(&system.f_type))
 }
 
 fn device(stat: &Stat) -> Device {

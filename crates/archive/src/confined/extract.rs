@@ -11,7 +11,7 @@ use tranship_core::fault::Fault;
 use super::error::{Doing as _, ExtractError, SystemError};
 use super::metadata::{Settings, apply, file_type, identity, set_mtime, type_of};
 use super::options::{Devices, ExtractOptions, ExtractReport, Ownership, SetId};
-use super::root::{Root, look, open_child, proc_path};
+use super::root::{Root, is_mount_point, look, open_child, proc_path};
 use super::walk;
 use crate::entry::{Entry, Kind, MODE_BITS, Time};
 use crate::fan_out::Sink;
@@ -337,6 +337,11 @@ impl<'a> Extractor<'a> {
         };
         let is_directory = file_type(&there) == FileType::Directory;
         let full = || slashed(&path.under(&self.base));
+        if (is_directory, entry.kind.is_directory()) != (true, true)
+            && is_mount_point(parent.as_fd(), name).doing("look at", &entry.path)?
+        {
+            return Err(Errno::BUSY).doing("replace", &full())?;
+        }
         match (is_directory, entry.kind.is_directory()) {
             (true, true) => return Ok(false),
             (true, false) if self.options.no_overwrite_dir_non_dir => {

@@ -14,7 +14,7 @@ mod root;
 mod walk;
 
 pub use error::{ExportError, ExtractError, SystemError};
-pub use export::{ExportOptions, ExportReport, export, export_element};
+pub use export::{ExportOptions, ExportReport, export, export_as, export_element};
 pub use extract::{Extractor, extract};
 pub use metadata::Attributes;
 pub use options::{Devices, ExtractOptions, ExtractReport, Ownership, SetId};

@@ -123,6 +123,55 @@ impl Root {
         })
     }
 
+    /// The directory at a path is on a file system, or below a mount, that nothing can be written to.
+    ///
+    /// # Errors
+    ///
+    /// [`LocateError`].
+    pub fn is_read_only(&self, request: &[u8]) -> Result<bool, LocateError> {
+        let path = TreePath::of_request(request)?;
+        let fd = self.directory(&path).doing("open the directory", request)?;
+        let system = rustix::fs::fstatvfs(&fd).doing("look at", request)?;
+        Ok(system.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+    }
+
+    /// The path of the tree that a path leads to, all links followed.
+    ///
+    /// # Errors
+    ///
+    /// [`LocateError`].
+    pub fn real_path(&self, request: &[u8]) -> Result<Vec<u8>, LocateError> {
+        let path = TreePath::of_request(request)?;
+        let fd = self.resolve(&path, OFlags::PATH).doing("find", request)?;
+        let place = |fd: BorrowedFd<'_>| {
+            rustix::fs::readlinkat(rustix::fs::CWD, proc_path(fd), Vec::new()).doing("find", request)
+        };
+        let (root, target) = (place(self.fd())?, place(fd.as_fd())?);
+        let root = root.as_bytes().strip_suffix(b"/").unwrap_or(root.as_bytes());
+        let inside = target.as_bytes().strip_prefix(root);
+        Ok(inside.unwrap_or(target.as_bytes()).to_vec())
+    }
+
+    /// The beginning of a regular file, links followed.
+    ///
+    /// # Errors
+    ///
+    /// [`LocateError`].
+    pub fn read_beginning(&self, request: &[u8], most: u64) -> Result<Vec<u8>, LocateError> {
+        use std::io::Read as _;
+        let path = TreePath::of_request(request)?;
+        let fd = self
+            .resolve(&path, OFlags::RDONLY | OFlags::NONBLOCK)
+            .doing("open", request)?;
+        let mut bytes = Vec::new();
+        std::fs::File::from(fd)
+            .take(most)
+            .read_to_end(&mut bytes)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+            .doing("read", request)?;
+        Ok(bytes)
+    }
+
     /// The absolute path in the tree that a link leads to in the end; where it leads to nothing, its text made absolute.
     fn target_of(&self, request: &[u8], link: &OwnedFd) -> Result<Vec<u8>, LocateError> {
         let path = TreePath::of_request(request)?;
@@ -236,6 +285,15 @@ pub(super) fn look(directory: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Stat
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Whether something is mounted at a name in a directory, in whatever namespace the directory is. The kernel itself refuses to
+/// replace a mount point only in the caller's own namespace; elsewhere it would take the mount away.
+pub(super) fn is_mount_point(directory: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let found = rustix::fs::statx(directory, name, flags, rustix::fs::StatxFlags::TYPE)?;
+    let root = rustix::fs::StatxAttributes::MOUNT_ROOT;
+    Ok(found.stx_attributes.contains(root))
 }
 
 /// Opens a name in a directory; a link is not followed.

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use rustix::fs::{AtFlags, Dir, FileType, OFlags, unlinkat};
 use rustix::io::Errno;
 
-use super::root::{look, open_child};
+use super::root::{is_mount_point, look, open_child};
 
 /// Directories in one another that are held open at a time. Processes may have 1,024 files open by default.
 pub(super) const DEEPEST: usize = 512;
@@ -27,6 +27,7 @@ pub(super) fn names(directory: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
 pub(super) fn remove(parent: BorrowedFd<'_>, name: &[u8], depth: usize) -> Result<(), Errno> {
     match look(parent, name)? {
         None => return Ok(()),
+        Some(_) if is_mount_point(parent, name)? => return Err(Errno::BUSY),
         Some(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
             return gone(unlinkat(parent, name, AtFlags::empty()));
         }

@@ -21,8 +21,10 @@ mod exclude;
 mod items;
 mod mapped;
 mod read;
+mod record;
 mod segment;
 mod stat;
+mod todo;
 mod walk;
 
 use std::path::{Path, PathBuf};
@@ -30,15 +32,17 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
-pub use assemble::scan;
-pub(crate) use assemble::{Job, Recorder, run};
+pub(crate) use assemble::{Job, run};
 pub use error::ScanError;
 pub use exclude::Excludes;
-pub(crate) use items::{Again, BaseEntries, Compare, Items, Replay, Todo};
+pub(crate) use items::{Again, BaseEntries, Compare, Items, Replay};
 use mapped::Mapped;
+pub(crate) use record::Recorder;
+pub use record::scan;
 pub use segment::Hints;
 use stat::Kind;
 pub(crate) use stat::Root;
+pub(crate) use todo::Todo;
 pub(crate) use walk::Walk;
 
 use crate::entry::{ChunkId, Entry, Extent, Timestamp, TreeId};

@@ -7,7 +7,7 @@ use tranship_core::container::ContainerState;
 use tranship_core::event::{Event, Phase};
 use tranship_core::fault::FaultKind;
 
-use super::{Departure, PATIENCE, RETRY, RunningPhase, millis, rollback};
+use super::{Departure, LOST_DESTINATION, PATIENCE, RETRY, RunningPhase, millis, rollback};
 use crate::destination::{link_lost, meaning};
 use crate::failpoint;
 use crate::options::HookTime;
@@ -341,7 +341,7 @@ impl Departure {
         if link_lost(&fault) {
             if !shell.warned {
                 shell.warned = true;
-                let text = format!("lost the destination, trying again: {fault}");
+                let text = format!("{LOST_DESTINATION}, trying again: {fault}");
                 self.reporter.report(Event::Warning { text });
             }
             if shell

@@ -46,6 +46,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const ENGINE_AWAY: Duration = Duration::from_secs(60);
 /// Code of the fault that means: the source is stopped, and could not be started again.
 pub const NOT_RESUMED: &str = "source.not-resumed";
+/// How the warning begins that tells whoever watches that the destination does not answer.
+pub const LOST_DESTINATION: &str = "lost the destination";
 const RETRY: Duration = Duration::from_millis(500);
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 

@@ -5,7 +5,7 @@ use tranship_core::Fault;
 use tranship_core::event::{Event, Phase};
 use tranship_core::fault::FaultKind;
 
-use super::{Departure, NOT_RESUMED, PATIENCE, RETRY, millis, rollback};
+use super::{Departure, LOST_DESTINATION, NOT_RESUMED, PATIENCE, RETRY, millis, rollback};
 use crate::destination::{Adopted, Destination, link_lost};
 use crate::failpoint;
 use crate::options::OnSource;
@@ -118,7 +118,7 @@ impl Departure {
             if !warned {
                 warned = true;
                 self.reporter.report(Event::Warning {
-                    text: format!("lost the destination, trying again: {fault}"),
+                    text: format!("{LOST_DESTINATION}, trying again: {fault}"),
                 });
             }
             if begun.elapsed() >= PATIENCE {

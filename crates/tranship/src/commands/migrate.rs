@@ -6,6 +6,7 @@ use futures_util::StreamExt as _;
 use tranship_agent::api::{Depart, Expect, MigrationView, Reach, Role, Route};
 use tranship_core::event::Event;
 use tranship_core::{Fault, FaultKind, MigrationId};
+use tranship_migrate::departure::LOST_DESTINATION;
 use tranship_migrate::plan::Plan;
 
 use super::Context;
@@ -18,6 +19,8 @@ use crate::render;
 
 /// How often a lost connection to the source is made again before the caller gives up watching.
 const RECONNECTS: u32 = 5;
+/// How long a destination that the source lost is called from here.
+const WAKE: Duration = Duration::from_secs(8);
 
 /// Moves the containers. Every fault of every container is in the answer.
 pub async fn run(context: &Context, args: &MigrateArgs) -> Vec<Fault> {
@@ -280,6 +283,11 @@ async fn follow(
                 Some(Ok(event)) => {
                     let over = matches!(event, Event::Finished { .. });
                     progress.show(&event);
+                    if let Event::Warning { text } = &event
+                        && text.starts_with(LOST_DESTINATION)
+                    {
+                        wake_destination(context, id).await;
+                    }
                     if over {
                         return Ok(());
                     }
@@ -303,6 +311,20 @@ async fn follow(
                 }
             }
         }
+    }
+}
+
+/// The destination's agent may have ended: connecting to its node starts it, and it goes on where it was.
+async fn wake_destination(context: &Context, id: &MigrationId) {
+    let entries = context.history().entries();
+    let Some(entry) = entries.into_iter().find(|e| &e.id == id) else {
+        return;
+    };
+    let again = connect::connect(context, &entry.destination);
+    match tokio::time::timeout(WAKE, again).await {
+        Ok(Ok(_)) => context.ui.say("connected to the destination again"),
+        Ok(Err(fault)) => tracing::debug!("the destination cannot be reached from here either: {fault}"),
+        Err(_) => tracing::debug!("the destination cannot be reached from here either"),
     }
 }
 

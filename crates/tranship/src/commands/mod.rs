@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod completions;
+pub mod cp;
 pub mod doctor;
 pub mod list;
 pub mod migrate;

@@ -1,6 +1,7 @@
 //! The whole program between real hosts. One file per kind of question.
 //!
 //! Every test has two hosts of its own, made by the testbed and taken down at its end.
+#![allow(clippy::print_stdout, reason = "a test says what it measured")]
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -16,6 +17,7 @@ mod world;
 
 mod conflicts;
 mod connections;
+mod cp;
 mod failures;
 mod faults;
 mod fidelity;

@@ -34,7 +34,7 @@ pub async fn run(context: &Context, args: &VolumeVerifyArgs) -> Result<(), Fault
             TreeReader::new(BufReader::new(left)),
             TreeReader::new(BufReader::new(right)),
         );
-        let count = compare::<_, _, TreeError>(left, right, &mut |path, differences| {
+        let count = compare::<_, _, TreeError, _>(left, right, |path, differences| {
             if rows.len() < limit {
                 rows.push(Row {
                     path: format!("/{}", String::from_utf8_lossy(path)),

@@ -1,0 +1,216 @@
+//! `tranship cp`: copies files between containers, volumes, this machine and archives.
+
+mod local;
+mod remote;
+mod transfer;
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::time::Instant;
+
+use tranship_agent::files::{PathRequest, Unpacked};
+use tranship_archive::copy_rules::{
+    CopyRuleError, Operand, Placement, Present, check_operands, place, place_stream,
+};
+use tranship_core::{Fault, FaultKind};
+
+use self::local::LocalSource;
+use self::remote::Remote;
+use super::Context;
+use crate::cli::CpArgs;
+use crate::progress::Line;
+use crate::render::bytes;
+
+/// One end of a copy, with its node.
+enum End {
+    Local(Vec<u8>),
+    Stream,
+    Remote(Remote),
+}
+
+/// Docker ends with 1 whatever is wrong with the arguments.
+fn rule(error: &CopyRuleError) -> Fault {
+    Fault::of(error).with_kind(FaultKind::Environment)
+}
+
+/// Runs the command.
+pub async fn run(context: &Context, args: &CpArgs) -> Result<(), Fault> {
+    let begun = Instant::now();
+    let mut operands = Vec::new();
+    for text in &args.operands {
+        operands.push(Operand::parse(text.as_bytes()).map_err(|e| rule(&e))?);
+    }
+    let (Some(last), Some(shown)) = (operands.pop(), args.operands.last()) else {
+        return Err(rule(&CopyRuleError::Empty { which: "destination" }));
+    };
+    for source in &operands {
+        check_operands(source, &last).map_err(|e| rule(&e))?;
+    }
+    if operands.len() > 1 && operands.contains(&Operand::Stream) {
+        return Err(usage("an archive from standard input is copied alone"));
+    }
+    if operands.len() > 1 && last == Operand::Stream {
+        return Err(usage("one source goes to standard output"));
+    }
+    let mut nodes = remote::Nodes::default();
+    let destination = end(context, &mut nodes, last).await?;
+    let mut done = Unpacked::default();
+    let several = operands.len() > 1;
+    for operand in operands {
+        let source = end(context, &mut nodes, operand).await?;
+        let line = Line::new(&context.ui);
+        let copied = copy(args, source, &destination, several, line).await?;
+        done.entries += copied.entries;
+        done.bytes += copied.bytes;
+        done.skipped.extend(copied.skipped);
+    }
+    for skipped in &done.skipped {
+        context.ui.warn(&format!("left out: {skipped}"));
+    }
+    if matches!(destination, End::Stream) {
+        return Ok(());
+    }
+    if context.ui.json {
+        return context.ui.json(&serde_json::json!({
+            "entries": done.entries,
+            "bytes": done.bytes,
+            "skipped": done.skipped,
+            "milliseconds": u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        }));
+    }
+    context.ui.say(&format!(
+        "copied {} in {} entries to {}",
+        bytes(done.bytes),
+        done.entries,
+        shown.to_string_lossy()
+    ));
+    Ok(())
+}
+
+fn usage(text: &str) -> Fault {
+    Fault::new("usage.cp", FaultKind::Environment, text)
+}
+
+async fn end(context: &Context, nodes: &mut remote::Nodes, operand: Operand) -> Result<End, Fault> {
+    match operand {
+        Operand::Local(path) => Ok(End::Local(path)),
+        Operand::Stream => Ok(End::Stream),
+        Operand::Container {
+            node,
+            container,
+            path,
+        } => Ok(End::Remote(
+            nodes
+                .container(context, node.as_deref(), &container, path)
+                .await?,
+        )),
+        Operand::Volume { node, name, path } => Ok(End::Remote(
+            nodes.volume(context, node.as_deref(), &name, path).await?,
+        )),
+    }
+}
+
+/// What of the source goes along, and how it is written.
+fn reading(args: &CpArgs) -> PathRequest {
+    let texts = |list: &[std::ffi::OsString]| list.iter().map(|text| text.as_bytes().to_vec()).collect();
+    PathRequest {
+        follow: args.follow_link,
+        include: texts(&args.include),
+        exclude: texts(&args.exclude),
+        rich: true,
+        ..PathRequest::default()
+    }
+}
+
+fn writing(args: &CpArgs, directory: Vec<u8>) -> PathRequest {
+    PathRequest {
+        path: directory,
+        no_overwrite_dir_non_dir: true,
+        copy_uid_gid: args.archive,
+        owner: args.chown,
+        ..PathRequest::default()
+    }
+}
+
+/// The name in the archive that a placement asks for.
+fn name_of(placement: &Placement) -> Vec<u8> {
+    match placement.to.as_slice() {
+        b"/" => Vec::new(),
+        name => name.to_vec(),
+    }
+}
+
+async fn copy(
+    args: &CpArgs,
+    source: End,
+    destination: &End,
+    several: bool,
+    line: Line,
+) -> Result<Unpacked, Fault> {
+    let mut asked = reading(args);
+    match (source, destination) {
+        (End::Stream, End::Remote(to)) => {
+            let (path, present) = to.destination().await?;
+            let placement = place_stream(&path, present).map_err(|e| rule(&e))?;
+            transfer::from_stdin(asked, to, &writing(args, placement.directory), line).await
+        }
+        (End::Local(path), End::Remote(to)) => {
+            let source = LocalSource::find(&path, args.follow_link)?;
+            let (target, present) = to.destination().await?;
+            only_into_directories(several, present, &target)?;
+            let placement =
+                place(&source.path, source.is_directory, &target, present).map_err(|e| rule(&e))?;
+            asked.name = Some(name_of(&placement));
+            asked.path = source.absolute;
+            transfer::from_here(asked, to, &writing(args, placement.directory), line).await
+        }
+        (End::Remote(from), End::Stream) => {
+            let stat = from.source(args.follow_link).await?;
+            asked.path = stat.resolved;
+            asked.follow = false;
+            asked.rich = false;
+            transfer::to_stdout(&from, &asked).await
+        }
+        (End::Remote(from), End::Local(path)) => {
+            let stat = from.source(args.follow_link).await?;
+            let (target, present) = local::destination(path.clone())?;
+            only_into_directories(several, present, &target)?;
+            let placement = place(&from.path, stat.is_directory, &target, present).map_err(|e| rule(&e))?;
+            asked.name = Some(name_of(&placement));
+            asked.path.clone_from(&from.path);
+            let directory = OsStr::from_bytes(&placement.directory);
+            transfer::to_here(&from, &asked, directory, args.chown, line).await
+        }
+        (End::Remote(from), End::Remote(to)) => {
+            let stat = from.source(args.follow_link).await?;
+            let (target, present) = to.destination().await?;
+            only_into_directories(several, present, &target)?;
+            let placement = place(&from.path, stat.is_directory, &target, present).map_err(|e| rule(&e))?;
+            asked.name = Some(name_of(&placement));
+            asked.path.clone_from(&from.path);
+            if from.is_same_holder(to) {
+                within(&from.path, &target)?;
+            }
+            transfer::between(&from, &asked, to, &writing(args, placement.directory), line).await
+        }
+        _ => Err(rule(&CopyRuleError::NoContainer)),
+    }
+}
+
+fn only_into_directories(several: bool, present: Present, path: &[u8]) -> Result<(), Fault> {
+    if several && present != Present::Directory {
+        let path = path.to_vec();
+        return Err(rule(&CopyRuleError::MustBeDirectory { path }));
+    }
+    Ok(())
+}
+
+/// A directory that is copied into itself would be read as it is written.
+fn within(source: &[u8], destination: &[u8]) -> Result<(), Fault> {
+    use tranship_archive::TreePath;
+    let (source, destination) = (TreePath::of_request(source)?, TreePath::of_request(destination)?);
+    if destination.is_within(&source) && !source.is_root() && destination != source {
+        return Err(usage("a directory cannot be copied into itself"));
+    }
+    Ok(())
+}

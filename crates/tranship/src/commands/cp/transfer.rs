@@ -1,0 +1,233 @@
+//! The streams between two ends.
+
+use std::ffi::OsStr;
+use std::io::{BufRead as _, Read, Write as _};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use tranship_agent::files::bridge::{self, Pieces};
+use tranship_agent::files::{Owner, PathRequest, Unpacked, rewrite};
+use tranship_archive::confined::{
+    Devices, ExportOptions, ExtractOptions, Links, Ownership, Root, export_as, extract,
+};
+use tranship_archive::path::TreePath;
+use tranship_archive::reader::{ReadOptions, Reader};
+use tranship_archive::writer::Writer;
+use tranship_core::{Fault, FaultKind};
+use tranship_wire::WireError;
+
+use super::remote::Remote;
+use crate::progress::Line;
+use crate::render::bytes;
+use crate::ui::BROKEN_PIPE;
+
+/// The stream, with its progress shown.
+fn watched<E: Send + 'static>(
+    stream: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
+    line: Line,
+) -> impl Stream<Item = Result<Bytes, E>> + Send + 'static {
+    let begun = Instant::now();
+    let moved = AtomicU64::new(0);
+    let line = Mutex::new((line, begun));
+    stream.inspect(move |piece| {
+        let Ok(piece) = piece else { return };
+        let total = moved.fetch_add(piece.len() as u64, Ordering::Relaxed) + piece.len() as u64;
+        let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
+        if line.1.elapsed().as_millis() < 100 {
+            return;
+        }
+        line.1 = Instant::now();
+        let rate = total as f64 / begun.elapsed().as_secs_f64().max(0.001);
+        line.0.show(format!("{}, {}/s", bytes(total), bytes(rate as u64)));
+    })
+}
+
+/// A fault of the sending end says more than what the receiving end made of its silence.
+fn first_of<E>(
+    stream: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
+) -> (
+    impl Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static,
+    Arc<Mutex<Option<Fault>>>,
+)
+where
+    E: Into<Fault> + Send + 'static,
+{
+    let fault = Arc::new(Mutex::new(None));
+    let slot = Arc::clone(&fault);
+    let stream = stream.map(move |piece| {
+        piece.map_err(|error| {
+            let fault: Fault = error.into();
+            let text = fault.to_string();
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
+            std::io::Error::other(text)
+        })
+    });
+    (stream, fault)
+}
+
+async fn send<E>(
+    stream: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
+    to: &Remote,
+    writing: &PathRequest,
+    line: Line,
+) -> Result<Unpacked, Fault>
+where
+    E: Into<Fault> + Send + 'static,
+{
+    let (stream, broken) = first_of(watched(stream, line));
+    let done = to.node.client.unpack(&to.holder, writing, stream).await;
+    let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match (done, broken) {
+        (Ok(done), _) => Ok(done),
+        (Err(_), Some(fault)) => Err(fault),
+        (Err(fault), None) => Err(to.explain(fault)),
+    }
+}
+
+/// From this machine.
+pub async fn from_here(
+    asked: PathRequest,
+    to: &Remote,
+    writing: &PathRequest,
+    line: Line,
+) -> Result<Unpacked, Fault> {
+    send(pack(asked).await?, to, writing, line).await
+}
+
+async fn pack(asked: PathRequest) -> Result<Pieces, Fault> {
+    let (filter, name) = (asked.filter()?, asked.base()?);
+    bridge::writer(move |out| {
+        let root = Root::open(Path::new("/"), Links::InRoot)?;
+        let options = ExportOptions {
+            follow: asked.follow,
+            whole_seconds: true,
+            ..ExportOptions::default()
+        };
+        let mut writer = Writer::new(out);
+        export_as(&root, &asked.path, name.as_ref(), &filter, &mut writer, &options)?;
+        writer.finish()?;
+        Ok(())
+    })
+    .await
+}
+
+/// An archive from standard input.
+pub async fn from_stdin(
+    asked: PathRequest,
+    to: &Remote,
+    writing: &PathRequest,
+    line: Line,
+) -> Result<Unpacked, Fault> {
+    let filter = asked.filter()?;
+    let pieces = bridge::writer(move |out| {
+        let failed = |e: std::io::Error| Fault::new("input.failed", FaultKind::Environment, e.to_string());
+        let mut input = std::io::stdin().lock();
+        if filter.is_empty() {
+            loop {
+                let part = input.fill_buf().map_err(failed)?;
+                let length = part.len();
+                if length == 0 {
+                    return Ok(());
+                }
+                out.write_all(part).map_err(failed)?;
+                // An archive that trickles in is not held back.
+                if length < 4096 {
+                    out.flush().map_err(failed)?;
+                }
+                input.consume(length);
+            }
+        }
+        rewrite(input, out, &filter, None).map(|_| ())
+    })
+    .await?;
+    send(pieces, to, writing, line).await
+}
+
+/// An archive to standard output.
+pub async fn to_stdout(from: &Remote, asked: &PathRequest) -> Result<Unpacked, Fault> {
+    let mut stream = from
+        .node
+        .client
+        .pack(&from.holder, asked)
+        .await
+        .map_err(|fault| from.explain(fault))?;
+    while let Some(piece) = stream.next().await {
+        let piece = piece
+            .map_err(WireError::into_fault)
+            .map_err(|f| from.explain(f))?;
+        std::io::stdout().lock().write_all(&piece).map_err(|e| {
+            let code = if e.kind() == std::io::ErrorKind::BrokenPipe {
+                BROKEN_PIPE
+            } else {
+                "output.failed"
+            };
+            Fault::new(
+                code,
+                FaultKind::Environment,
+                format!("standard output cannot be written: {e}"),
+            )
+        })?;
+    }
+    let flushed = std::io::stdout().lock().flush();
+    flushed.map_err(|e| Fault::new("output.failed", FaultKind::Environment, e.to_string()))?;
+    Ok(Unpacked::default())
+}
+
+/// To this machine.
+pub async fn to_here(
+    from: &Remote,
+    asked: &PathRequest,
+    directory: &OsStr,
+    owner: Option<Owner>,
+    line: Line,
+) -> Result<Unpacked, Fault> {
+    let stream = from.node.client.pack(&from.holder, asked).await;
+    let stream = stream.map_err(|fault| from.explain(fault))?;
+    let reader = bridge::reader(Box::pin(watched(stream, line)));
+    let directory = directory.to_owned();
+    let done = tokio::task::spawn_blocking(move || unpack(reader, &directory, owner)).await;
+    done.unwrap_or_else(|e| Err(Fault::new("cp.task", FaultKind::Bug, e.to_string())))
+        .map_err(|fault| from.explain(fault))
+}
+
+fn unpack(reader: impl Read, directory: &OsStr, owner: Option<Owner>) -> Result<Unpacked, Fault> {
+    let root = Root::open(Path::new(directory), Links::Beneath)?;
+    let buffered = std::io::BufReader::with_capacity(262_144, reader);
+    let mut reader = Reader::new(buffered, ReadOptions::strict());
+    let options = ExtractOptions {
+        no_overwrite_dir_non_dir: true,
+        ownership: owner.map_or(Ownership::Caller, |owner| Ownership::Fixed {
+            uid: owner.uid,
+            gid: owner.gid,
+        }),
+        devices: Devices::Create,
+        ..ExtractOptions::default()
+    };
+    let report = extract(&mut reader, &root, &TreePath::root(), options)?;
+    let skipped = report.skipped.first.iter().take(20);
+    Ok(Unpacked {
+        entries: report.entries,
+        bytes: report.bytes,
+        skipped: skipped
+            .map(|s| format!("{}: {}", String::from_utf8_lossy(&s.path), s.what))
+            .collect(),
+    })
+}
+
+/// From one container or volume to another.
+pub async fn between(
+    from: &Remote,
+    asked: &PathRequest,
+    to: &Remote,
+    writing: &PathRequest,
+    line: Line,
+) -> Result<Unpacked, Fault> {
+    let stream = from.node.client.pack(&from.holder, asked).await;
+    let stream = stream.map_err(|fault| from.explain(fault))?;
+    let stream = stream.map(|piece| piece.map_err(WireError::into_fault));
+    send(stream, to, writing, line).await
+}

@@ -1,0 +1,50 @@
+//! HTTP/1.1, for clients that are not tranship.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1::Builder;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::error::WireError;
+use crate::h2::Handler;
+use crate::identity::PeerIdentity;
+
+/// How long the header of a request may take.
+const HEADER_TIME: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// Serves one connection until the peer ends it.
+///
+/// # Errors
+/// [`WireError::Lost`] when it ended otherwise.
+pub async fn serve_connection<IO>(
+    io: IO,
+    handler: Arc<dyn Handler>,
+    peer: PeerIdentity,
+) -> Result<(), WireError>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let peer = Arc::new(peer);
+    let service_peer = Arc::clone(&peer);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let handler = Arc::clone(&handler);
+        let peer = Arc::clone(&service_peer);
+        async move { Ok::<_, Infallible>(handler.handle(request, &peer).await) }
+    });
+    Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME)
+        // A client may send its whole request and close its half before it reads.
+        .half_close(true)
+        .serve_connection(TokioIo::new(io), service)
+        .await
+        .map_err(|error| WireError::Lost {
+            peer: peer.to_string(),
+            source: Some(error.into()),
+        })
+}
