@@ -12,7 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use support::{Peer, delta, differences, id, read_tree, sync, tree_id, with_sink};
@@ -344,6 +344,15 @@ fn swap(at: &Path, outside: &Path, stop: &AtomicBool) {
     }
 }
 
+/// Ends the other thread when this one does, in whatever way.
+struct StopAtTheEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn swapped_links_lead_nowhere() {
     let sides = sides();
@@ -351,15 +360,20 @@ fn swapped_links_lead_nowhere() {
     fs::create_dir(&outside).unwrap();
     let target = sides.to.join("d");
     fs::create_dir_all(sides.from.join("d")).unwrap();
+    fs::create_dir_all(&target).unwrap();
     let stop = AtomicBool::new(false);
     let (won, lost) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| swap(&target, &outside, &stop));
+        // Also where something fails below: otherwise nobody would ever hear of it.
+        let _stopped = StopAtTheEnd(&stop);
         // The control: whoever goes by paths is led outside.
         let control = sides.to.join("d");
         let mut fooled = false;
-        for _ in 0..200_000 {
-            let _ = fs::create_dir(&control);
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(60) {
+            // Where the directory is away for a moment this fails. It is not made again: two directories that both hold
+            // something cannot be exchanged any more.
             let _ = fs::write(control.join("control"), b"x");
             fooled = outside.join("control").exists();
             if fooled {
@@ -392,7 +406,6 @@ fn swapped_links_lead_nowhere() {
                 Err(_) => lost.fetch_add(1, Ordering::Relaxed),
             };
         }
-        stop.store(true, Ordering::Relaxed);
     });
     let mut found = String::new();
     for left in fs::read_dir(&outside).unwrap() {
