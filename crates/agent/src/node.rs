@@ -132,12 +132,18 @@ pub async fn report(
         volume.guid = guids.of(volume);
     }
     let sizes = sizes(ports, &spec).await;
+    let binds = spec.mounts.iter().filter(|m| m.kind == MountKind::Bind);
+    let bind_files = binds
+        .filter(|m| Path::new(&m.source).exists() && !Path::new(&m.source).is_dir())
+        .map(|m| m.source.clone())
+        .collect();
     Ok(ContainerReport {
         spec,
         changes,
         archive_bytes,
         volumes,
         sizes,
+        bind_files,
         notes: std::collections::BTreeMap::default(),
     })
 }

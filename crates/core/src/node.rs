@@ -175,6 +175,9 @@ pub struct ContainerReport {
     /// Bytes and files of its storage elements where the node could look, by path in the container; `/` is its layer.
     #[serde(default)]
     pub sizes: BTreeMap<String, ElementSize>,
+    /// Sources of its bind mounts that are no directories.
+    #[serde(default)]
+    pub bind_files: Vec<String>,
     /// Other notes for the plan, by code.
     #[serde(default)]
     pub notes: BTreeMap<String, String>,

@@ -155,6 +155,7 @@ impl VolumeSpec {
             return Some(format!("its driver {:?} keeps it", self.driver));
         }
         match self.options.get("type").map(String::as_str) {
+            Some("tmpfs") => Some("it is memory, and comes empty as after a restart".into()),
             Some(
                 kind @ ("nfs" | "nfs4" | "cifs" | "smb3" | "smbfs" | "ceph" | "9p" | "glusterfs" | "sshfs"
                 | "fuse.sshfs"),

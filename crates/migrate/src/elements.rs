@@ -548,6 +548,14 @@ impl Work<'_> {
             );
             return;
         }
+        if self.report.bind_files.contains(source) {
+            self.found.conflict(
+                "bind.file",
+                format!("{source}, mounted at {at}, is no directory, and only directories are carried"),
+                format!("copy it there yourself, then --shared-bind {at} uses it"),
+            );
+            return;
+        }
         let element_at = ElementAt::Bind { path: source.clone() };
         self.carried.insert(at.clone(), source.clone());
         if self.planned.elements.iter().any(|e| e.at == element_at) {

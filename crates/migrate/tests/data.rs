@@ -98,6 +98,7 @@ fn scene(options: &MoveOptions, change: impl FnOnce(&mut ContainerSpec)) -> Scen
             })
             .collect(),
         sizes: Default::default(),
+        bind_files: Vec::new(),
         notes: Default::default(),
     };
     if options.volume_conflict != VolumeConflict::Refuse {

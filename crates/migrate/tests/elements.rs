@@ -76,6 +76,7 @@ fn report(name: &str, id: &str, mounts: Vec<MountSpec>) -> ContainerReport {
         archive_bytes: vec![10, 5, 1],
         volumes,
         sizes: Default::default(),
+        bind_files: Vec::new(),
         notes: Default::default(),
     }
 }

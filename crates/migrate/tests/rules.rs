@@ -50,6 +50,7 @@ fn sides() -> Sides {
             archive_bytes: vec![3000, 2000, 1000, 10],
             volumes: Vec::new(),
             sizes: Default::default(),
+            bind_files: Vec::new(),
             notes: Default::default(),
         },
         survey: Survey {

@@ -234,6 +234,7 @@ fn world(seed: u64, mode: ModeRequest) -> Arc<World> {
         archive_bytes: Vec::new(),
         volumes: Vec::new(),
         sizes: Default::default(),
+        bind_files: Vec::new(),
         notes: Default::default(),
     };
     let survey = Survey {

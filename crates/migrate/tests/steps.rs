@@ -44,6 +44,7 @@ fn scene(options: &MoveOptions, change: impl FnOnce(&mut ContainerSpec)) -> Scen
         archive_bytes: Vec::new(),
         volumes: Vec::new(),
         sizes: Default::default(),
+        bind_files: Vec::new(),
         notes: Default::default(),
     };
     let survey = Survey {

@@ -54,12 +54,14 @@ pub fn refuse_conflicts(plans: &[Plan]) -> Result<(), Fault> {
     let mut fault = Fault::new(first.code.clone(), FaultKind::Environment, first.message.clone())
         .on_container(plan.spec().name.clone())
         .on_node(plan.destination.clone());
-    const AT_SOURCE: [&str; 8] = [
+    const AT_SOURCE: [&str; 10] = [
         "container.",
         "layer.",
         "namespace.",
         "network.links",
-        "volume.present",
+        "volume.shared",
+        "volume.stateless",
+        "volume.elsewhere",
         "bind.present",
         "mount.",
         "port.not-published",

@@ -78,9 +78,9 @@ fn every_conflict_is_named_and_nothing_is_changed() {
     let before = world.inventories();
     for (container, options, conflict) in [
         ("web", &[][..], "port.taken"),
-        ("volume", &[], "volume.present"),
+        ("volume", &[], "volume.exists"),
         ("volume", &["--without-volumes"], "volume.exists"),
-        ("anonymous", &[], "volume.present"),
+        ("anonymous", &["--mode", "stateless"], "volume.stateless"),
         ("bind", &[], "bind.present"),
         ("bind", &["--without-volumes"], "bind.missing"),
         ("linked", &[], "network.links"),
@@ -92,7 +92,6 @@ fn every_conflict_is_named_and_nothing_is_changed() {
         ("taken", &[], "name.taken"),
         ("paused", &[], "container.paused"),
         ("stopped", &[], "container.not-running"),
-        ("wrote", &[], "layer.changed"),
         ("web", &["--publish", "1=2"], "port.not-published"),
     ] {
         let found = codes(&world.findings(container, options), "conflict");
@@ -103,12 +102,14 @@ fn every_conflict_is_named_and_nothing_is_changed() {
     }
     for (container, options) in [
         ("web", &["--publish", "8080=8081"][..]),
+        ("anonymous", &[]),
         ("anonymous", &["--without-volumes"]),
         ("differs", &["--reuse-networks"]),
         ("overlaps", &["--new-subnets"]),
         ("fixed", &["--new-subnets"]),
         ("taken", &["--rename", "free"]),
         ("taken", &["--replace"]),
+        ("wrote", &[]),
         ("wrote", &["--mode", "stateless"]),
         ("wrote", &["--without-layer"]),
     ] {
