@@ -7,7 +7,7 @@ use super::error::{Error, Result};
 use super::run::{HOST, PATH, checked, host, output};
 
 /// Programs the testbed runs on the host, or files it reads there, each with the Debian package that brings it.
-const TOOLS: [(&str, &str); 14] = [
+const TOOLS: [(&str, &str); 19] = [
     ("debootstrap", "debootstrap"),
     ("chroot", "coreutils"),
     ("ip", "iproute2"),
@@ -21,6 +21,12 @@ const TOOLS: [(&str, &str); 14] = [
     ("ssh", "openssh-client"),
     ("ssh-keygen", "openssh-client"),
     ("tar", "tar"),
+    // What tests of files compare with.
+    ("bsdtar", "libarchive-tools"),
+    ("getfacl", "acl"),
+    ("python3", "python3"),
+    ("rsync", "rsync"),
+    ("setfattr", "attr"),
     (
         "/usr/share/keyrings/debian-archive-trixie-stable.gpg",
         "debian-archive-keyring",
