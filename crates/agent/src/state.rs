@@ -75,7 +75,7 @@ impl Agent {
     /// Begins a migration from this node.
     ///
     /// # Errors
-    /// As [`Registry::depart`]; `agent.state` when the way cannot be kept.
+    /// `migrate.busy`, `migrate.known`; `agent.state` when the way cannot be kept.
     pub fn depart(self: &Arc<Self>, depart: Depart) -> Result<(), Fault> {
         let Depart { plan, route } = depart;
         let destination = self.outgoing.destination(&plan, &route);

@@ -175,7 +175,7 @@ pub struct MoveArgs {
     /// Seconds that each of these commands may take
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400), help_heading = "Freeze")]
     pub hook_timeout: u64,
-    /// Read hooks from a TOML file of [[hook]] tables: when, where (container or host), command, timeout
+    /// Read hooks from a TOML file, one "hook" table for each: when, where (container or host), command, timeout
     #[arg(long, value_name = "FILE", help_heading = "Freeze")]
     pub hooks: Option<PathBuf>,
     /// Bytes per second on the wire, at most; K, M and G may follow

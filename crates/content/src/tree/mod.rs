@@ -4,7 +4,7 @@
 //! path, a reader keeps one entry and the path that leads to it. One entry can be large: a file takes 40 bytes per extent, which
 //! is 40 MiB for a file of 1 TiB.
 //!
-//! Manifests come from other machines. A reader refuses whatever a writer would not have written; [`check`] reads a whole
+//! Manifests come from other machines. A reader refuses whatever a writer would not have written; [`check()`] reads a whole
 //! manifest, and with it what a stream alone cannot tell (that hard links lead to an entry, and to an equal one).
 
 mod check;
