@@ -147,9 +147,16 @@ fn a_volume_keeps_its_guid_through_every_move() {
         let plan = world.run(&args).json();
         let elements = plan[0]["elements"].as_array().unwrap();
         let volumes = elements.iter().filter(|e| e["volume"].is_object());
-        volumes
-            .map(|e| e["volume"]["guid"].as_str().unwrap().to_owned())
-            .collect()
+        // The engine lists a container's mounts in any order.
+        let by_name: std::collections::BTreeMap<&str, &str> = volumes
+            .map(|e| {
+                (
+                    e["volume"]["name"].as_str().unwrap(),
+                    e["volume"]["guid"].as_str().unwrap(),
+                )
+            })
+            .collect();
+        by_name.values().map(|guid| (*guid).to_owned()).collect()
     };
     let first = guids("a", "b");
     assert!(
