@@ -10,7 +10,8 @@ use tranship_core::engine::{ByteStream, ImportOptions};
 use tranship_core::fault::FaultKind;
 use tranship_core::{ContainerId, Engine, EngineError, Fault};
 
-use super::bridge::{self, Pieces, StreamReader};
+use super::bridge::{self, Pieces};
+use super::spool::{self, Incoming};
 use super::{Holder, PathRequest, RemoteStat, Unpacked, blocking, no_file, rewrite};
 
 /// The engine's path for a path of the holder.
@@ -142,24 +143,15 @@ pub(super) async fn unpack(
     container: &ContainerId,
     prefix: &str,
     asked: &PathRequest,
-    spool: std::path::PathBuf,
+    spool_directory: std::path::PathBuf,
     holder: &Holder,
-    archive: StreamReader,
+    archive: Incoming,
 ) -> Result<Unpacked, Fault> {
     let path = whole(prefix, &asked.path)?;
-    // Asked first, so that a mistake is told before everything is sent.
-    stat(engine, container, prefix, &asked.path, holder).await?;
     let owner = asked.owner;
     let (file, done) = blocking(move || {
-        let failed = |e: std::io::Error| {
-            Fault::new(
-                "agent.spool",
-                FaultKind::Environment,
-                format!("the archive cannot be kept in {}: {e}", spool.display()),
-            )
-            .with_hint("the agent's state directory needs space and write permission")
-        };
-        let mut file = nameless(&spool).map_err(failed)?;
+        let failed = |e: std::io::Error| spool::cannot_keep(&spool_directory, &e);
+        let mut file = spool::nameless(&spool_directory).map_err(failed)?;
         let out = BufWriter::with_capacity(262_144, &mut file);
         let done = rewrite::rewrite(archive, out, &FilterSpec::default(), owner)?;
         file.rewind().map_err(failed)?;
@@ -183,17 +175,4 @@ pub(super) async fn unpack(
         .await
         .map_err(|e| told(e, &asked.path, holder))?;
     Ok(done)
-}
-
-/// A file that nobody else finds and that is gone when it is closed.
-fn nameless(directory: &std::path::Path) -> std::io::Result<std::fs::File> {
-    use rustix::fs::{Mode, OFlags};
-    use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)?;
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?;
-    Ok(fd.into())
 }

@@ -13,7 +13,8 @@ use tranship_archive::writer::Writer;
 use tranship_core::Fault;
 use tranship_core::fault::{Explain as _, FaultKind};
 
-use super::bridge::{self, Pieces, StreamReader};
+use super::bridge::{self, Pieces};
+use super::spool::Incoming;
 use super::{Holder, Opened, PathRequest, RemoteStat, Unpacked, blocking, names, no_file, rewrite};
 
 /// The only attribute that docker writes to archives.
@@ -80,7 +81,7 @@ pub(super) async fn unpack(
     root: Arc<Root>,
     asked: PathRequest,
     opened: &Opened,
-    archive: StreamReader,
+    archive: Incoming,
 ) -> Result<Unpacked, Fault> {
     let holder = opened.holder.clone();
     let mut user = String::new();

@@ -3,7 +3,7 @@
 //! A container that runs or is paused is reached through the root directory of its process, so that everything that is
 //! mounted there is seen, memory included, and nothing of the engine is locked meanwhile. Everything else goes through the
 //! engine's own archive API. What goes in that way is kept in a file first: the engine locks a container for a whole
-//! upload, and two copies in opposite directions would wait for each other for ever.
+//! upload or download, and two copies in opposite directions would wait for each other for ever (`spool`).
 
 pub mod bridge;
 mod element;
@@ -12,6 +12,7 @@ mod live_way;
 mod names;
 mod request;
 mod rewrite;
+mod spool;
 mod stat;
 
 use std::sync::Arc;
@@ -154,6 +155,19 @@ impl Agent {
         Err(changed(holder))
     }
 
+    /// What the engine writes to is looked at first, so that a mistake is told before everything is sent.
+    async fn open_to_write(&self, holder: &Holder, asked: &PathRequest) -> Result<Opened, Fault> {
+        let opened = self.open(holder).await?;
+        if let Way::Engine(container, prefix) = &opened.way {
+            let seen = engine_way::stat(self.engine(), container, prefix, &asked.path, holder).await;
+            if let Err(fault) = seen {
+                self.close(opened).await;
+                return Err(fault);
+            }
+        }
+        Ok(opened)
+    }
+
     async fn close(&self, opened: Opened) {
         if let Some(place) = &opened.place
             && let Err(error) = self.engine().release(place).await
@@ -234,24 +248,18 @@ impl Agent {
         S: futures_util::Stream<Item = Result<bytes::Bytes, E>> + Send + Unpin + 'static,
         E: std::error::Error + Send + Sync + 'static,
     {
-        let opened = self.open(holder).await?;
+        let spool = self.copies.spool();
+        let (opened, archive) = spool::meanwhile(
+            || self.open_to_write(holder, asked),
+            spool.clone(),
+            bridge::reader(archive),
+        )
+        .await?;
         let done = match &opened.way {
-            Way::Live(root) => {
-                let root = Arc::clone(root);
-                live_way::unpack(root, asked.clone(), &opened, bridge::reader(archive)).await
-            }
+            Way::Live(root) => live_way::unpack(Arc::clone(root), asked.clone(), &opened, archive).await,
             Way::Engine(container, prefix) => {
-                let spool = self.copies.spool();
-                engine_way::unpack(
-                    self.engine(),
-                    container,
-                    prefix,
-                    asked,
-                    spool,
-                    &opened.holder,
-                    bridge::reader(archive),
-                )
-                .await
+                let (engine, holder) = (self.engine(), &opened.holder);
+                engine_way::unpack(engine, container, prefix, asked, spool, holder, archive).await
             }
         };
         let done = match (done, &opened.spec) {

@@ -316,7 +316,8 @@ fn a_mount_point_is_never_replaced() {
 fn opposite_copies_at_once_do_not_wait_for_each_other() {
     let b = bench!();
     let docker = |args: &[&str]| b.world.a.exec_ok(args).unwrap();
-    b.shell("dd if=/dev/zero of=/big bs=1M count=40 2>/dev/null");
+    // More than all buffers between the two ends together: each download goes on while the other copy's upload begins.
+    b.shell("dd if=/dev/zero of=/big bs=1M count=150 2>/dev/null");
     docker(&["docker", "kill", "c1"]);
     b.done(&["c1:/big", "k1:/big"]);
     for _ in 0..3 {
@@ -325,6 +326,7 @@ fn opposite_copies_at_once_do_not_wait_for_each_other() {
             scope.spawn(|| b.done(&["k1:/big", "c1:/tmp/x"]));
         });
     }
+    b.done(&["k1:/big", "k1:/tmp/within"]);
 }
 
 #[test]
