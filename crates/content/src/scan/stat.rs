@@ -155,17 +155,21 @@ pub(crate) fn open_directory(parent: impl AsFd, name: &[u8]) -> Result<OwnedFd, 
 
 /// Opens a regular file in a directory; what is none any more has gone. Reading it leaves its access time alone where that is
 /// allowed.
+///
+/// Whoever writes to the tree may put a device in the file's place at any moment, and opening a device does things: a watchdog
+/// begins to count. So the file is held first, without opening it, and what is opened is what is held.
 pub(crate) fn open_file(parent: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = match fs::openat(&parent, name, flags | OFlags::NOATIME, Mode::empty()) {
-        Err(Errno::PERM) => fs::openat(&parent, name, flags, Mode::empty())?,
-        other => other?,
-    };
-    let mode = fs::fstat(&file)?.st_mode;
-    if fs::FileType::from_raw_mode(mode).is_file() {
-        Ok(file)
-    } else {
-        Err(Errno::NOENT)
+    let held = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let held = fs::openat(&parent, name, held, Mode::empty())?;
+    let mode = fs::fstat(&held)?.st_mode;
+    if !fs::FileType::from_raw_mode(mode).is_file() {
+        return Err(Errno::NOENT);
+    }
+    let way = format!("/proc/self/fd/{}", held.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    match fs::open(&way, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => fs::open(&way, flags, Mode::empty()),
+        other => other,
     }
 }
 

@@ -16,6 +16,8 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(super) struct Cost {
     /// From start to end.
     pub(super) time: Duration,
+    /// From start until everything is on the disk; zero where that was not measured.
+    pub(super) durable: Duration,
     /// Processor time of all processes of both hosts, in user and kernel mode.
     pub(super) processor: Duration,
     /// The most that the moving processes of both hosts held at once, anonymous memory only, in bytes.
@@ -61,6 +63,7 @@ pub(super) fn cost<T>(
     looker.join().map_err(|_| "the measuring thread ended early")?;
     let cost = Cost {
         time,
+        durable: Duration::ZERO,
         processor: processor_after.saturating_sub(processor_before),
         memory: peak.load(Ordering::Relaxed),
         wire: wire_after - wire_before,
@@ -77,6 +80,7 @@ pub(super) fn medians(costs: &[Cost]) -> Cost {
     };
     Cost {
         time: median(costs.iter().map(|c| c.time).collect()),
+        durable: median(costs.iter().map(|c| c.durable).collect()),
         processor: median(costs.iter().map(|c| c.processor).collect()),
         memory: costs.iter().map(|c| c.memory).max().unwrap_or_default(),
         wire: middle(|c| c.wire),
