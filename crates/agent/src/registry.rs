@@ -183,7 +183,12 @@ impl Registry {
     pub fn go_on(self: &Arc<Self>, record: DepartureRecord, destination: Arc<dyn Destination>, ways: Ways) {
         if !record.plan.mode.is_stateful() {
             let registry = Arc::clone(self);
-            tokio::spawn(async move { registry.settle_stateless(record).await });
+            tokio::spawn(async move {
+                let id = record.plan.id.clone();
+                registry.settle_stateless(record).await;
+                registry.records.close(&id);
+                ways.forget_out(&id);
+            });
             return;
         }
         let plan = record.plan.clone();
@@ -202,6 +207,11 @@ impl Registry {
                 record,
             )
         });
+    }
+
+    /// Removes what an agent that was killed left of locks; those of migrations that go on are held by now.
+    pub fn sweep_locks(&self) {
+        self.locks.sweep();
     }
 
     /// In stateless mode whoever is in doubt serves.

@@ -60,6 +60,13 @@ mod switched_on {
         let _ = FILE.set(file);
     }
 
+    /// What a test set beside the file that arms places, in a file of the same name with `.NAME` at its end.
+    #[must_use]
+    pub fn setting(name: &str) -> Option<String> {
+        let text = std::fs::read_to_string(FILE.get()?.with_extension(name)).ok()?;
+        Some(text.trim().to_owned())
+    }
+
     pub(crate) async fn reach(name: &str) -> Result<(), Fault> {
         let Some(file) = FILE.get() else { return Ok(()) };
         let reached = file.with_extension("reached");
@@ -99,7 +106,7 @@ mod switched_on {
 #[cfg(feature = "fail-points")]
 pub(crate) use switched_on::reach;
 #[cfg(feature = "fail-points")]
-pub use switched_on::read_from;
+pub use switched_on::{read_from, setting};
 
 /// Passes the place `name`.
 #[cfg(not(feature = "fail-points"))]

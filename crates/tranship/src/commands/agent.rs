@@ -174,9 +174,8 @@ async fn join(context: &Context, args: &AgentArgs, place: &Place) -> Result<(), 
     };
     let stdio =
         StdioStream::take().map_err(|e| Fault::new("agent.stdio", FaultKind::Environment, e.to_string()))?;
-    let counts = Arc::default();
-    // Either end going away is how every connection ends.
-    if let Err(error) = tranship_wire::relay::relay(stdio, stream, &counts).await {
+    // An agent that is gone must be seen at once at the other end of ssh.
+    if let Err(error) = tranship_wire::relay::relay_until_gone(stdio, stream).await {
         tracing::debug!("the connection ended: {error}");
     }
     Ok(())

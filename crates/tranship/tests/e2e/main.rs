@@ -25,3 +25,4 @@ mod moves;
 mod output;
 mod races;
 mod state;
+mod versions;

@@ -113,6 +113,7 @@ pub fn of_agent(node: &Node) -> Holdings {
     for directory in ["aside", "content", "departures", "arrivals", "ways", ""] {
         for name in names(&state.join(directory)) {
             if name.ends_with(".new")
+                || name.ends_with(".out")
                 || name.ends_with(".trash")
                 || (directory == "aside" && !name.starts_with("partial-"))
             {

@@ -113,7 +113,15 @@ impl Scene {
         self.make_trouble(case, &mut child);
         let troubled = Instant::now();
         let (states, in_doubt) = self.settle(&known, &mut child, case, troubled, &keeper, &poller);
+        let settled = begun.elapsed();
         let outcome = finish(child);
+        if std::env::var_os("TRANSHIP_FAULTS_SHOW").is_some() {
+            let end = begun.elapsed();
+            println!(
+                "settled after {settled:?}, caller ended after {end:?}\n{}",
+                outcome.stderr
+            );
+        }
         assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
         let complete = states.departure == "complete";
         let survivor = if complete { &self.world.b } else { &self.world.a };

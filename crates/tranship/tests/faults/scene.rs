@@ -14,7 +14,7 @@ use tranship_testkit::testbed::{Node, Options};
 
 use crate::cases::{Case, Mode, Side};
 use crate::leftovers;
-use crate::world::World;
+use crate::world::{World, wait_until};
 
 /// Directories of the destination that are on small disks.
 const SMALL: [(&str, u64); 2] = [("/var/lib/docker", 1 << 30), ("/var/lib/tranship", 32 << 20)];
@@ -89,6 +89,9 @@ impl Scene {
             empty: None,
         };
         scene.clear();
+        // The ends of the connections that brought it go a moment later.
+        let ended = |node: &Node| !node.command_lines().iter().any(|l| l.contains("agent --stdio"));
+        wait_until(|| scene.nodes().into_iter().all(ended));
         scene.empty = Some(scene.holdings());
         Some(scene)
     }
