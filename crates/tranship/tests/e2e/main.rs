@@ -21,6 +21,7 @@ mod connections;
 mod cp;
 mod failures;
 mod fidelity;
+mod journals;
 mod moves;
 mod output;
 mod races;
