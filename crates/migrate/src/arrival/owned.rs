@@ -66,7 +66,14 @@ impl Arrival {
                 }
                 Action::Save(state) => {
                     let before = std::mem::replace(&mut record.state, state);
-                    match self.save(record).await {
+                    let saved = if state == ArrivalState::Adopted {
+                        // It has proved itself, and what it answered for is here only: a full disk may have room again.
+                        let record = &*record;
+                        self.patiently(|| self.save(record), |_| true).await
+                    } else {
+                        self.save(record).await
+                    };
+                    match saved {
                         Ok(()) => half.on(Input::Saved),
                         Err(fault) => {
                             record.state = before;
@@ -177,11 +184,19 @@ impl Arrival {
     where
         F: Future<Output = Result<(), EngineError>>,
     {
+        self.patiently(act, engine_away).await
+    }
+
+    /// Repeats what may go well a moment later, until the source gives up or time is over.
+    async fn patiently<E, F>(&self, act: impl Fn() -> F, passing: impl Fn(&E) -> bool) -> Result<(), E>
+    where
+        F: Future<Output = Result<(), E>>,
+    {
         let begun = tokio::time::Instant::now();
         loop {
             match act().await {
                 Err(error)
-                    if engine_away(&error) && begun.elapsed() < ENGINE_AWAY && !*self.cancelled.borrow() =>
+                    if passing(&error) && begun.elapsed() < ENGINE_AWAY && !*self.cancelled.borrow() =>
                 {
                     tokio::time::sleep(AGAIN).await;
                 }
