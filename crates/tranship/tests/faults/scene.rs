@@ -90,7 +90,8 @@ impl Scene {
         };
         scene.clear();
         // The ends of the connections that brought it go a moment later.
-        let ended = |node: &Node| !node.command_lines().iter().any(|l| l.contains("agent --stdio"));
+        let passing = |l: &String| l.contains("agent --stdio") || l.starts_with("sshd-session");
+        let ended = |node: &Node| !node.command_lines().iter().any(passing);
         wait_until(|| scene.nodes().into_iter().all(ended));
         scene.empty = Some(scene.holdings());
         Some(scene)
@@ -187,12 +188,13 @@ impl Scene {
 
     /// Places that were passed on a node since the case began.
     pub fn reached(&self, node: &Node) -> Vec<String> {
-        let text = node
+        let file = node
             .root()
-            .and_then(|root| {
-                Ok(std::fs::read_to_string(root.join("run/tranship/fail-point.reached")).unwrap_or_default())
-            })
-            .unwrap_or_default();
+            .map(|root| root.join("run/tranship/fail-point.reached"));
+        let text = file.map_or_else(
+            |_| String::new(),
+            |file| std::fs::read_to_string(file).unwrap_or_default(),
+        );
         text.lines().map(str::to_owned).collect()
     }
 
