@@ -299,8 +299,10 @@ impl Arrival {
             let policy = &member.restart_policy;
             if !policy.is_never() {
                 let id = container_of(record, index)?;
-                self.insist(|| self.ports.engine.set_restart_policy(&id, policy))
-                    .await?;
+                let give = || self.ports.engine.set_restart_policy(&id, policy);
+                // An engine whose disk is full for a moment cannot note it either.
+                let passing = |error: &EngineError| !matches!(error, EngineError::NotFound { .. });
+                self.patiently(give, passing).await?;
             }
         }
         Ok(())
