@@ -212,7 +212,7 @@ impl Scene {
                 rule("-D");
             }
             Trouble::FullDisks => {
-                self.fill_disks();
+                self.fill_disks(!self.world.b.running_containers().is_empty());
                 release();
                 std::thread::sleep(Duration::from_secs(4));
                 self.free_disks();
