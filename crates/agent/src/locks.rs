@@ -67,6 +67,20 @@ impl Locks {
         Ok(held)
     }
 
+    /// Removes the files of locks that nobody holds: an agent that was killed left them.
+    pub fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.directory) else {
+            return;
+        };
+        for path in entries.flatten().map(|e| e.path()) {
+            let Ok(file) = File::open(&path) else { continue };
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                // Removed while it is held, as always; one that stays is no harm.
+                let _ = fs::remove_file(&path);
+            }
+        }
+    }
+
     fn take_one(&self, path: &Path, id: &MigrationId) -> Result<File, Refused> {
         use std::os::unix::fs::MetadataExt as _;
         fs::DirBuilder::new()
@@ -124,5 +138,24 @@ mod tests {
         assert!(fault.to_string().contains("m1"), "{fault}");
         drop(held);
         locks.take(&two, &container).unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_agent_left_is_swept_away_and_what_is_held_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let locks = Locks::new(directory.path());
+        locks.sweep();
+        let id = MigrationId::new("m1").unwrap();
+        let container = |c: &str| [ContainerId::new(c.repeat(64)).unwrap()];
+        let held = locks.take(&id, &container("c")).unwrap();
+        let left = directory
+            .path()
+            .join("locks")
+            .join(format!("{}.lock", "d".repeat(64)));
+        fs::write(&left, "m0").unwrap();
+        locks.sweep();
+        assert!(!left.exists());
+        assert!(locks.take(&id, &container("c")).is_err(), "it is still held");
+        drop(held);
     }
 }

@@ -18,10 +18,20 @@ use crate::guids::Guids;
 
 /// Milliseconds since 1970. For people and records only: no decision depends on it.
 #[must_use]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one clock on the wall that people are shown"
+)]
 pub fn now_ms() -> u64 {
-    SystemTime::now()
+    let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+    #[cfg(feature = "fail-points")]
+    let now = match tranship_migrate::failpoint::setting("clock").and_then(|ms| ms.parse().ok()) {
+        Some(skew) => now.saturating_add_signed(skew),
+        None => now,
+    };
+    now
 }
 
 /// Collects the facts about this node.

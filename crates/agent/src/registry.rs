@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tranship_core::event::Event;
 use tranship_core::fault::FaultKind;
 use tranship_core::{Engine, Fault, MigrationId};
-use tranship_migrate::departure::{self, Order};
+use tranship_migrate::departure::Order;
 use tranship_migrate::destination::ArrivalState;
 use tranship_migrate::protocol::Owner;
 use tranship_migrate::record::{ArrivalRecord, DepartureRecord, DepartureState, RecordError, Records};
@@ -181,11 +181,6 @@ impl Registry {
 
     /// Goes on with a departure that an agent that ended left open.
     pub fn go_on(self: &Arc<Self>, record: DepartureRecord, destination: Arc<dyn Destination>, ways: Ways) {
-        if !record.plan.mode.is_stateful() {
-            let registry = Arc::clone(self);
-            tokio::spawn(async move { registry.settle_stateless(record).await });
-            return;
-        }
         let plan = record.plan.clone();
         let containers: Vec<_> = plan.members().into_iter().map(|m| m.create.spec.id).collect();
         // Nobody can hold them: the agent that did is gone, or this one would not have its socket.
@@ -204,31 +199,9 @@ impl Registry {
         });
     }
 
-    /// In stateless mode whoever is in doubt serves.
-    async fn settle_stateless(self: &Arc<Self>, mut record: DepartureRecord) {
-        let fault = Fault::new(
-            "agent.restarted",
-            FaultKind::RolledBack,
-            "the source's agent ended before the migration did",
-        );
-        let fault = match record.state {
-            DepartureState::Frozen | DepartureState::NotResumed => {
-                match departure::resume(self.ports.engine.as_ref(), &record.plan).await {
-                    Ok(()) => fault,
-                    Err(stuck) => stuck,
-                }
-            }
-            DepartureState::InDoubt => return,
-            _ => fault,
-        };
-        record.state = match fault.kind {
-            FaultKind::InDoubt => DepartureState::NotResumed,
-            _ => DepartureState::RolledBack,
-        };
-        record.fault = Some(fault.on_container(record.plan.spec().name.clone()));
-        if let Err(error) = Published(Arc::clone(self)).save_departure(&record).await {
-            tracing::error!("{error}");
-        }
+    /// Removes what an agent that was killed left of locks; those of migrations that go on are held by now.
+    pub fn sweep_locks(&self) {
+        self.locks.sweep();
     }
 
     fn task(&self, plan: Plan) -> DepartureTask {

@@ -107,6 +107,7 @@ impl Agent {
             let destination = self.outgoing.destination(&record.plan, &route);
             self.registry.go_on(record, destination, self.ways.clone());
         }
+        self.registry.sweep_locks();
         let agent = Arc::clone(self);
         async move {
             for id in doors {
@@ -122,7 +123,7 @@ impl Agent {
     /// Who it is and what it can do.
     #[must_use]
     pub fn hello(&self) -> Hello {
-        Hello {
+        let hello = Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol_min: PROTOCOL_MIN,
             protocol_max: PROTOCOL_MAX,
@@ -142,7 +143,10 @@ impl Agent {
             instance: self.identity.instance.clone(),
             busy: self.registry.busy() + self.incoming.open(),
             fingerprint: self.identity.key.fingerprint(),
-        }
+        };
+        #[cfg(feature = "fail-points")]
+        let hello = as_if_of_another_version(hello);
+        hello
     }
 
     /// Facts about the node.
@@ -240,6 +244,22 @@ impl Agent {
             && self.incoming.open() == 0
             && self.copies.busy() == 0
     }
+}
+
+/// Tests meet agents of other versions: `MIN MAX VERSION` in the setting `protocol`.
+#[cfg(feature = "fail-points")]
+fn as_if_of_another_version(mut hello: Hello) -> Hello {
+    let text = tranship_migrate::failpoint::setting("protocol").unwrap_or_default();
+    let mut words = text.split(' ');
+    if let (Some(Ok(min)), Some(Ok(max)), Some(version)) = (
+        words.next().map(str::parse),
+        words.next().map(str::parse),
+        words.next(),
+    ) {
+        (hello.protocol_min, hello.protocol_max) = (min, max);
+        version.clone_into(&mut hello.version);
+    }
+    hello
 }
 
 /// A caller's connection.

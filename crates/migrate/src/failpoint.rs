@@ -49,11 +49,22 @@ mod switched_on {
 
     static FILE: OnceLock<PathBuf> = OnceLock::new();
 
-    /// Says which file arms a place: its text is `NAME=fail`, `NAME=wait:MILLISECONDS` or `NAME=die`. Places that are
-    /// passed are appended to a file of the same name with `.reached` at its end.
+    /// How often a place that holds looks whether it may go on.
+    const LOOK: std::time::Duration = std::time::Duration::from_millis(10);
+
+    /// Says which file arms places. Its lines are `NAME=fail`, `NAME=die`, `NAME=wait:MILLISECONDS`, or `NAME=hold`, which
+    /// waits until the line is gone. Places that are passed are appended to a file of the same name with `.reached` at its
+    /// end.
     pub fn read_from(file: PathBuf) {
         // The first file stays: one process has one.
         let _ = FILE.set(file);
+    }
+
+    /// What a test set beside the file that arms places, in a file of the same name with `.NAME` at its end.
+    #[must_use]
+    pub fn setting(name: &str) -> Option<String> {
+        let text = std::fs::read_to_string(FILE.get()?.with_extension(name)).ok()?;
+        Some(text.trim().to_owned())
     }
 
     pub(crate) async fn reach(name: &str) -> Result<(), Fault> {
@@ -67,25 +78,27 @@ mod switched_on {
             // Tests see a missing line; a migration must not fail for it.
             let _ = writeln!(list, "{name}");
         }
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        let action = text
-            .trim()
-            .split_once('=')
-            .and_then(|(point, action)| (point == name).then_some(action));
-        match action {
-            None => Ok(()),
-            Some("die") => std::process::abort(),
-            Some(other) => match other.strip_prefix("wait:").and_then(|ms| ms.parse().ok()) {
-                Some(ms) => {
+        loop {
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            let mut lines = text.lines().filter_map(|line| line.trim().split_once('='));
+            let action = lines.find_map(|(point, action)| (point == name).then_some(action));
+            match action {
+                None => return Ok(()),
+                Some("die") => std::process::abort(),
+                Some("hold") => tokio::time::sleep(LOOK).await,
+                Some(other) => {
+                    let wait = other.strip_prefix("wait:").and_then(|ms| ms.parse().ok());
+                    let Some(ms) = wait else {
+                        return Err(Fault::new(
+                            "test.fail-point",
+                            FaultKind::Environment,
+                            format!("fail point {name}"),
+                        ));
+                    };
                     tokio::time::sleep(std::time::Duration::from_millis(ms)).await;
-                    Ok(())
+                    return Ok(());
                 }
-                None => Err(Fault::new(
-                    "test.fail-point",
-                    FaultKind::Environment,
-                    format!("fail point {name}"),
-                )),
-            },
+            }
         }
     }
 }
@@ -93,7 +106,7 @@ mod switched_on {
 #[cfg(feature = "fail-points")]
 pub(crate) use switched_on::reach;
 #[cfg(feature = "fail-points")]
-pub use switched_on::read_from;
+pub use switched_on::{read_from, setting};
 
 /// Passes the place `name`.
 #[cfg(not(feature = "fail-points"))]

@@ -276,6 +276,45 @@ async fn no_pair_of_failures_makes_two_instances_or_a_silent_loss() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_engine_that_is_away_for_a_moment_after_the_start_sends_nothing_back() {
+    for mode in [ModeRequest::Cold, ModeRequest::Warm] {
+        let clean = scene(&options(mode), |_| {});
+        let _ = run_quietly(&clean).await;
+        let calls = clean.destination.calls();
+        let start = calls.iter().position(|c| *c == "start").unwrap();
+        for first in start..calls.len() {
+            let scene = scene(&options(mode), |_| {});
+            let away: Vec<_> = (first..first + 3).map(|n| (n, Failure::After)).collect();
+            scene.destination.fail(&away);
+            let record = run_quietly(&scene).await;
+            let what = format!("{mode:?} call {first}, {}: {:?}", calls[first], record.fault);
+            assert_eq!(record.state, DepartureState::Complete, "{what}");
+            check(&scene, &record, &what);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_paused_is_ended_before_the_commit_and_comes_back_by_a_start() {
+    let clean = scene(&options(ModeRequest::Warm), |_| {});
+    let _ = run_quietly(&clean).await;
+    let calls = clean.destination.calls();
+    let start = calls.iter().position(|c| *c == "start").unwrap();
+    let scene = scene(&options(ModeRequest::Warm), |_| {});
+    scene.destination.fail(&[(start, Failure::Before)]);
+    let record = run_quietly(&scene).await;
+    assert_eq!(record.state, DepartureState::RolledBack, "{:?}", record.fault);
+    let calls = scene.source.calls();
+    let last = |name: &str| calls.iter().rposition(|c| *c == name);
+    assert!(
+        last("pause") < last("kill") && last("kill") < last("start"),
+        "{calls:?}"
+    );
+    assert_eq!(last("unpause"), None);
+    check(&scene, &record, "a start that fails there");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_unhealthy_container_goes_back() {
     for mode in [ModeRequest::Stateless, ModeRequest::Cold, ModeRequest::Warm] {
         let scene = scene(&options(mode), |_| {});

@@ -87,7 +87,11 @@ async fn connect_inner(context: &Context, address: &NodeAddress, label: &str) ->
                 env!("CARGO_PKG_VERSION"),
             ),
         )
-        .with_hint("install versions that are no more than one apart"));
+        .with_hint(if hello.busy > 0 {
+            "that one is at work: this version takes its place once its migrations are over"
+        } else {
+            "install versions that are no more than one apart"
+        }));
     }
     Ok(Connection {
         address: address.clone(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader, ReadBuf};
 
 /// Enough to keep a fast link busy.
 const BUFFER: usize = 256 << 10;
@@ -52,6 +52,35 @@ where
         .map(drop)
 }
 
+/// Copies in both directions until the second stream has ended, which is the end of all: whoever is behind it is gone, and
+/// reads nothing that still comes. The end of the first stream is passed on, and what is answered to it still comes.
+///
+/// # Errors
+/// The first failure of either stream.
+pub async fn relay_until_gone<A, B>(first: A, second: B) -> io::Result<()>
+where
+    A: AsyncRead + AsyncWrite,
+    B: AsyncRead + AsyncWrite,
+{
+    let (first_in, mut first_out) = tokio::io::split(first);
+    let (second_in, mut second_out) = tokio::io::split(second);
+    let forward = async {
+        let mut first_in = BufReader::with_capacity(BUFFER, first_in);
+        tokio::io::copy_buf(&mut first_in, &mut second_out).await?;
+        second_out.shutdown().await?;
+        std::future::pending::<io::Result<()>>().await
+    };
+    let back = async {
+        let mut second_in = BufReader::with_capacity(BUFFER, second_in);
+        tokio::io::copy_buf(&mut second_in, &mut first_out).await?;
+        first_out.shutdown().await
+    };
+    tokio::select! {
+        ended = back => ended,
+        failed = forward => failed,
+    }
+}
+
 struct Counted<IO> {
     io: IO,
     counts: Arc<RelayCounts>,
@@ -91,6 +120,40 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Counted<IO> {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn the_end_of_whoever_answers_is_the_end_of_all() {
+        let (mut caller, near) = tokio::io::duplex(16);
+        let (mut agent, far) = tokio::io::duplex(16);
+        let relayed = tokio::spawn(relay_until_gone(near, far));
+        caller.write_all(b"asked").await.unwrap();
+        let mut asked = [0; 5];
+        agent.read_exact(&mut asked).await.unwrap();
+        agent.write_all(b"answer").await.unwrap();
+        drop(agent);
+        // The caller's own end is still open.
+        let mut got = String::new();
+        caller.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "answer");
+        relayed.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_answered_after_the_last_question_still_comes() {
+        let (mut caller, near) = tokio::io::duplex(16);
+        let (mut agent, far) = tokio::io::duplex(16);
+        let relayed = tokio::spawn(relay_until_gone(near, far));
+        caller.write_all(b"asked").await.unwrap();
+        caller.shutdown().await.unwrap();
+        let mut got = String::new();
+        agent.read_to_string(&mut got).await.unwrap();
+        agent.write_all(b"answer").await.unwrap();
+        drop(agent);
+        got.clear();
+        caller.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "answer");
+        relayed.await.unwrap().unwrap();
+    }
 
     #[tokio::test]
     async fn both_directions_are_copied_counted_and_ended_one_by_one() {

@@ -31,9 +31,26 @@ pub fn run(ci: bool) -> Result<(), Box<dyn std::error::Error>> {
             "tranship",
             "--features",
             "fail-points",
+            "--bins",
+            "--test",
+            "e2e",
             "--",
             "--test-threads",
             "2",
+        ],
+    )?;
+    // Every fault at every place: some hundred migrations, several at a time, and a table of how they ended.
+    cargo_test(
+        skips.path(),
+        &[
+            "--package",
+            "tranship",
+            "--features",
+            "fail-points",
+            "--test",
+            "faults",
+            "--",
+            "--nocapture",
         ],
     )?;
     let skipped = std::fs::read_to_string(skips.path())?;

@@ -222,6 +222,10 @@ impl<'a> Context<'a> {
 }
 
 /// The clock that stamps files, or one that is ahead of it by no more than its tick.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "compared with times of files only, which are of the same clock"
+)]
 pub(crate) fn now() -> Timestamp {
     match std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH) {
         Ok(since) => Timestamp {

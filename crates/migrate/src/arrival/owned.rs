@@ -4,15 +4,19 @@ use std::time::Duration;
 
 use tranship_core::container::{ContainerState, Health};
 use tranship_core::fault::FaultKind;
-use tranship_core::{ContainerId, Fault};
+use tranship_core::{ContainerId, EngineError, Fault};
 
 use super::{Arrival, container_of, undo, waits_for_memory};
 use crate::destination::{ADOPTED, Adopted, ArrivalState, DISCARDED, Discarded};
+use crate::failpoint;
+use crate::health::{self, ENGINE_AWAY, Proof, engine_away};
 use crate::plan::Mode;
 use crate::protocol::destination::{Action, Destination, Input};
 use crate::protocol::{Answer, Message, Owner};
 use crate::record::{ArrivalRecord, Undo};
-use crate::{failpoint, health};
+
+/// How often an engine that is away is asked again.
+const AGAIN: Duration = Duration::from_millis(300);
 
 /// Why containers are started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +66,14 @@ impl Arrival {
                 }
                 Action::Save(state) => {
                     let before = std::mem::replace(&mut record.state, state);
-                    match self.save(record).await {
+                    let saved = if state == ArrivalState::Adopted {
+                        // It has proved itself, and what it answered for is here only: a full disk may have room again.
+                        let record = &*record;
+                        self.patiently(|| self.save(record), |_| true).await
+                    } else {
+                        self.save(record).await
+                    };
+                    match saved {
                         Ok(()) => half.on(Input::Saved),
                         Err(fault) => {
                             record.state = before;
@@ -144,7 +155,7 @@ impl Arrival {
         {
             let id = container_of(record, index)?;
             if !waits_for_memory(record, index) {
-                self.ports.engine.start(&id).await?;
+                self.insist(|| self.ports.engine.start(&id)).await?;
                 continue;
             }
             // What is to be in memory comes from the source.
@@ -167,9 +178,37 @@ impl Arrival {
         }
     }
 
+    /// Repeats what an engine that is away did not hear: it may be restarted just now. A container that ran here has
+    /// answered for things that are nowhere else, so that going back is the last resort.
+    async fn insist<F>(&self, act: impl Fn() -> F) -> Result<(), EngineError>
+    where
+        F: Future<Output = Result<(), EngineError>>,
+    {
+        self.patiently(act, engine_away).await
+    }
+
+    /// Repeats what may go well a moment later, until the source gives up or time is over.
+    async fn patiently<E, F>(&self, act: impl Fn() -> F, passing: impl Fn(&E) -> bool) -> Result<(), E>
+    where
+        F: Future<Output = Result<(), E>>,
+    {
+        let begun = tokio::time::Instant::now();
+        loop {
+            match act().await {
+                Err(error)
+                    if passing(&error) && begun.elapsed() < ENGINE_AWAY && !*self.cancelled.borrow() =>
+                {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
     async fn start_kept(&self, record: &ArrivalRecord) -> Result<(), Fault> {
         for index in record.plan.start_order() {
-            self.ports.engine.start(&container_of(record, index)?).await?;
+            let id = container_of(record, index)?;
+            self.insist(|| self.ports.engine.start(&id)).await?;
         }
         Ok(())
     }
@@ -180,7 +219,7 @@ impl Arrival {
     /// `health.exited`, `health.unhealthy` or `health.timeout` with the container's last lines; [`ADOPTED`] or [`DISCARDED`]
     /// where that is decided.
     pub async fn ready(&self) -> Result<Adopted, Fault> {
-        let (members, containers, patient) = {
+        let (members, containers, patient, stateful) = {
             let mut record = self.record.lock().await;
             let mut half = Destination::holding(Some(record.state));
             half.on(Input::Asked(Message::Ready));
@@ -195,12 +234,18 @@ impl Arrival {
                 members,
                 containers,
                 record.plan.options.health_timeout_ms.is_some(),
+                record.plan.mode.is_stateful(),
             )
         };
         let mut proved = Adopted::default();
         for (index, (member, id)) in members.iter().zip(&containers).enumerate() {
-            let timeout = Duration::from_millis(member.health_timeout_ms);
-            let ready = health::wait_until_ready(self.ports.engine.as_ref(), id, timeout, patient);
+            let proof = Proof {
+                timeout: Duration::from_millis(member.health_timeout_ms),
+                patient,
+                // Where the source serves, going back loses nothing.
+                parked: stateful.then_some(&member.restart_policy),
+            };
+            let ready = health::wait_until_ready(self.ports.engine.as_ref(), id, &proof);
             let status = self
                 .unless_cancelled(ready)
                 .await
@@ -254,7 +299,10 @@ impl Arrival {
             let policy = &member.restart_policy;
             if !policy.is_never() {
                 let id = container_of(record, index)?;
-                self.ports.engine.set_restart_policy(&id, policy).await?;
+                let give = || self.ports.engine.set_restart_policy(&id, policy);
+                // An engine whose disk is full for a moment cannot note it either.
+                let passing = |error: &EngineError| !matches!(error, EngineError::NotFound { .. });
+                self.patiently(give, passing).await?;
             }
         }
         Ok(())

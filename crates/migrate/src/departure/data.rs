@@ -16,7 +16,7 @@ use tranship_core::storage::{
     RoundReport, SyncOptions,
 };
 
-use super::{Departure, PATIENCE, PROGRESS_EVERY, RETRY, millis};
+use super::{Departure, LOST_DESTINATION, PATIENCE, PROGRESS_EVERY, RETRY, millis};
 use crate::destination::{Destination, link_lost};
 use crate::elements::Target;
 use crate::failpoint;
@@ -351,14 +351,7 @@ impl Departure {
                 frozen: true,
                 durable: false,
             };
-            let report = round_of_one(
-                &self.destination,
-                &mut open,
-                frozen,
-                &self.given_up,
-                meter.of_one(),
-            )
-            .await;
+            let report = round_of_one(&self.destination, &mut open, frozen, &self.given_up, &meter).await;
             self.elements.push(open);
             self.record.bytes_sent += report?.wire_bytes;
         }
@@ -386,10 +379,9 @@ async fn rounds(
 ) -> Vec<Result<RoundReport, Fault>> {
     let mut work: Vec<BoxFuture<'_, Result<RoundReport, Fault>>> = Vec::new();
     for element in elements.iter_mut() {
-        let progress = meter.of_one();
         work.push(Box::pin(async move {
             let label = element.label.clone();
-            let done = round_of_one(destination, element, options, given_up, progress).await;
+            let done = round_of_one(destination, element, options, given_up, meter).await;
             done.map_err(|mut fault| {
                 fault.message = format!("{label}: {}", fault.message);
                 let there = ["wire.", "arrival.", "content.link-lost"]
@@ -408,9 +400,11 @@ async fn round_of_one(
     element: &mut OpenElement,
     options: RoundOptions,
     given_up: &CancellationToken,
-    progress: ProgressFn,
+    meter: &Arc<Meter>,
 ) -> Result<RoundReport, Fault> {
+    let progress = meter.of_one();
     let begun = Instant::now();
+    let mut warned = false;
     loop {
         let round = async {
             let pipe = destination.element(element.index).await?;
@@ -424,6 +418,12 @@ async fn round_of_one(
                     && begun.elapsed() < PATIENCE
                     && !given_up.is_cancelled() =>
             {
+                // Whoever watches may be able to bring it back.
+                if !warned {
+                    warned = true;
+                    let text = format!("{LOST_DESTINATION}, trying again: {fault}");
+                    meter.reporter.report(Event::Warning { text });
+                }
                 tokio::time::sleep(RETRY).await;
             }
             done => return done,

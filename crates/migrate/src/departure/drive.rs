@@ -9,6 +9,7 @@ use tranship_core::fault::FaultKind;
 
 use super::{Departure, LOST_DESTINATION, PATIENCE, RETRY, RunningPhase, millis, rollback};
 use crate::destination::{link_lost, meaning};
+use crate::elements::Target;
 use crate::failpoint;
 use crate::options::HookTime;
 use crate::plan::Mode;
@@ -160,7 +161,9 @@ impl Departure {
         Ok(())
     }
 
-    /// The source must stand as it was frozen: what somebody started meanwhile wrote what did not travel.
+    /// The source must stand as it was frozen: what somebody started meanwhile wrote what did not travel. What is paused
+    /// is ended then, before the commit: an engine that is ended in order thaws it, and it would answer for what nobody
+    /// carries any more.
     async fn verify(&self) -> Result<(), Fault> {
         for member in &self.members {
             let spec = &member.create.spec;
@@ -189,6 +192,24 @@ impl Departure {
                     "somebody, or a restart of the engine, started or ended it; run the command again",
                 ));
             }
+        }
+        if self.plan().mode == Mode::Warm && !self.carries_memory() {
+            self.end_paused().await?;
+        }
+        Ok(())
+    }
+
+    /// Whether what is paused still holds what is to travel.
+    fn carries_memory(&self) -> bool {
+        let in_memory = |target: &Target| matches!(target, Target::Tmpfs { .. });
+        let elements = &self.plan().elements;
+        elements.iter().any(|e| e.copied && in_memory(&e.target))
+    }
+
+    /// Ends what is paused, without a word to it. One made with `--rm` would be gone with that, and stays until the release.
+    async fn end_paused(&self) -> Result<(), Fault> {
+        for member in self.members.iter().filter(|m| !m.create.spec.auto_remove) {
+            self.ports.engine.kill(&member.create.spec.id).await?;
         }
         Ok(())
     }
@@ -375,6 +396,9 @@ impl Departure {
                 failpoint::reach("source.start").await?;
                 self.destination.start().await?;
                 if self.fill_memory().await? {
+                    if self.plan().mode == Mode::Warm {
+                        self.end_paused().await?;
+                    }
                     self.destination.go_on().await?;
                 }
                 self.serving_at = Some(Instant::now());

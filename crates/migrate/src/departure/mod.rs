@@ -102,7 +102,7 @@ impl Departure {
         this
     }
 
-    /// A migration in cold or warm mode whose agent ended, as its newest record describes it.
+    /// A migration whose agent ended, as its newest record describes it.
     #[must_use]
     pub fn recovered(
         ports: Ports,
@@ -151,6 +151,8 @@ impl Departure {
             };
             self.drive(half).await;
             self.close_elements().await;
+        } else if self.recovered {
+            self.recover_stateless().await;
         } else {
             self.run_stateless().await;
         }

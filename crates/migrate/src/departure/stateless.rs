@@ -5,11 +5,11 @@ use tranship_core::Fault;
 use tranship_core::event::{Event, Phase};
 use tranship_core::fault::FaultKind;
 
-use super::{Departure, LOST_DESTINATION, NOT_RESUMED, PATIENCE, RETRY, millis, rollback};
-use crate::destination::{Adopted, Destination, link_lost};
+use super::{Departure, LOST_DESTINATION, NOT_RESUMED, PATIENCE, RETRY, RunningPhase, millis, rollback};
+use crate::destination::{ADOPTED, Adopted, Destination, Discarded, link_lost};
 use crate::failpoint;
 use crate::options::OnSource;
-use crate::record::{DepartureState, PhaseRecord};
+use crate::record::DepartureState;
 
 impl Departure {
     pub(super) async fn run_stateless(&mut self) {
@@ -21,6 +21,26 @@ impl Departure {
             Ok(()) => self.record.state = DepartureState::Complete,
             Err(fault) => self.roll_back(fault).await,
         }
+        self.save_the_end().await;
+    }
+
+    /// Goes on after a restart of the agent. Whoever is in doubt serves, so the source does before anybody is asked; then the
+    /// destination says whose the container is.
+    pub(super) async fn recover_stateless(&mut self) {
+        self.adopt_asked = self.record.state != DepartureState::Preparing;
+        let cause = Fault::new(
+            "agent.restarted",
+            FaultKind::RolledBack,
+            "the source's agent ended before the migration did",
+        );
+        let begun = self.begin(Phase::Rollback);
+        let resumed = self.resume_stateless().await;
+        let discarded = self.insist(|d| async move { d.discard().await }).await;
+        self.gone_back(&begun, &cause, resumed, discarded).await;
+        self.save_the_end().await;
+    }
+
+    async fn save_the_end(&mut self) {
         self.record.total_ms = millis(self.begun.elapsed());
         if let (Some(frozen), Some(serving)) = (self.frozen_at, self.serving_at) {
             self.record.downtime_ms = Some(millis(serving.saturating_duration_since(frozen)));
@@ -131,16 +151,30 @@ impl Departure {
     /// Puts everything back; the source comes first, so that it serves again at once.
     async fn roll_back(&mut self, cause: Fault) {
         self.given_up.cancel();
-        self.reporter.report(Event::PhaseStarted {
-            phase: Phase::Rollback,
-        });
-        let begun = Instant::now();
+        let begun = self.begin(Phase::Rollback);
+        let resumed = self.resume_stateless().await;
+        let discarded = self.destination.discard().await;
+        self.gone_back(&begun, &cause, resumed, discarded).await;
+    }
+
+    /// What the way back came to.
+    async fn gone_back(
+        &mut self,
+        begun: &RunningPhase,
+        cause: &Fault,
+        resumed: Result<(), Fault>,
+        discarded: Result<Discarded, Fault>,
+    ) {
+        if discarded.as_ref().is_err_and(|fault| fault.code == ADOPTED) {
+            // It had gone well, and nobody here had heard so.
+            self.end_here().await;
+            return;
+        }
         let mut fault = cause.clone();
         if fault.kind != FaultKind::Bug {
             fault.kind = FaultKind::RolledBack;
         }
-        let resumed = self.resume_stateless().await;
-        match self.destination.discard().await {
+        match discarded {
             Ok(discarded) => self.say_left_behind(discarded.left_behind),
             // The source serves, and perhaps the destination as well.
             Err(lost) if link_lost(&lost) && self.adopt_asked => {
@@ -170,21 +204,23 @@ impl Departure {
             FaultKind::InDoubt => DepartureState::InDoubt,
             _ => DepartureState::RolledBack,
         };
-        let took_ms = millis(begun.elapsed());
-        let begun_ms = millis(begun.saturating_duration_since(self.begun));
-        self.record.phases.push(PhaseRecord {
-            phase: Phase::Rollback,
-            begun_ms,
-            took_ms,
-            bytes: 0,
-        });
         let name = self.plan().spec().name.clone();
         self.record.fault = Some(fault.on_container(name));
-        self.reporter.report(Event::PhaseEnded {
-            phase: Phase::Rollback,
-            milliseconds: took_ms,
-            bytes: 0,
-        });
+        let ended = self.end(begun, Ok(()));
+        debug_assert!(ended.is_ok());
+    }
+
+    /// The destination serves for good; the source ends as the user wished.
+    async fn end_here(&mut self) {
+        self.record.state = DepartureState::Complete;
+        self.frozen_at = None;
+        if self.plan().options.on_source != OnSource::Keep
+            && let Err(fault) = self.park_and_stop().await
+        {
+            let text = format!("the source could not be stopped, so two instances run: {fault}");
+            self.reporter.report(Event::Warning { text });
+        }
+        self.release().await;
     }
 
     /// Starts the source again if it was stopped, and gives it its restart policy back.

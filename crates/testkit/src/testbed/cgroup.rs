@@ -216,6 +216,33 @@ impl Cgroups {
         used.parse().ok().map(Duration::from_micros)
     }
 
+    /// Docker's containers of a member in which a process runs that is neither frozen nor dying.
+    pub fn running_containers(&self, bed: &str, member: &str) -> Vec<String> {
+        let freezer = |h: &&Hierarchy| h.options.split(',').any(|option| option == "freezer");
+        let Some(mount) = self
+            .v1
+            .iter()
+            .find(freezer)
+            .map(|h| &h.mount)
+            .or(self.v2.as_ref())
+        else {
+            return Vec::new();
+        };
+        let containers = subdirectories(&mount.join(TOP).join(bed).join(member).join("docker"));
+        let runs = containers.iter().filter(|path| {
+            let read = |name: &str| fs::read_to_string(path.join(name)).unwrap_or_default();
+            let frozen =
+                !matches!(read("freezer.state").trim(), "" | "THAWED") || read("cgroup.freeze").trim() == "1";
+            let mut pids = Vec::new();
+            collect_processes(path, &mut pids);
+            let mut processes = pids.into_iter().filter_map(ProcessId::of);
+            // What is killed while it is frozen is thawed to die.
+            !frozen && processes.any(|process| !process.is_dying())
+        });
+        runs.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+            .collect()
+    }
+
     fn bed_paths(&self, bed: &str) -> Vec<PathBuf> {
         let mounts = self.v1.iter().map(|hierarchy| &hierarchy.mount).chain(&self.v2);
         mounts.map(|mount| mount.join(TOP).join(bed)).collect()

@@ -68,6 +68,37 @@ impl ProcessId {
         Some(kibibytes * 1024)
     }
 
+    /// Its command line, the words separated by blanks; its name where it has none.
+    pub fn command_line(&self) -> Option<String> {
+        let bytes = fs::read(format!("/proc/{}/cmdline", self.pid)).ok()?;
+        let words = String::from_utf8_lossy(&bytes).replace('\0', " ");
+        if !words.trim().is_empty() {
+            return Some(words.trim().to_owned());
+        }
+        let name = fs::read_to_string(format!("/proc/{}/comm", self.pid)).ok()?;
+        Some(name.trim().to_owned())
+    }
+
+    /// Whether it will run no instruction of its own any more: it is ending, or is to be killed as soon as it is scheduled.
+    pub fn is_dying(&self) -> bool {
+        /// `PF_EXITING` of the kernel.
+        const EXITING: u64 = 4;
+        /// The bit of SIGKILL in a set of signals.
+        const KILL: u64 = 1 << 8;
+        let read = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", self.pid)).unwrap_or_default();
+        let status = read("status");
+        let pending = |name: &str| {
+            let set = status.lines().find_map(|line| line.strip_prefix(name));
+            set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+                .is_some_and(|set| set & KILL != 0)
+        };
+        let stat = read("stat");
+        let flags = stat
+            .rsplit_once(')')
+            .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(6)?.parse::<u64>().ok());
+        pending("SigPnd:") || pending("ShdPnd:") || flags.is_none_or(|flags| flags & EXITING != 0)
+    }
+
     /// Kills it, and only it: the pid is pinned before the identity is checked.
     pub fn kill(&self) {
         let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {

@@ -147,25 +147,14 @@ async fn serve(context: &Context, args: &AgentArgs, place: &Place) -> Result<(),
 /// Joins standard input and output to the agent, starting it if none runs or if an idle one is of another build.
 async fn join(context: &Context, args: &AgentArgs, place: &Place) -> Result<(), Fault> {
     let own = hash_of(&context.environment.executable).await?;
-    if let Some(running) = ask(&place.socket).await {
-        let (client, hello) = running;
-        let fits = hello.protocol_max >= PROTOCOL_MIN && hello.protocol_min <= PROTOCOL_MAX;
-        if hello.build != own {
-            let retired = client.retire().await.unwrap_or(false);
-            drop(client);
-            if retired {
-                wait_until_gone(&place.socket).await;
-            } else if !fits {
-                return Err(Fault::new(
-                    "agent.busy",
-                    FaultKind::Environment,
-                    format!(
-                        "tranship {} is at work there and speaks another protocol",
-                        hello.version
-                    ),
-                )
-                .with_hint("wait until its migrations are over (`tranship list --node NODE`)"));
-            }
+    if let Some((client, hello)) = ask(&place.socket).await
+        && hello.build != own
+    {
+        // One that is at work stays. Whether its words can be understood, the caller sees from its first ones.
+        let retired = client.retire().await.unwrap_or(false);
+        drop(client);
+        if retired {
+            wait_until_gone(&place.socket).await;
         }
     }
     let stream = match local::connect(&place.socket).await {
@@ -174,9 +163,8 @@ async fn join(context: &Context, args: &AgentArgs, place: &Place) -> Result<(), 
     };
     let stdio =
         StdioStream::take().map_err(|e| Fault::new("agent.stdio", FaultKind::Environment, e.to_string()))?;
-    let counts = Arc::default();
-    // Either end going away is how every connection ends.
-    if let Err(error) = tranship_wire::relay::relay(stdio, stream, &counts).await {
+    // An agent that is gone must be seen at once at the other end of ssh.
+    if let Err(error) = tranship_wire::relay::relay_until_gone(stdio, stream).await {
         tracing::debug!("the connection ended: {error}");
     }
     Ok(())

@@ -15,12 +15,15 @@
 #[macro_use]
 mod world;
 
+mod commands;
 mod conflicts;
 mod connections;
 mod cp;
 mod failures;
-mod faults;
 mod fidelity;
+mod journals;
 mod moves;
 mod output;
+mod races;
 mod state;
+mod versions;

@@ -179,6 +179,8 @@ pub fn program() -> &'static Path {
         let directory = tempfile::tempdir().unwrap();
         let copy = directory.path().join("tranship");
         std::fs::copy(env!("CARGO_BIN_EXE_tranship"), &copy).unwrap();
+        // It is hashed and carried often, and most of a test build are symbols. Where there is no `strip`, it is slower.
+        let _ = Command::new("strip").arg(&copy).status();
         (directory, copy)
     });
     &COPY.1

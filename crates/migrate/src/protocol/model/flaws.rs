@@ -63,6 +63,8 @@ pub(super) enum Flaw {
     DeltaNotDurable,
     /// Nobody looks whether the source still stands before the commit.
     NoVerify,
+    /// What was paused stays so after the commit, and runs for a moment when its engine is ended in order.
+    PausedUntilTheEnd,
     /// A migration that was discarded can be prepared once more.
     DiscardedBeginsAnew,
     /// A container that was adopted can be discarded.
@@ -102,6 +104,7 @@ pub(super) const ALL: &[Flaw] = &[
     Flaw::DeltaBeforeFreeze,
     Flaw::DeltaNotDurable,
     Flaw::NoVerify,
+    Flaw::PausedUntilTheEnd,
     Flaw::DiscardedBeginsAnew,
     Flaw::AdoptedIsDiscarded,
     Flaw::RestartForgetsDiscarding,

@@ -285,12 +285,24 @@ impl Model {
             source::Action::Verify => {
                 let frozen = if self.config.warm { Run::Paused } else { Run::Down };
                 let as_it_was = world.still && self.members().all(|m| world.s_run[m] == frozen);
-                let input = if as_it_was || self.has(Flaw::NoVerify) {
-                    source::Input::Done
+                if !as_it_was && !self.has(Flaw::NoVerify) {
+                    push(went, told(*world, source::Input::Failed), true);
                 } else {
-                    source::Input::Failed
-                };
-                push(went, told(*world, input), true);
+                    let mut ended = *world;
+                    if self.config.warm && !self.has(Flaw::PausedUntilTheEnd) {
+                        // None of it runs again, whoever thaws it.
+                        for member in self.members() {
+                            ended.s_run[member] = Run::Down;
+                        }
+                    }
+                    push(went, told(ended, source::Input::Done), true);
+                    // It happened, and nobody heard so.
+                    push(
+                        Step::SourceFails(action),
+                        told(ended, source::Input::Failed),
+                        false,
+                    );
+                }
             }
             source::Action::Rest => push(went, told(*world, source::Input::Timer), true),
             source::Action::End => return,
@@ -427,6 +439,8 @@ impl Model {
             push(Step::SourceStarts, started, true, true);
         }
         let mut engine = *world;
+        // An engine that ends in order thaws what is paused, to stop it: for a moment it runs, and writes.
+        engine.fresh &= self.members().all(|m| engine.s_run[m] != Run::Paused);
         self.source_engine_restarts(&mut engine);
         push(Step::SourceEngineRestarts, engine, false, false);
         for kept in [world.s_disk, world.s_cache] {
