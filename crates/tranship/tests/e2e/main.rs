@@ -18,6 +18,7 @@ mod world;
 mod conflicts;
 mod connections;
 mod cp;
+mod cp_cases;
 mod failures;
 mod faults;
 mod fidelity;
