@@ -19,6 +19,7 @@ mod conflicts;
 mod connections;
 mod cp;
 mod cp_cases;
+mod cp_differential;
 mod failures;
 mod faults;
 mod fidelity;
