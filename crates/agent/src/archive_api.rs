@@ -5,9 +5,13 @@
 //! replace a directory by a file or the other way round is 409 (docker: 500). Docker's own client shows the message only.
 
 use std::io::Write as _;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{self, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::{Stream, StreamExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming as RequestBody;
 use tranship_archive::compression::{Encoder, Format};
@@ -154,7 +158,10 @@ async fn respond(
             Ok(response)
         }
         Method::PUT => {
-            let body = h2::read_stream(request);
+            let body = Rest {
+                wanted: request.version() < http::Version::HTTP_2,
+                body: Some(h2::read_stream(request)),
+            };
             let (agent, holder) = (Arc::clone(agent), holder.clone());
             // It is finished in order even if the caller goes away: a stream that breaks off is an error of its own.
             let task = tokio::spawn(async move { agent.unpack(&holder, &asked, body).await });
@@ -164,6 +171,41 @@ async fn respond(
             Ok(h2::json_response(&done))
         }
         _ => Err(Fault::new("request.invalid", FaultKind::Usage, "no such method")),
+    }
+}
+
+/// How long the rest of an upload that was refused is read on.
+const REST: Duration = Duration::from_secs(10);
+
+/// An upload that is read to its end even if its archive was refused before: over HTTP/1.1, a client that is still sending would
+/// see a broken connection in place of the answer.
+struct Rest<S: Stream + Unpin + Send + 'static> {
+    body: Option<S>,
+    wanted: bool,
+}
+
+impl<S: Stream + Unpin + Send + 'static> Stream for Rest<S> {
+    type Item = S::Item;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<Option<S::Item>> {
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_next(context),
+            None => Poll::Ready(None),
+        }
+    }
+}
+
+impl<S: Stream + Unpin + Send + 'static> Drop for Rest<S> {
+    fn drop(&mut self) {
+        if let (true, Some(mut body), Ok(runtime)) = (
+            self.wanted,
+            self.body.take(),
+            tokio::runtime::Handle::try_current(),
+        ) {
+            runtime.spawn(tokio::time::timeout(REST, async move {
+                while body.next().await.is_some() {}
+            }));
+        }
     }
 }
 

@@ -320,10 +320,45 @@ pub fn means_contents(path: &[u8]) -> bool {
     path.ends_with(b"/.") || path == b"."
 }
 
-/// A path that can only be a directory's: it ends with a slash or `.` or `..`.
+/// A path that can only be a directory's: it ends with a slash or `.`. One that ends with `..` is cleaned first, by its text, and
+/// says nothing then.
 #[must_use]
 pub fn asserts_directory(path: &[u8]) -> bool {
-    matches!(path.rsplit(|&byte| byte == b'/').next(), Some(b"" | b"." | b".."))
+    matches!(path.rsplit(|&byte| byte == b'/').next(), Some(b"" | b"."))
+}
+
+/// An absolute path without `.`, `..` and double slashes, but for the slash or dot that it ends with. As docker does, this looks at
+/// the text only: `link/..` is where the link is, and what is before `..` need not exist.
+#[must_use]
+pub fn cleaned(path: &[u8]) -> Vec<u8> {
+    let mut kept: Vec<&[u8]> = Vec::new();
+    let mut last: &[u8] = b"";
+    for element in path
+        .split(|&byte| byte == b'/')
+        .filter(|element| !element.is_empty())
+    {
+        last = element;
+        match element {
+            b"." => {}
+            b".." => {
+                kept.pop();
+            }
+            name => kept.push(name),
+        }
+    }
+    let mut clean = [b"/", kept.join(&b'/').as_slice()].concat();
+    let ends: &[u8] = if last == b"." {
+        b"/."
+    } else if path.ends_with(b"/") {
+        b"/"
+    } else {
+        b""
+    };
+    if !ends.is_empty() && clean.ends_with(b"/") {
+        clean.pop();
+    }
+    clean.extend_from_slice(ends);
+    clean
 }
 
 /// The last element, after `.` and slashes; `/` for the root.
@@ -358,6 +393,22 @@ mod tests {
             node: node.map(Into::into),
             container: container.into(),
             path: path.into(),
+        }
+    }
+
+    #[test]
+    fn paths_are_cleaned_by_their_text() {
+        for (path, clean) in [
+            ("/a/../b", "/b"),
+            ("w/new/..", "/w"),
+            ("/../..", "/"),
+            ("/a//./b/", "/a/b/"),
+            ("/a/b/./", "/a/b/."),
+            ("/.", "/."),
+            ("//", "/"),
+            ("/a/../", "/"),
+        ] {
+            assert_eq!(cleaned(path.as_bytes()), clean.as_bytes(), "{path}");
         }
     }
 

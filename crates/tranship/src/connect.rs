@@ -1,7 +1,6 @@
 //! Gets an agent at the other end of a stream, wherever the node is.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use sha2::Digest as _;
@@ -15,7 +14,7 @@ use tranship_wire::bootstrap::{self, BootstrapOptions, Origin};
 use tranship_wire::h2::{Client, ClientOptions};
 use tranship_wire::ssh::SshTransport;
 
-use crate::commands::Context;
+use crate::commands::{Context, agent};
 
 /// How long the agent's first words may take.
 const FIRST_WORDS: Duration = Duration::from_secs(20);
@@ -51,12 +50,9 @@ async fn connect_inner(context: &Context, address: &NodeAddress, label: &str) ->
         other => other.clone(),
     };
     let (client, way) = match &resolved {
-        NodeAddress::Local => (
-            speak(local(context, None)?, label).await?,
-            "on this machine".to_owned(),
-        ),
+        NodeAddress::Local => (local(context, None, label).await?, "on this machine".to_owned()),
         NodeAddress::Unix(socket) => (
-            speak(local(context, Some(socket))?, label).await?,
+            local(context, Some(Path::new(socket)), label).await?,
             format!("on this machine, engine at {socket}"),
         ),
         NodeAddress::Ssh(ssh) => over_ssh(context, ssh, label).await?,
@@ -111,33 +107,9 @@ where
         .map_err(WireError::into_fault)
 }
 
-/// This program's own `agent --stdio` as a child: the local node is spoken to as any other.
-fn local(
-    context: &Context,
-    engine: Option<&str>,
-) -> Result<tokio::io::Join<tokio::process::ChildStdout, tokio::process::ChildStdin>, Fault> {
-    let fault = |e: String| {
-        Fault::new(
-            "agent.start",
-            FaultKind::Environment,
-            format!("this machine's agent could not be started: {e}"),
-        )
-    };
-    let mut command = tokio::process::Command::new(&context.environment.executable);
-    command
-        .args(["agent", "--stdio"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit());
-    if let Some(socket) = engine {
-        command.args(["--engine", socket]);
-    }
-    // It ends when its standard input does; the runtime takes its exit status.
-    let mut child = command.spawn().map_err(|e| fault(e.to_string()))?;
-    match (child.stdout.take(), child.stdin.take()) {
-        (Some(stdout), Some(stdin)) => Ok(tokio::io::join(stdout, stdin)),
-        _ => Err(fault("it has no pipes".into())),
-    }
+/// This machine's own agent, over its socket: nothing stands between that would have to pass on what is copied.
+async fn local(context: &Context, engine: Option<&Path>, label: &str) -> Result<Client, Fault> {
+    speak(agent::reach(context, engine).await?, label).await
 }
 
 async fn over_ssh(context: &Context, address: &SshAddress, label: &str) -> Result<(Client, String), Fault> {

@@ -86,10 +86,11 @@ pub struct StreamWriter {
 
 impl StreamWriter {
     fn pass_on(&mut self) -> io::Result<()> {
-        let piece = self.buffer.split().freeze();
-        if piece.is_empty() {
+        if self.buffer.is_empty() {
             return Ok(());
         }
+        let next = BytesMut::with_capacity(2 * PIECE);
+        let piece = std::mem::replace(&mut self.buffer, next).freeze();
         self.pieces
             .blocking_send(Ok(piece))
             .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
@@ -126,7 +127,7 @@ where
     tokio::task::spawn_blocking(move || {
         let mut out = StreamWriter {
             pieces: pieces.clone(),
-            buffer: BytesMut::with_capacity(PIECE),
+            buffer: BytesMut::with_capacity(2 * PIECE),
         };
         let done = work(&mut out).and_then(|()| {
             out.flush().map_err(|e| {

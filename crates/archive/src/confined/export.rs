@@ -118,6 +118,9 @@ pub fn export_element<W: Write>(
     Walk::new(out, options, spec, false).start(&fd, &stat)
 }
 
+/// How much of a file is read at once.
+const PART: usize = 262_144;
+
 struct Walk<'a, W> {
     out: &'a mut Writer<W>,
     options: &'a ExportOptions,
@@ -254,7 +257,8 @@ impl<'a, W: Write> Walk<'a, W> {
             }],
         };
         self.out.start(&entry)?;
-        let mut buffer = vec![0; 65_536];
+        let largest = extents.iter().map(|extent| extent.length).max().unwrap_or(0);
+        let mut buffer = vec![0; usize::try_from(largest).unwrap_or(PART).min(PART)];
         for extent in extents {
             let mut at = extent.offset;
             while at < extent.end() {

@@ -35,7 +35,7 @@ pub async fn run(context: &Context, args: &AgentArgs) -> Result<(), Fault> {
         );
         return context.ui.line(&line);
     }
-    let place = Place::new(context, args);
+    let place = Place::new(context, args.engine.as_deref());
     match args.action {
         Some(AgentAction::Install) => return service::install(context, args.engine.as_deref()).await,
         Some(AgentAction::Uninstall) => return service::uninstall(context).await,
@@ -45,7 +45,7 @@ pub async fn run(context: &Context, args: &AgentArgs) -> Result<(), Fault> {
         return serve(context, args, &place).await;
     }
     if args.stdio {
-        return join(context, args, &place).await;
+        return join(context, args).await;
     }
     Err(Fault::new(
         "usage.agent",
@@ -68,9 +68,9 @@ struct Place {
 }
 
 impl Place {
-    fn new(context: &Context, args: &AgentArgs) -> Self {
+    fn new(context: &Context, engine: Option<&Path>) -> Self {
         let environment = &context.environment;
-        let suffix = args.engine.as_ref().map_or_else(String::new, |socket| {
+        let suffix = engine.map_or_else(String::new, |socket| {
             use sha2::Digest as _;
             let hash = tranship_core::ids::hex(&sha2::Sha256::digest(socket.as_os_str().as_encoded_bytes()));
             format!("-{}", hash.get(..12).unwrap_or_default())
@@ -144,8 +144,12 @@ async fn serve(context: &Context, args: &AgentArgs, place: &Place) -> Result<(),
     daemon::serve(config, shutdown).await
 }
 
-/// Joins standard input and output to the agent, starting it if none runs or if an idle one is of another build.
-async fn join(context: &Context, args: &AgentArgs, place: &Place) -> Result<(), Fault> {
+/// A connection to this node's agent, which is started if none runs or if an idle one is of another build.
+///
+/// # Errors
+/// `agent.busy`, `agent.start`.
+pub async fn reach(context: &Context, engine: Option<&Path>) -> Result<tokio::net::UnixStream, Fault> {
+    let place = &Place::new(context, engine);
     let own = hash_of(&context.environment.executable).await?;
     if let Some((client, hello)) = ask(&place.socket).await
         && hello.build != own
@@ -157,10 +161,15 @@ async fn join(context: &Context, args: &AgentArgs, place: &Place) -> Result<(), 
             wait_until_gone(&place.socket).await;
         }
     }
-    let stream = match local::connect(&place.socket).await {
-        Ok(stream) => stream,
-        Err(_) => start(context, args, place).await?,
-    };
+    match local::connect(&place.socket).await {
+        Ok(stream) => Ok(stream),
+        Err(_) => start(context, engine, place).await,
+    }
+}
+
+/// Joins standard input and output to the agent.
+async fn join(context: &Context, args: &AgentArgs) -> Result<(), Fault> {
+    let stream = reach(context, args.engine.as_deref()).await?;
     let stdio =
         StdioStream::take().map_err(|e| Fault::new("agent.stdio", FaultKind::Environment, e.to_string()))?;
     // An agent that is gone must be seen at once at the other end of ssh.
@@ -191,7 +200,11 @@ async fn wait_until_gone(socket: &Path) {
 }
 
 /// Starts the agent beside us and waits until it answers.
-async fn start(context: &Context, args: &AgentArgs, place: &Place) -> Result<tokio::net::UnixStream, Fault> {
+async fn start(
+    context: &Context,
+    engine: Option<&Path>,
+    place: &Place,
+) -> Result<tokio::net::UnixStream, Fault> {
     let fault = |what: String| {
         let mut fault = Fault::new("agent.start", FaultKind::Environment, what);
         fault.path = Some(place.log.display().to_string());
@@ -204,7 +217,7 @@ async fn start(context: &Context, args: &AgentArgs, place: &Place) -> Result<tok
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log);
-    if let Some(engine) = &args.engine {
+    if let Some(engine) = engine {
         command.arg("--engine").arg(engine);
     }
     // The agent must not hold a directory that somebody wants to unmount.

@@ -19,6 +19,8 @@ mod commands;
 mod conflicts;
 mod connections;
 mod cp;
+mod cp_cases;
+mod cp_differential;
 mod failures;
 mod fidelity;
 mod journals;

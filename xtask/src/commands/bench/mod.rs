@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: side by side with what a user would do instead.
 
+mod cp;
 mod image;
 mod measure;
 mod volume;
@@ -7,13 +8,13 @@ mod volume;
 /// `cargo xtask bench`
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What is measured: bringing an image over, or copying a volume.
-    #[arg(value_parser = ["image", "volume"])]
+    /// What is measured: bringing an image over, copying a volume, or copying files in and out of containers.
+    #[arg(value_parser = ["image", "volume", "cp"])]
     what: String,
     /// Runs of each case; medians are shown.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     runs: u16,
-    /// Cases of the volume benchmark, by letter; all of them if none is named.
+    /// Cases of the volume or cp benchmark, by letter; all of them if none is named.
     #[arg(long, value_delimiter = ',', value_parser = ["a", "b", "c", "d", "e", "f", "g"])]
     rows: Vec<String>,
     /// Everything a tenth as large: to see whether the benchmark itself works.
@@ -25,6 +26,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     match args.what.as_str() {
         "image" => image::run(usize::from(args.runs)),
+        "cp" => cp::run(usize::from(args.runs), &args.rows, args.small),
         "volume" => volume::run(usize::from(args.runs), &args.rows, args.small),
         other => Err(format!("there is no benchmark {other:?}").into()),
     }

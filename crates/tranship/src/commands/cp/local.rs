@@ -5,8 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
-use tranship_archive::copy_rules::{CopyRuleError, Present, asserts_directory, means_contents};
-use tranship_archive::path::TreePath;
+use tranship_archive::copy_rules::{CopyRuleError, Present, asserts_directory, cleaned};
 use tranship_core::{Fault, FaultKind};
 
 use super::rule;
@@ -16,10 +15,8 @@ const MOST_LINKS: usize = 40;
 
 /// Something of this machine that is copied.
 pub struct LocalSource {
-    /// The path, as the user wrote it.
+    /// The path from the root, with the slash or dot that it ends with.
     pub path: Vec<u8>,
-    /// The same from the root, with the slash or dot that it ends with.
-    pub absolute: Vec<u8>,
     /// It is a directory.
     pub is_directory: bool,
 }
@@ -43,10 +40,10 @@ fn os(path: &[u8]) -> &Path {
 
 fn absolute(path: &[u8]) -> Result<Vec<u8>, Fault> {
     if path.starts_with(b"/") {
-        return Ok(path.to_vec());
+        return Ok(cleaned(path));
     }
     let here = std::env::current_dir().map_err(|e| failed("find", b".", &e))?;
-    Ok([here.as_os_str().as_bytes(), b"/", path].concat())
+    Ok(cleaned(&[here.as_os_str().as_bytes(), b"/", path].concat()))
 }
 
 impl LocalSource {
@@ -56,23 +53,14 @@ impl LocalSource {
     /// `file.local` if there is nothing.
     pub fn find(path: &[u8], follow: bool) -> Result<Self, Fault> {
         let whole = absolute(path)?;
-        let found = if follow || asserts_directory(path) {
-            std::fs::metadata(os(path))
+        let found = if follow || asserts_directory(&whole) {
+            std::fs::metadata(os(&whole))
         } else {
-            std::fs::symlink_metadata(os(path))
+            std::fs::symlink_metadata(os(&whole))
         };
         let found = found.map_err(|e| failed("lstat", &whole, &e))?;
-        // `.` and `..` have no name of their own: the directory that they are has.
-        let named = match path.rsplit(|&byte| byte == b'/').find(|part| !part.is_empty()) {
-            Some(b"..") if !means_contents(path) => {
-                let clean = TreePath::of_request(&whole)?;
-                [b"/", clean.as_bytes()].concat()
-            }
-            _ => path.to_vec(),
-        };
         Ok(Self {
-            path: named,
-            absolute: whole,
+            path: whole,
             is_directory: found.is_dir(),
         })
     }
@@ -82,20 +70,14 @@ impl LocalSource {
 ///
 /// # Errors
 /// [`CopyRuleError::NotRegular`]; what the system says.
-pub fn destination(mut path: Vec<u8>) -> Result<(Vec<u8>, Present), Fault> {
+pub fn destination(path: &[u8]) -> Result<(Vec<u8>, Present), Fault> {
+    let mut path = absolute(path)?;
     for _ in 0..MOST_LINKS {
-        let bare = path.strip_suffix(b"/").filter(|rest| !rest.is_empty());
-        let link = match std::fs::read_link(os(bare.unwrap_or(&path))) {
-            Ok(link) => link,
-            Err(_) => break,
+        // With a slash at the end, as docker has it, a link is what it leads to or nothing.
+        let Ok(link) = std::fs::read_link(os(&path)) else {
+            break;
         };
-        let mut target: PathBuf = os(bare.unwrap_or(&path))
-            .parent()
-            .unwrap_or(Path::new("."))
-            .join(link);
-        if bare.is_some() {
-            target.push("");
-        }
+        let target: PathBuf = os(&path).parent().unwrap_or(Path::new(".")).join(link);
         path = target.into_os_string().as_encoded_bytes().to_vec();
     }
     match std::fs::metadata(os(&path)) {

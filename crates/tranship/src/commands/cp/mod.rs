@@ -161,7 +161,7 @@ async fn copy(
             let placement =
                 place(&source.path, source.is_directory, &target, present).map_err(|e| rule(&e))?;
             asked.name = Some(name_of(&placement));
-            asked.path = source.absolute;
+            asked.path = source.path;
             transfer::from_here(asked, to, &writing(args, placement.directory), line).await
         }
         (End::Remote(from), End::Stream) => {
@@ -173,7 +173,7 @@ async fn copy(
         }
         (End::Remote(from), End::Local(path)) => {
             let stat = from.source(args.follow_link).await?;
-            let (target, present) = local::destination(path.clone())?;
+            let (target, present) = local::destination(path)?;
             only_into_directories(several, present, &target)?;
             let placement = place(&from.path, stat.is_directory, &target, present).map_err(|e| rule(&e))?;
             asked.name = Some(name_of(&placement));

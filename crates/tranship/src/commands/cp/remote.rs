@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use tranship_agent::files::{Holder, RemoteStat};
-use tranship_archive::copy_rules::{Present, asserts_directory};
+use tranship_archive::copy_rules::{Present, asserts_directory, cleaned};
 use tranship_core::ids::ContainerName;
 use tranship_core::{Fault, FaultKind, NodeAddress};
 
@@ -41,14 +41,6 @@ fn text<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Fault> {
             format!("the {what} is not UTF-8"),
         )
     })
-}
-
-fn from_root(path: Vec<u8>) -> Vec<u8> {
-    if path.starts_with(b"/") {
-        path
-    } else {
-        [b"/", path.as_slice()].concat()
-    }
 }
 
 impl Nodes {
@@ -94,7 +86,7 @@ impl Nodes {
         Ok(Remote {
             node: self.node(context, node).await?,
             holder: Holder::Container(name),
-            path: from_root(path),
+            path: cleaned(&path),
         })
     }
 
@@ -112,7 +104,7 @@ impl Nodes {
         Ok(Remote {
             node: self.node(context, node).await?,
             holder: Holder::Volume(text(name, "volume's name")?.to_owned()),
-            path: from_root(path),
+            path: cleaned(&path),
         })
     }
 }
