@@ -282,12 +282,12 @@ async fn an_engine_that_is_away_for_a_moment_after_the_start_sends_nothing_back(
         let _ = run_quietly(&clean).await;
         let calls = clean.destination.calls();
         let start = calls.iter().position(|c| *c == "start").unwrap();
-        for first in start..calls.len() {
+        for (first, call) in calls.iter().enumerate().skip(start) {
             let scene = scene(&options(mode), |_| {});
             let away: Vec<_> = (first..first + 3).map(|n| (n, Failure::After)).collect();
             scene.destination.fail(&away);
             let record = run_quietly(&scene).await;
-            let what = format!("{mode:?} call {first}, {}: {:?}", calls[first], record.fault);
+            let what = format!("{mode:?} call {first}, {call}: {:?}", record.fault);
             assert_eq!(record.state, DepartureState::Complete, "{what}");
             check(&scene, &record, &what);
         }

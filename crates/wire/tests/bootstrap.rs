@@ -525,7 +525,7 @@ async fn old_binaries_go_and_everything_else_stays() {
     for age in 1..=5_u64 {
         let file =
             std::fs::File::create(host.cache().join(format!("tranship-0.1.{age}-{age:016x}"))).unwrap();
-        let time = std::time::SystemTime::now() - Duration::from_secs(age * 1000);
+        let time = std::time::UNIX_EPOCH + Duration::from_secs(1_700_000_000 - age * 1000);
         file.set_modified(time).unwrap();
     }
     std::fs::write(host.cache().join("tranship-notes.txt"), "mine").unwrap();

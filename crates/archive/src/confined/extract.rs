@@ -418,8 +418,9 @@ impl<'a> Extractor<'a> {
             name,
             entry: entry.clone(),
         };
-        rustix::fs::ftruncate(&file.fd, if entry.sparse.is_some() { entry.size } else { 0 })
-            .doing("make the file", &entry.path)?;
+        if entry.sparse.is_some() {
+            rustix::fs::ftruncate(&file.fd, entry.size).doing("make the file", &entry.path)?;
+        }
         self.file = Some(file);
         Ok(())
     }

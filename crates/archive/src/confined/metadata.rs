@@ -73,13 +73,13 @@ pub(super) fn apply(
         }
     }
     if !link {
-        rustix::fs::chmodat(
-            CWD,
-            proc_path(fd),
-            Mode::from_raw_mode(settings.mode),
-            AtFlags::empty(),
-        )
-        .doing("change the mode of", path)?;
+        let mode = Mode::from_raw_mode(settings.mode);
+        let changed = match rustix::fs::fchmod(fd, mode) {
+            // It is open with `O_PATH`.
+            Err(Errno::BADF) => rustix::fs::chmodat(CWD, proc_path(fd), mode, AtFlags::empty()),
+            done => done,
+        };
+        changed.doing("change the mode of", path)?;
     }
     set_attributes(fd, entry, attributes, skips)?;
     match settings.mtime {
