@@ -20,10 +20,10 @@ use tranship_core::{ContainerId, Engine, EngineError, Fault, MigrationId};
 use tranship_migrate::Ports;
 
 use crate::api::{ReceiveCopy, SendCopy};
-use crate::guids::Guids;
+use crate::guids::{Guids, is_guid};
 
 /// How often letting containers go on is tried before a person has to.
-const THAW_TRIES: u32 = 20;
+const THAW_TRIES: u32 = 120;
 const THAW_AGAIN: Duration = Duration::from_millis(500);
 
 /// A copy that arrives here.
@@ -92,8 +92,13 @@ impl Copies {
                 .ok()
                 .and_then(|bytes| serde_json::from_slice::<Frozen>(&bytes).ok());
             let Some(frozen) = frozen else { continue };
-            thaw(self.ports.engine.as_ref(), &frozen.containers).await;
-            remove_note(&path);
+            // A note that stays is looked at by the next agent.
+            if thaw(self.ports.engine.as_ref(), &frozen.containers)
+                .await
+                .is_empty()
+            {
+                remove_note(&path);
+            }
         }
     }
 
@@ -102,6 +107,11 @@ impl Copies {
     /// # Errors
     /// `volume.exists`, `volume.in-use`; what the engine or the storage says.
     pub async fn receive(&self, id: &MigrationId, asked: ReceiveCopy) -> Result<(), Fault> {
+        let guid = &asked.volume.guid;
+        if !guid.is_empty() && !is_guid(guid) {
+            let text = format!("{guid:?} is no GUID of a volume");
+            return Err(Fault::new("request.invalid", FaultKind::Usage, text));
+        }
         let engine = &self.ports.engine;
         let name = asked.volume.name.clone();
         let there = engine.volume_specs().await?.into_iter().find(|v| v.name == name);
@@ -302,9 +312,14 @@ impl Copies {
         };
         let open = async || Ok::<_, Fault>(tranship_migrate::breakable(pipe().await?, given_up));
         reports.push(source.round(open().await?, live, Arc::clone(progress)).await?);
+        if still && asked.place.is_none() {
+            self.check_still(&asked.volume).await?;
+        }
         if still || !asked.freeze {
             return Ok(());
         }
+        // A round may take hours, and others may have come to use the volume.
+        let users = self.running_users(&asked.volume).await?;
         let note = self.directory.join(format!("{id}.json"));
         self.note(&note, &users)?;
         let mut done = Ok(());
@@ -319,12 +334,41 @@ impl Copies {
                 frozen: true,
                 durable: true,
             };
-            let round = async { source.round(open().await?, frozen, Arc::clone(progress)).await };
+            let round = async {
+                let report = source.round(open().await?, frozen, Arc::clone(progress)).await?;
+                self.check_still(&asked.volume).await?;
+                Ok(report)
+            };
             done = round.await.map(|report| reports.push(report));
         }
-        thaw(self.ports.engine.as_ref(), &users).await;
-        remove_note(&note);
-        done
+        let stuck = thaw(self.ports.engine.as_ref(), &users).await;
+        if stuck.is_empty() {
+            remove_note(&note);
+            return done;
+        }
+        let names: Vec<_> = stuck.iter().map(ToString::to_string).collect();
+        Err(Fault::new(
+            "copy.not-resumed",
+            FaultKind::InDoubt,
+            format!(
+                "the engine did not let go on what was paused for the copy: {}",
+                names.join(", ")
+            ),
+        )
+        .with_hint("let it go on with `docker unpause` once the engine answers again; so does the next agent that starts"))
+    }
+
+    /// Nobody writes to the volume: what is paused does not.
+    async fn check_still(&self, volume: &str) -> Result<(), Fault> {
+        let Some(user) = self.running_users(volume).await?.into_iter().next() else {
+            return Ok(());
+        };
+        Err(Fault::new(
+            "volume.shared",
+            FaultKind::Environment,
+            format!("the container {user} came to use the volume {volume:?} while it was copied"),
+        )
+        .with_hint("run the command again; what arrived is used"))
     }
 
     fn note(&self, path: &Path, containers: &[ContainerId]) -> Result<(), Fault> {
@@ -367,18 +411,31 @@ impl Copies {
     }
 }
 
-/// Lets containers go on, however often the engine has to be asked. One that is gone needs nothing.
-async fn thaw(engine: &dyn Engine, containers: &[ContainerId]) {
+/// Lets containers go on, however often the engine has to be asked. One that is gone needs nothing, nor does one that somebody
+/// else let go on. Those that it did not reach are returned.
+async fn thaw(engine: &dyn Engine, containers: &[ContainerId]) -> Vec<ContainerId> {
+    let mut stuck = Vec::new();
     for container in containers {
         for attempt in 1..=THAW_TRIES {
             match engine.unpause(container).await {
                 Ok(()) | Err(EngineError::NotFound { .. }) => break,
+                Err(_) if goes_on(engine, container).await => break,
                 Err(error) if attempt == THAW_TRIES => {
                     tracing::error!("the container {container} could not be unpaused: {error}");
+                    stuck.push(container.clone());
                 }
                 Err(_) => tokio::time::sleep(THAW_AGAIN).await,
             }
         }
+    }
+    stuck
+}
+
+/// The engine says that it is not paused.
+async fn goes_on(engine: &dyn Engine, container: &ContainerId) -> bool {
+    match engine.status(container).await {
+        Ok(status) => status.state != ContainerState::Paused,
+        Err(error) => matches!(error, EngineError::NotFound { .. }),
     }
 }
 

@@ -103,7 +103,7 @@ fn birth(volume: &VolumeSpec) -> String {
 }
 
 /// A GUID names a directory, so it is nothing but letters, digits and `-`.
-fn is_guid(text: &str) -> bool {
+pub(crate) fn is_guid(text: &str) -> bool {
     (8..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 

@@ -26,6 +26,7 @@
 //! This room leaves to others where an element is (`engine`), how bytes travel (`wire`) and when rounds happen (`migrate`).
 //! All of it is synchronous code for threads of its own; [`storage`] alone knows about tasks.
 
+mod boot;
 pub mod bridge;
 pub mod chunk;
 pub mod encoding;

@@ -46,6 +46,12 @@ pub enum PlaceError {
         /// The directory.
         path: PathBuf,
     },
+    /// What is set aside is told apart by plain names, and this is none: it would lead somewhere else.
+    #[error("{key:?} is no name under which anything is set aside")]
+    Key {
+        /// The name.
+        key: String,
+    },
 }
 
 impl Explain for PlaceError {
@@ -54,12 +60,14 @@ impl Explain for PlaceError {
             Self::Io { .. } => "content.place",
             Self::NoRoom { .. } => "content.no-room",
             Self::Mounted { .. } => "content.mounted",
+            Self::Key { .. } => "content.key",
         }
     }
 
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Io { .. } => "the agent needs root and a writable file system there".into(),
+            Self::Key { .. } => "the other node sent it as a volume's GUID; do not trust that node".into(),
             Self::NoRoom { .. } | Self::Mounted { .. } => {
                 "move its content away yourself, or let the volume come under another name".into()
             }
@@ -75,6 +83,16 @@ fn failed(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> PlaceErr
         } else {
             PlaceError::Io { path, what, reason }
         }
+    }
+}
+
+/// What `key` names in a directory. Keys have parts that come from another node.
+fn inside(directory: &Path, key: &str) -> Result<PathBuf, PlaceError> {
+    let plain = !key.is_empty() && key != "." && key != ".." && !key.contains(['/', '\0']);
+    if plain {
+        Ok(directory.join(key))
+    } else {
+        Err(PlaceError::Key { key: key.to_owned() })
     }
 }
 
@@ -155,7 +173,7 @@ impl Asides {
                 path: path.to_owned(),
             });
         };
-        let aside = directory.join(key);
+        let aside = inside(&directory, key)?;
         if look(&aside)?.is_none() {
             fs::rename(path, &aside).map_err(failed(path, "set aside"))?;
         }
@@ -175,7 +193,7 @@ impl Asides {
         let Some(directory) = self.beside(path)? else {
             return Ok(false);
         };
-        let aside = directory.join(key);
+        let aside = inside(&directory, key)?;
         let trash = directory.join(format!("{key}.trash"));
         if look(&aside)?.is_none() {
             remove(&trash)?;
@@ -197,7 +215,7 @@ impl Asides {
     /// What the file system says.
     pub fn drop_aside(&self, path: &Path, key: &str) -> Result<(), PlaceError> {
         if let Some(directory) = self.beside(path)? {
-            remove(&directory.join(key))?;
+            remove(&inside(&directory, key)?)?;
             remove(&directory.join(format!("{key}.trash")))?;
         }
         Ok(())
@@ -315,6 +333,35 @@ mod tests {
             directories: vec!["/proc/nowhere".into(), scene.path().join("aside")],
         };
         (scene, element, asides)
+    }
+
+    #[test]
+    fn a_key_that_leads_elsewhere_touches_nothing() {
+        let (scene, element, asides) = scene();
+        asides.set_aside(&element, "partial-a").unwrap();
+        let outside = scene.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        for key in [
+            "partial-a/../../outside",
+            "../outside",
+            "..",
+            ".",
+            "",
+            "/etc",
+            "a\0b",
+        ] {
+            for refused in [
+                asides.put_back(&element, key).map(|_| ()),
+                asides.set_aside(&element, key),
+                asides.drop_aside(&element, key),
+            ] {
+                assert!(
+                    matches!(refused, Err(PlaceError::Key { .. })),
+                    "{key:?}: {refused:?}"
+                );
+            }
+        }
+        assert!(outside.is_dir() && element.is_dir());
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! The record is believed only after a rescan compared its facts with what is there. Whatever a round that broke off changed has
 //! another change time, so an older record stays useful – but not after a crash of the machine, when bytes may have reached the
-//! disk and their times not. A mark that a round began, with the boot in which it did, tells that.
+//! disk and their times not. A mark that a round began, with the boot in which it did, tells that; and a record of another boot is
+//! not believed at all, since others wrote to the root meanwhile.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::Stat;
 
 use super::SinkError;
+use crate::boot::{BOOT, boot, is_of_this_boot, note_boot};
 use crate::entry::{Entry, Timestamp, TreeId};
 use crate::scan::Base;
 use crate::tree::{Facts, FactsReader, FactsWriter, TreeError, TreeReader, TreeSummary, TreeWriter};
@@ -44,10 +46,6 @@ pub(super) struct Record {
 pub(super) struct Held {
     pub manifest: PathBuf,
     pub facts: PathBuf,
-}
-
-fn boot() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
 fn lock(path: &Path) -> Result<File, SinkError> {
@@ -90,7 +88,9 @@ impl Record {
 
     /// The last record, if it may be used as the base of a rescan.
     pub(super) fn held(&self) -> Result<Option<Base>, TreeError> {
-        if std::fs::read_to_string(self.path(MARK)).is_ok_and(|marked| marked != boot()) {
+        if std::fs::read_to_string(self.path(MARK)).is_ok_and(|marked| marked != boot())
+            || !is_of_this_boot(&self.path(BOOT))
+        {
             return Ok(None);
         }
         let tree = self.path(MANIFEST);
@@ -126,7 +126,8 @@ impl Record {
     /// Makes what is in these files the record.
     pub(super) fn keep(&self, new: &Held) -> io::Result<()> {
         std::fs::rename(&new.manifest, self.path(MANIFEST))?;
-        std::fs::rename(&new.facts, self.path(FACTS))
+        std::fs::rename(&new.facts, self.path(FACTS))?;
+        note_boot(&self.path(BOOT))
     }
 
     /// Something was changed since the root was last known to be on disk.

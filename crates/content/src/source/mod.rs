@@ -32,6 +32,7 @@ use tranship_core::storage::{Compression, RoundOptions, RoundProgress, RoundRepo
 pub use error::SourceError;
 pub(crate) use index::IN_PLACE;
 
+use crate::boot::{BOOT, is_of_this_boot, note_boot};
 use crate::entry::{Timestamp, TreeId};
 use crate::frame::{FrameError, FrameReader};
 use crate::message::{self, Holds, Message, Totals, VERSION_MAX, VERSION_MIN, Wants};
@@ -90,8 +91,16 @@ impl Source {
         };
         std::fs::create_dir_all(&options.work).map_err(io)?;
         let mut known = None;
+        let noted = options.work.join(BOOT);
+        let believed = is_of_this_boot(&noted);
         for entry in std::fs::read_dir(&options.work).map_err(io)? {
             let tree = entry.map_err(io)?.path();
+            if !believed {
+                if tree.extension().is_some_and(|kind| kind == "facts") {
+                    std::fs::remove_file(&tree).map_err(io)?;
+                }
+                continue;
+            }
             let id = tree.file_stem().and_then(|stem| tree_id(stem.to_str()?));
             let facts = tree.with_extension("facts");
             if let Some(id) = id.filter(|_| tree.extension().is_some_and(|kind| kind == "tree"))
@@ -104,6 +113,7 @@ impl Source {
                 });
             }
         }
+        note_boot(&noted).map_err(io)?;
         Ok(Self { options, known })
     }
 

@@ -165,6 +165,7 @@ impl Departure {
     /// is ended then, before the commit: an engine that is ended in order thaws it, and it would answer for what nobody
     /// carries any more.
     async fn verify(&self) -> Result<(), Fault> {
+        self.check_volumes().await?;
         for member in &self.members {
             let spec = &member.create.spec;
             let status = match self.ports.engine.status(&spec.id).await {
