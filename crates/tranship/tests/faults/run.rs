@@ -13,7 +13,7 @@ use crate::watch::{Poller, Writer};
 use crate::world::finish;
 
 /// How long a case may take until both sides agree.
-const SETTLED: Duration = Duration::from_secs(75);
+const SETTLED: Duration = Duration::from_secs(180);
 /// How long the source's container may be down after its agent or its host is back.
 const BACK: Duration = Duration::from_secs(10);
 
