@@ -255,6 +255,13 @@ impl Agent {
             bridge::reader(archive),
         )
         .await?;
+        let archive = match archive {
+            Ok(archive) => archive,
+            Err(fault) => {
+                self.close(opened).await;
+                return Err(fault);
+            }
+        };
         let done = match &opened.way {
             Way::Live(root) => live_way::unpack(Arc::clone(root), asked.clone(), &opened, archive).await,
             Way::Engine(container, prefix) => {

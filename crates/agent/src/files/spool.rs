@@ -36,39 +36,38 @@ impl Read for Incoming {
 }
 
 /// Waits for an answer of the engine, and takes the archive in if that takes long. `ask` is called again if the engine gave up
-/// while the archive arrived.
+/// while the archive arrived. Whether the archive is here is said apart: an answer may be something that has to be closed.
 ///
 /// # Errors
-/// The answer's; `agent.spool`, `archive.read` if the archive cannot be taken in.
+/// The answer's. The archive's are `agent.spool` and `archive.read`.
 pub(super) async fn meanwhile<T, A, F>(
     ask: A,
     directory: PathBuf,
     stream: StreamReader,
-) -> Result<(T, Incoming), Fault>
+) -> Result<(T, Result<Incoming, Fault>), Fault>
 where
     A: Fn() -> F,
     F: Future<Output = Result<T, Fault>>,
 {
     let mut answer = std::pin::pin!(ask());
     tokio::select! {
-        answer = &mut answer => return Ok((answer?, Incoming::Stream(stream))),
+        answer = &mut answer => return Ok((answer?, Ok(Incoming::Stream(stream)))),
         () = tokio::time::sleep(PATIENCE) => {}
     }
     let mut taken_in = std::pin::pin!(take_in(directory, stream));
     let (answer, file) = tokio::select! {
-        file = &mut taken_in => (answer.await, file?),
+        file = &mut taken_in => (answer.await, file),
         answer = &mut answer => match answer {
             // It may have been this archive's own sender that held it up.
-            Err(fault) if fault.code == "engine.uncertain" => (Err(fault), taken_in.await?),
-            Err(fault) => return Err(fault),
-            Ok(answer) => (Ok(answer), taken_in.await?),
+            Err(fault) if fault.code != "engine.uncertain" => return Err(fault),
+            answer => (answer, taken_in.await),
         },
     };
     let answer = match answer {
-        Err(fault) if fault.code == "engine.uncertain" => ask().await?,
+        Err(fault) if fault.code == "engine.uncertain" && file.is_ok() => ask().await?,
         answer => answer?,
     };
-    Ok((answer, Incoming::File(file)))
+    Ok((answer, file.map(Incoming::File)))
 }
 
 async fn take_in(directory: PathBuf, mut stream: StreamReader) -> Result<std::fs::File, Fault> {
@@ -156,6 +155,7 @@ mod tests {
         };
         let stream = pieces(Arc::clone(&sent));
         let (answer, incoming) = meanwhile(ask, directory.path().to_owned(), stream).await.unwrap();
+        let incoming = incoming.unwrap();
         assert!(answer == 7 && matches!(incoming, Incoming::File(_)));
         assert_eq!(read(incoming).await, 1_000_000);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
@@ -174,7 +174,24 @@ mod tests {
         };
         let stream = pieces(Arc::default());
         let ((), incoming) = meanwhile(ask, directory.path().to_owned(), stream).await.unwrap();
-        assert_eq!(read(incoming).await, 1_000_000);
+        assert_eq!(read(incoming.unwrap()).await, 1_000_000);
+    }
+
+    #[tokio::test]
+    async fn what_was_opened_is_handed_back_for_closing_although_the_archive_broke_off() {
+        let directory = tempfile::tempdir().unwrap();
+        let broken = futures_util::stream::iter([
+            Ok(Bytes::from_static(b"part")),
+            Err(io::Error::other("the sender is gone")),
+        ]);
+        let stream = super::super::bridge::reader(broken);
+        let ask = || async {
+            tokio::time::sleep(2 * PATIENCE).await;
+            Ok("opened")
+        };
+        let (opened, incoming) = meanwhile(ask, directory.path().to_owned(), stream).await.unwrap();
+        assert_eq!(opened, "opened");
+        assert!(incoming.is_err_and(|fault| fault.code == "archive.read"));
     }
 
     #[tokio::test]
@@ -185,6 +202,7 @@ mod tests {
         let ((), incoming) = meanwhile(ask, directory.path().join("never"), stream)
             .await
             .unwrap();
+        let incoming = incoming.unwrap();
         assert!(matches!(incoming, Incoming::Stream(_)) && !directory.path().join("never").exists());
         assert_eq!(read(incoming).await, 1_000_000);
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tranship_testkit::testbed::{Link, Node, Options};
 
-use crate::world::{World, finish, get, inspect, is_running, wait_until};
+use crate::world::{World, finish, get, inspect, is_running, reached, wait_until};
 
 /// The places where the source's agent can be made to fail, with the modes that pass them.
 const AT_SOURCE: &[(&str, &[&str])] = &[
@@ -216,19 +216,7 @@ fn a_port_that_is_taken_meanwhile_ends_it_in_order() {
     world.b.load_image("busybox").unwrap();
     let before = world.inventories();
     world.arm(&world.b, "destination.create=wait:4000");
-    let child = world
-        .command(&[
-            "migrate",
-            "web",
-            "--from",
-            "ssh://root@a",
-            "--to",
-            "ssh://root@b",
-            "--mode",
-            "cold",
-        ])
-        .spawn()
-        .unwrap();
+    let child = world.begin(&["--mode", "cold"]);
     wait_until(|| {
         world
             .b
@@ -296,32 +284,8 @@ fn a_disk_that_is_full_is_seen_before_or_ends_it_in_order() {
     wait_until(|| get(world.a.address(), 8080));
     let before = world.inventories();
     world.arm(&world.b, "destination.image=wait:3000");
-    let child = world
-        .command(&[
-            "migrate",
-            "web",
-            "--from",
-            "ssh://root@a",
-            "--to",
-            "ssh://root@b",
-            "--mode",
-            "stateless",
-        ])
-        .spawn()
-        .unwrap();
-    wait_until(|| {
-        world
-            .b
-            .exec([
-                "grep",
-                "-qs",
-                "destination.image",
-                "/run/tranship/fail-point.reached",
-            ])
-            .unwrap()
-            .status
-            .success()
-    });
+    let child = world.begin(&["--mode", "stateless"]);
+    wait_until(|| reached(&world.b, "destination.image"));
     world.b.sh("free=$(df --output=avail -B1 /var/lib/docker | tail -1); fallocate -l $((free - 30000000)) /var/lib/docker/ballast").unwrap();
     let outcome = finish(child);
     world.b.sh("rm -f /var/lib/docker/ballast").unwrap();
@@ -339,19 +303,7 @@ fn an_engine_that_dies_at_the_destination_ends_it_in_order() {
         .command(&["migrate", "web", "--from", "ssh://root@a", "--to", "ssh://root@b"])
         .spawn()
         .unwrap();
-    wait_until(|| {
-        world
-            .b
-            .exec([
-                "grep",
-                "-qs",
-                "destination.create",
-                "/run/tranship/fail-point.reached",
-            ])
-            .unwrap()
-            .status
-            .success()
-    });
+    wait_until(|| reached(&world.b, "destination.create"));
     world.b.kill_engine().unwrap();
     let outcome = finish(child);
     assert!(outcome.code == 4 || outcome.code == 5, "{outcome:?}");
@@ -395,19 +347,7 @@ fn a_link_that_is_cut_while_the_image_travels_ends_it_in_order() {
     world.b.set_link(Link::Rate("100mbit")).unwrap();
     let bytes = || world.b.link_bytes().unwrap().received;
     let start = bytes();
-    let child = world
-        .command(&[
-            "migrate",
-            "web",
-            "--from",
-            "ssh://root@a",
-            "--to",
-            "ssh://root@b",
-            "--mode",
-            "stateless",
-        ])
-        .spawn()
-        .unwrap();
+    let child = world.begin(&["--mode", "stateless"]);
     wait_until(|| bytes() - start > 10_000_000);
     world.b.set_link(Link::Down).unwrap();
     finish(child).expect(4).saying(&["wire.", "rolled back", "hint:"]);
@@ -432,32 +372,8 @@ fn a_caller_that_is_killed_leaves_a_migration_that_finishes() {
     let world = world!();
     world.serve(&[]);
     world.arm(&world.b, "destination.create=wait:2000");
-    let mut child = world
-        .command(&[
-            "migrate",
-            "web",
-            "--from",
-            "ssh://root@a",
-            "--to",
-            "ssh://root@b",
-            "--mode",
-            "cold",
-        ])
-        .spawn()
-        .unwrap();
-    wait_until(|| {
-        world
-            .b
-            .exec([
-                "grep",
-                "-qs",
-                "destination.create",
-                "/run/tranship/fail-point.reached",
-            ])
-            .unwrap()
-            .status
-            .success()
-    });
+    let mut child = world.begin(&["--mode", "cold"]);
+    wait_until(|| reached(&world.b, "destination.create"));
     child.kill().unwrap();
     child.wait().unwrap();
     wait_until(|| get(world.b.address(), 8080));
@@ -480,19 +396,7 @@ fn an_ssh_connection_that_dies_is_made_again() {
         .command(&["migrate", "web", "--from", "ssh://root@a", "--to", "ssh://root@b"])
         .spawn()
         .unwrap();
-    wait_until(|| {
-        world
-            .b
-            .exec([
-                "grep",
-                "-qs",
-                "destination.create",
-                "/run/tranship/fail-point.reached",
-            ])
-            .unwrap()
-            .status
-            .success()
-    });
+    wait_until(|| reached(&world.b, "destination.create"));
     // The server's end of every session of the caller, not the daemon itself.
     world
         .a
@@ -508,32 +412,8 @@ fn an_interrupt_rolls_back() {
     world.serve(&[]);
     let before = world.inventories();
     world.arm(&world.b, "destination.create=wait:2000");
-    let child = world
-        .command(&[
-            "migrate",
-            "web",
-            "--from",
-            "ssh://root@a",
-            "--to",
-            "ssh://root@b",
-            "--mode",
-            "cold",
-        ])
-        .spawn()
-        .unwrap();
-    wait_until(|| {
-        world
-            .b
-            .exec([
-                "grep",
-                "-qs",
-                "destination.create",
-                "/run/tranship/fail-point.reached",
-            ])
-            .unwrap()
-            .status
-            .success()
-    });
+    let child = world.begin(&["--mode", "cold"]);
+    wait_until(|| reached(&world.b, "destination.create"));
     std::process::Command::new("kill")
         .args(["-INT", &child.id().to_string()])
         .status()
@@ -582,19 +462,7 @@ fn a_second_migration_of_the_same_container_is_refused_by_name() {
         .command(&["migrate", "web", "--from", "ssh://root@a", "--to", "ssh://root@b"])
         .spawn()
         .unwrap();
-    wait_until(|| {
-        world
-            .b
-            .exec([
-                "grep",
-                "-qs",
-                "destination.create",
-                "/run/tranship/fail-point.reached",
-            ])
-            .unwrap()
-            .status
-            .success()
-    });
+    wait_until(|| reached(&world.b, "destination.create"));
     world
         .migrate(&["--rename", "other", "--publish", "8080=8081"])
         .expect(1)

@@ -8,22 +8,7 @@ use crate::world::{World, finish, get, inspect, is_running, wait_until};
 
 /// Begins a cold migration, waits until it stands at a place, and kills the agent there.
 fn killed_at(world: &World, node: &Node, place: &str) {
-    world.arm(node, &format!("{place}=hold"));
-    let args = [
-        "migrate",
-        "web",
-        "--from",
-        "ssh://root@a",
-        "--to",
-        "ssh://root@b",
-        "--mode",
-        "cold",
-    ];
-    let mut child = world.command(&args).spawn().unwrap();
-    wait_until(|| {
-        let reached = ["grep", "-qsx", place, "/run/tranship/fail-point.reached"];
-        node.exec(reached).unwrap().success()
-    });
+    let mut child = world.begin_held(node, place, &["--mode", "cold"]);
     child.kill().unwrap();
     assert!(node.kill_running("agent --serve") > 0);
     finish(child);
@@ -35,11 +20,6 @@ fn journal(node: &Node, side: &str) -> PathBuf {
     let directory = node.root().unwrap().join("var/lib/tranship/agent").join(side);
     let mut entries = std::fs::read_dir(directory).unwrap();
     entries.next().unwrap().unwrap().path()
-}
-
-fn id(world: &World) -> String {
-    let list = world.run(&["list", "--json"]).expect(0).json();
-    list[0]["id"].as_str().unwrap().to_owned()
 }
 
 #[test]
@@ -87,7 +67,7 @@ fn damage_inside_is_refused_with_an_explanation_and_nothing_is_lost() {
         let shown = world.run(&["status"]);
         assert_ne!(shown.code, 0, "{shown:?}");
         let shown = shown.saying(&["journal.damaged", "damaged", "docker ps -a", "hint:"]);
-        assert!(shown.stderr.contains(&id(&world)), "{shown:?}");
+        assert!(shown.stderr.contains(&world.newest_id()), "{shown:?}");
         assert_eq!(std::fs::read(&path).unwrap(), bytes, "it is left as it is");
         // At most one runs, and both containers are there for a person to look at.
         assert!(!(is_running(&world.a, "web") && is_running(&world.b, "web")));

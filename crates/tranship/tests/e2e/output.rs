@@ -94,17 +94,7 @@ fn commands_speak_to_people_and_to_programs() {
     );
 
     // A failure for programs is an object with a stable code.
-    let failed = world
-        .run(&[
-            "migrate",
-            "web",
-            "--from",
-            "ssh://root@b",
-            "--to",
-            "ssh://root@a",
-            "--json",
-        ])
-        .expect(1);
+    let failed = world.migrate_between("b", "a", &["--json"]).expect(1);
     let last: serde_json::Value = serde_json::from_str(failed.stderr.lines().last().unwrap()).unwrap();
     assert_eq!(last["error"]["code"], "name.taken");
 

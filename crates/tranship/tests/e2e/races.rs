@@ -2,26 +2,16 @@
 
 use std::process::Child;
 
-use crate::world::{Outcome, World, finish, get, inspect, is_running, wait_until};
+use crate::world::{Outcome, World, finish, get, inspect, is_running, migrate_args, wait_until};
 
-/// Begins `tranship migrate NAME` and waits until it stands at a place of the source, which is held.
-fn hold(world: &World, options: &[&str], place: &str) -> Child {
-    world.arm(&world.a, &format!("{place}=hold"));
-    let mut args = vec!["migrate", "web", "--from", "ssh://root@a", "--to", "ssh://root@b"];
-    args.extend(options);
-    let child = world.command(&args).spawn().unwrap();
-    wait_until(|| {
-        let file = "/run/tranship/fail-point.reached";
-        world.a.exec(["grep", "-qsx", place, file]).unwrap().success()
-    });
-    child
+/// Begins a migration and waits until it stands at a place of the source, which is held.
+fn hold(world: &World, mode: &str, place: &str) -> Child {
+    world.begin_held(&world.a, place, &["--mode", mode])
 }
 
 fn let_go(world: &World, child: Child) -> Outcome {
-    world.arm(&world.a, "none");
-    let outcome = finish(child);
-    let _cleared = world.a.sh("rm -f /run/tranship/fail-point.reached").unwrap();
-    outcome
+    world.let_go();
+    finish(child)
 }
 
 /// Places before and after the freeze.
@@ -33,7 +23,7 @@ fn a_container_that_is_removed_meanwhile_ends_it_and_leaves_nothing_there() {
     for place in PLACES {
         world.serve(&["-v", "data:/data"]);
         let there = world.b.inventory().unwrap();
-        let child = hold(&world, &["--mode", "cold"], place);
+        let child = hold(&world, "cold", place);
         world.a.exec_ok(["docker", "rm", "-f", "web"]).unwrap();
         let outcome = let_go(&world, child);
         assert!(matches!(outcome.code, 4 | 5), "{place}: {outcome:?}");
@@ -48,7 +38,7 @@ fn a_container_that_is_renamed_meanwhile_is_the_same_one() {
     let world = world!();
     for place in PLACES {
         world.serve(&["-v", "data:/data"]);
-        let child = hold(&world, &["--mode", "cold"], place);
+        let child = hold(&world, "cold", place);
         world.a.exec_ok(["docker", "rename", "web", "site"]).unwrap();
         let outcome = let_go(&world, child);
         // By its id it is still the one of the plan; the other side got the name of the plan.
@@ -68,14 +58,14 @@ fn a_container_that_is_restarted_or_started_meanwhile_ends_it() {
     let world = world!();
     world.serve(&["-v", "data:/data"]);
     let before = world.inventories();
-    let child = hold(&world, &["--mode", "cold"], "source.bulk");
+    let child = hold(&world, "cold", "source.bulk");
     world.a.exec_ok(["docker", "restart", "web"]).unwrap();
     let_go(&world, child)
         .expect(4)
         .saying(&["container.changed", "restarted", "hint:"]);
     assert_eq!(world.inventories(), before);
     for mode in ["cold", "warm"] {
-        let child = hold(&world, &["--mode", mode], "source.frozen");
+        let child = hold(&world, mode, "source.frozen");
         let verb = if mode == "cold" { "start" } else { "unpause" };
         world.a.exec_ok(["docker", verb, "web"]).unwrap();
         let_go(&world, child)
@@ -104,7 +94,7 @@ fn a_container_that_exits_meanwhile_ends_it_and_stays_as_its_policy_says() {
     ];
     world.a.exec_ok(run).unwrap();
     let there = world.b.inventory().unwrap();
-    let child = hold(&world, &["--mode", "cold"], "source.bulk");
+    let child = hold(&world, "cold", "source.bulk");
     world.a.exec_ok(["docker", "kill", "web"]).unwrap();
     let_go(&world, child)
         .expect(4)
@@ -131,32 +121,9 @@ fn opposite_ways_at_the_same_time_do_not_wait_for_each_other() {
         "1000",
     ];
     world.b.exec_ok(run).unwrap();
-    let there = world
-        .command(&[
-            "migrate",
-            "web",
-            "--from",
-            "ssh://root@a",
-            "--to",
-            "ssh://root@b",
-            "--mode",
-            "cold",
-        ])
-        .spawn()
-        .unwrap();
-    let back = world
-        .command(&[
-            "migrate",
-            "other",
-            "--from",
-            "ssh://root@b",
-            "--to",
-            "ssh://root@a",
-            "--mode",
-            "warm",
-        ])
-        .spawn()
-        .unwrap();
+    let there = world.begin(&["--mode", "cold"]);
+    let args = migrate_args("other", "b", "a", &["--mode", "warm"]);
+    let back = world.command(&args).spawn().unwrap();
     finish(there).expect(0);
     finish(back).expect(0);
     assert!(get(world.b.address(), 8080));
@@ -167,25 +134,14 @@ fn opposite_ways_at_the_same_time_do_not_wait_for_each_other() {
 fn a_container_that_still_arrives_does_not_leave_again() {
     let world = world!();
     world.serve(&["-v", "data:/data"]);
-    let child = hold(&world, &["--mode", "cold"], "source.start");
-    let back = [
-        "migrate",
-        "web",
-        "--from",
-        "ssh://root@b",
-        "--to",
-        "ssh://root@a",
-        "--mode",
-        "cold",
-    ];
-    let refused = world.run(&back);
+    let child = hold(&world, "cold", "source.start");
+    let refused = world.migrate_between("b", "a", &["--mode", "cold"]);
     assert!(matches!(refused.code, 1 | 2), "{refused:?}");
     let child_ended = let_go(&world, child);
     child_ended.expect(0);
     assert!(get(world.b.address(), 8080) && !is_running(&world.a, "web"));
     // And when it is there, it may.
-    let mut again = back.to_vec();
-    again.extend(["--replace", "--volume-conflict", "replace"]);
-    world.run(&again).expect(0);
+    let options = ["--mode", "cold", "--replace", "--volume-conflict", "replace"];
+    world.migrate_between("b", "a", &options).expect(0);
     assert!(get(world.a.address(), 8080) && !is_running(&world.b, "web"));
 }

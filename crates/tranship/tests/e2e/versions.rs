@@ -18,25 +18,16 @@ fn set(node: &Node, name: &str, text: &str) {
 fn there_and_back(world: &World, mode: &str) {
     world.migrate(&["--mode", mode]).expect(0);
     assert!(get(world.b.address(), 8080) && !is_running(&world.a, "web"));
-    let back = [
-        "migrate",
-        "web",
-        "--from",
-        "ssh://root@b",
-        "--to",
-        "ssh://root@a",
+    let options = [
         "--mode",
         mode,
-    ];
-    let mut args = back.to_vec();
-    args.extend([
         "--replace",
         "--volume-conflict",
         "replace",
         "--on-source",
         "remove",
-    ]);
-    world.run(&args).expect(0);
+    ];
+    world.migrate_between("b", "a", &options).expect(0);
     assert!(get(world.a.address(), 8080));
     world.b.sh("docker volume rm -f data").unwrap();
 }
@@ -103,27 +94,7 @@ fn an_update_waits_until_the_migration_under_way_is_over() {
     world.serve(&["-v", "data:/data"]);
     let newer_place = tempfile::tempdir().unwrap();
     let newer = other_build(newer_place.path());
-    world.arm(&world.a, "source.frozen=hold");
-    let args = [
-        "migrate",
-        "web",
-        "--from",
-        "ssh://root@a",
-        "--to",
-        "ssh://root@b",
-        "--mode",
-        "cold",
-    ];
-    let child = world.command(&args).spawn().unwrap();
-    wait_until(|| {
-        let reached = [
-            "grep",
-            "-qsx",
-            "source.frozen",
-            "/run/tranship/fail-point.reached",
-        ];
-        world.a.exec(reached).unwrap().success()
-    });
+    let child = world.begin_held(&world.a, "source.frozen", &["--mode", "cold"]);
     let old = [agent(&world.a), agent(&world.b)];
     // The other build works with the agents that are at work, and lets them be.
     let shown = run_build(&world, &newer, &["status", "--json"]).expect(0).json();
@@ -178,25 +149,8 @@ fn clocks_that_are_years_apart_and_step_change_nothing() {
         ("destination.created", &world.b, 4),
         ("source.committed", &world.a, 0),
     ] {
-        for node in [&world.a, &world.b] {
-            node.sh("rm -f /run/tranship/fail-point.reached").unwrap();
-        }
-        world.arm(node, &format!("{place}=hold"));
-        let args = [
-            "migrate",
-            "web",
-            "--from",
-            "ssh://root@a",
-            "--to",
-            "ssh://root@b",
-            "--mode",
-            "cold",
-        ];
-        let child = world.command(&args).spawn().unwrap();
-        wait_until(|| {
-            let reached = ["grep", "-qsx", place, "/run/tranship/fail-point.reached"];
-            node.exec(reached).unwrap().success()
-        });
+        world.let_go();
+        let child = world.begin_held(node, place, &["--mode", "cold"]);
         set(&world.a, "clock", &(-2 * YEARS).to_string());
         set(&world.b, "clock", &(2 * YEARS).to_string());
         node.kill_running("agent --serve");

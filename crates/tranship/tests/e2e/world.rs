@@ -108,9 +108,41 @@ impl World {
 
     /// `tranship migrate web --from a --to b` with these options.
     pub fn migrate(&self, options: &[&str]) -> Outcome {
-        let mut args = vec!["migrate", "web", "--from", "ssh://root@a", "--to", "ssh://root@b"];
-        args.extend(options);
-        self.run(&args)
+        self.migrate_between("a", "b", options)
+    }
+
+    /// The same between any two hosts.
+    pub fn migrate_between(&self, from: &str, to: &str, options: &[&str]) -> Outcome {
+        self.run(&migrate_args("web", from, to, options))
+    }
+
+    /// `tranship migrate web --from a --to b`, not waited for.
+    pub fn begin(&self, options: &[&str]) -> Child {
+        self.command(&migrate_args("web", "a", "b", options))
+            .spawn()
+            .unwrap()
+    }
+
+    /// Begins a migration and waits until it stands at a place of a node, where it is held.
+    pub fn begin_held(&self, node: &Node, place: &str, options: &[&str]) -> Child {
+        self.arm(node, &format!("{place}=hold"));
+        let child = self.begin(options);
+        wait_until(|| reached(node, place));
+        child
+    }
+
+    /// Lets go on what is held, and forgets what was reached.
+    pub fn let_go(&self) {
+        for node in [&self.a, &self.b] {
+            self.arm(node, "none");
+            node.sh("rm -f /run/tranship/fail-point.reached").unwrap();
+        }
+    }
+
+    /// The newest migration's id.
+    pub fn newest_id(&self) -> String {
+        let list = self.run(&["list", "--json"]).expect(0).json();
+        list[0]["id"].as_str().unwrap().to_owned()
     }
 
     /// `tranship plan web --from a --to b --json` with these options: its findings as `(code, severity)`.
@@ -163,14 +195,44 @@ impl World {
 
     /// Arms a fail point on a node, for the agent that runs there or will.
     pub fn arm(&self, node: &Node, text: &str) {
-        node.sh(&format!("mkdir -p /run/tranship && chmod 700 /run/tranship && printf %s '{text}' > /run/tranship/fail-point"))
-            .unwrap();
+        set_fail_point(&node.root().unwrap(), text);
     }
 
     /// What both engines hold.
     pub fn inventories(&self) -> (Vec<String>, Vec<String>) {
         (self.a.inventory().unwrap(), self.b.inventory().unwrap())
     }
+}
+
+/// The arguments of `tranship migrate`.
+pub fn migrate_args<'a>(container: &'a str, from: &str, to: &str, options: &[&'a str]) -> Vec<&'a str> {
+    let address = |name: &str| match name {
+        "a" => "ssh://root@a",
+        "b" => "ssh://root@b",
+        other => panic!("there is no host {other}"),
+    };
+    let mut args = vec!["migrate", container, "--from", address(from), "--to", address(to)];
+    args.extend(options);
+    args
+}
+
+/// Writes what arms fail points below a node's root directory: whole or not at all, since an agent reads it at any moment.
+pub fn set_fail_point(root: &Path, text: &str) {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let directory = root.join("run/tranship");
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory)
+        .unwrap();
+    std::fs::write(directory.join("fail-point.new"), text).unwrap();
+    std::fs::rename(directory.join("fail-point.new"), directory.join("fail-point")).unwrap();
+}
+
+/// Whether an agent of a node passed a place.
+pub fn reached(node: &Node, place: &str) -> bool {
+    let file = "/run/tranship/fail-point.reached";
+    node.exec(["grep", "-qsx", place, file]).unwrap().success()
 }
 
 /// The program under test: a copy, so that a build that goes on beside the tests does not change it under their feet.

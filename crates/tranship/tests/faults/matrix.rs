@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tranship_migrate::failpoint;
 use tranship_testkit::testbed::missing_capability;
@@ -202,5 +202,4 @@ fn whatever_fails_wherever_one_instance_is_left() {
         assert!(strange.is_empty(), "not in the list of places: {strange:?}");
         assert!(count >= ENOUGH, "{count} runs are too few");
     }
-    assert!(begun.elapsed() < Duration::from_secs(3600), "it took too long");
 }

@@ -8,7 +8,7 @@ use tranship_testkit::testbed::{Link, Node};
 
 use crate::cases::{Case, Mode, Side, Trouble};
 use crate::leftovers::difference;
-use crate::scene::{Holdings, Keeper, Scene, journals};
+use crate::scene::{Holdings, Keeper, Scene, arm, inspect, journals};
 use crate::watch::{Poller, Writer};
 use crate::world::finish;
 
@@ -69,7 +69,7 @@ impl Scene {
             "the service does not answer"
         );
         let healthy = || {
-            let document = self.inspect(&self.world.a);
+            let document = inspect(&self.world.a);
             document.is_some_and(|d| d["State"]["Health"]["Status"] == "healthy")
         };
         assert!(
@@ -90,8 +90,8 @@ impl Scene {
             Side::Source => (back + &hold, String::new()),
             Side::Destination => (back, hold),
         };
-        self.arm(&self.world.a, &at_source);
-        self.arm(&self.world.b, &at_destination);
+        arm(&self.world.a, &at_source);
+        arm(&self.world.b, &at_destination);
         let kept = match case.trouble {
             Trouble::LonelyAgent(Side::Source) => [false, true],
             Trouble::LonelyAgent(Side::Destination) => [true, false],
@@ -157,7 +157,7 @@ impl Scene {
 
     fn make_trouble(&self, case: &Case, child: &mut Child) {
         let release = || {
-            self.arm(
+            arm(
                 self.node(case.side()),
                 case.sent_back_at()
                     .map_or(String::new(), |p| {
@@ -315,7 +315,7 @@ impl Scene {
     fn check_the_end(&self, complete: bool, before: &Holdings) {
         let (a, b) = (&self.world.a, &self.world.b);
         let policy = |node: &Node| {
-            self.inspect(node).map(|d| {
+            inspect(node).map(|d| {
                 d["HostConfig"]["RestartPolicy"]["Name"]
                     .as_str()
                     .unwrap_or_default()

@@ -14,7 +14,7 @@ use tranship_testkit::testbed::{Node, Options};
 
 use crate::cases::{Case, Mode, Side};
 use crate::leftovers;
-use crate::world::{World, wait_until};
+use crate::world::{World, set_fail_point, wait_until};
 
 /// Directories of the destination that are on small disks.
 const SMALL: [(&str, u64); 2] = [("/var/lib/docker", 1 << 30), ("/var/lib/tranship", 32 << 20)];
@@ -157,7 +157,7 @@ impl Scene {
     /// Takes away what a case brought.
     pub fn clear(&self) {
         for node in self.nodes() {
-            self.arm(node, "");
+            arm(node, "");
             if let Ok(root) = node.root() {
                 let _ = std::fs::remove_file(root.join("run/tranship/fail-point.reached"));
             }
@@ -174,16 +174,6 @@ impl Scene {
         {
             self.world.b.load_image("python").unwrap();
         }
-    }
-
-    /// Arms places on a node.
-    #[allow(clippy::unused_self, reason = "reads like its siblings")]
-    pub fn arm(&self, node: &Node, text: &str) {
-        let Ok(root) = node.root() else { return };
-        let directory = root.join("run/tranship");
-        let _ = std::fs::create_dir_all(&directory);
-        std::fs::write(directory.join("fail-point.new"), text).unwrap();
-        std::fs::rename(directory.join("fail-point.new"), directory.join("fail-point")).unwrap();
     }
 
     /// Places that were passed on a node since the case began.
@@ -216,12 +206,11 @@ impl Scene {
 
     /// Begins the migration.
     pub fn begin(&self, case: &Case) -> Child {
-        let mut args = vec!["migrate", "web", "--from", "ssh://root@a", "--to", "ssh://root@b"];
-        args.extend(["--mode", case.mode.name()]);
+        let mut options = vec!["--mode", case.mode.name()];
         if case.mode != Mode::Stateless {
-            args.extend(["--hook-pre-freeze", "true"]);
+            options.extend(["--hook-pre-freeze", "true"]);
         }
-        self.world.command(&args).spawn().unwrap()
+        self.world.begin(&options)
     }
 
     /// Leaves no byte on the destination's disks; on that of the agent's records only where the service runs there already:
@@ -249,12 +238,18 @@ impl Scene {
     pub fn log(&self, node: &Node) -> String {
         std::fs::read_to_string(node.root().unwrap().join(LOG)).unwrap()
     }
+}
 
-    /// The container's document on a node.
-    #[allow(clippy::unused_self, reason = "reads like its siblings")]
-    pub fn inspect(&self, node: &Node) -> Option<Value> {
-        engine_get(node, "/containers/web/json")
+/// Arms places on a node; on one that is down there is nothing to arm.
+pub fn arm(node: &Node, text: &str) {
+    if let Ok(root) = node.root() {
+        set_fail_point(&root, text);
     }
+}
+
+/// The container's document on a node.
+pub fn inspect(node: &Node) -> Option<Value> {
+    engine_get(node, "/containers/web/json")
 }
 
 /// Where the journals of a side are.

@@ -142,7 +142,7 @@ fn a_volume_keeps_its_guid_through_every_move() {
         &["sleep", "infinity"],
     );
     let guids = |from: &str, to: &str| -> Vec<String> {
-        let mut args = super::migrate_args(from, to, &["--json", "--mode", "cold"]);
+        let mut args = crate::world::migrate_args("web", from, to, &["--json", "--mode", "cold"]);
         args[0] = "plan";
         let plan = world.run(&args).json();
         let elements = plan[0]["elements"].as_array().unwrap();

@@ -76,7 +76,7 @@ fn hooks_of_labels_flags_and_file_run_at_their_times() {
         "echo flag-thaw >> /data/notes",
     ];
     let plan = world.run(&{
-        let mut args = super::migrate_args("a", "b", &options);
+        let mut args = crate::world::migrate_args("web", "a", "b", &options);
         args[0] = "plan";
         args
     });

@@ -14,12 +14,10 @@ mod postgres;
 mod transfer;
 mod writers;
 
-use std::process::Child;
-
 use serde_json::Value;
 use tranship_testkit::testbed::Node;
 
-use crate::world::{Outcome, World, wait_until};
+use crate::world::{World, reached, wait_until};
 
 /// Prints one line per entry of a tree, with everything that there is to say about it.
 const LISTING: &str = include_str!("scripts/listing.py");
@@ -63,16 +61,6 @@ impl World {
             output.stderr
         );
         output.stdout
-    }
-
-    /// `tranship migrate web` between two hosts.
-    fn migrate_between(&self, from: &str, to: &str, options: &[&str]) -> Outcome {
-        self.run(&migrate_args(from, to, options))
-    }
-
-    /// The same, not waited for.
-    fn begin(&self, options: &[&str]) -> Child {
-        self.command(&migrate_args("a", "b", options)).spawn().unwrap()
     }
 
     /// What rsync would change to make a directory of `b` equal to one of `a`: nothing if they are equal.
@@ -122,26 +110,9 @@ impl World {
         output.stdout.lines().map(ToOwned::to_owned).collect()
     }
 
-    /// Whether a fail point was passed on that host.
-    fn reached(&self, node: &Node, point: &str) -> bool {
-        let file = "/run/tranship/fail-point.reached";
-        node.exec(["grep", "-qsx", point, file]).unwrap().success()
-    }
-
     fn wait_for_point(&self, node: &Node, point: &str) {
-        wait_until(|| self.reached(node, point));
+        wait_until(|| reached(node, point));
     }
-}
-
-fn migrate_args<'a>(from: &str, to: &str, options: &[&'a str]) -> Vec<&'a str> {
-    let address = |name: &str| match name {
-        "a" => "ssh://root@a",
-        "b" => "ssh://root@b",
-        other => panic!("there is no host {other}"),
-    };
-    let mut args = vec!["migrate", "web", "--from", address(from), "--to", address(to)];
-    args.extend(options);
-    args
 }
 
 /// Where Docker keeps a volume.

@@ -109,7 +109,7 @@ fn auto_takes_cold_where_there_is_state_and_stateless_where_there_is_none() {
     let world = world!();
     world.hold(&["-v", "data:/data"], &["sleep", "infinity"]);
     let mode = |options: &[&str]| {
-        let mut args = super::migrate_args("a", "b", options);
+        let mut args = crate::world::migrate_args("web", "a", "b", options);
         args[0] = "plan";
         args.push("--json");
         let plan = world.run(&args).json();
