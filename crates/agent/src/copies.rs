@@ -444,3 +444,29 @@ fn remove_note(path: &Path) {
         tracing::warn!("{} could not be removed: {error}", path.display());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tranship_testkit::memory::{self, Failure, MemoryEngine};
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_let_go_on_is_told_and_what_goes_on_is_not() {
+        let engine = MemoryEngine::new();
+        let paused = engine.run("paused", &memory::image("app:1", 1), |_| {}).id;
+        let runs = engine.run("runs", &memory::image("app:1", 1), |_| {}).id;
+        engine.pause(&paused).await.unwrap();
+        let gone = ContainerId::new("f".repeat(64)).unwrap();
+        let all = [paused.clone(), runs, gone];
+        // An engine that is away for longer than anybody waits.
+        let away: Vec<_> = (0..1000).map(|call| (call, Failure::Before)).collect();
+        engine.fail(&away);
+        assert_eq!(thaw(&engine, &all[..1]).await, &all[..1]);
+        engine.fail(&[]);
+        assert_eq!(thaw(&engine, &all).await, []);
+        assert_eq!(
+            engine.status(&paused).await.unwrap().state,
+            ContainerState::Running
+        );
+    }
+}

@@ -14,7 +14,7 @@ use harness::{network, node};
 use tokio::sync::watch;
 use tranship_core::container::{ContainerState, LayerChanges, MountKind, MountSpec};
 use tranship_core::engine::ExecOutcome;
-use tranship_core::event::Silent;
+use tranship_core::event::{Event, Phase, Reporter, Silent};
 use tranship_core::node::{ArrivalFacts, ContainerReport, Survey};
 use tranship_core::storage::{ElementAt, ElementPlace};
 use tranship_core::{ContainerSpec, Engine, MigrationId};
@@ -251,6 +251,42 @@ async fn what_is_written_until_the_freeze_arrives() {
         .get(path_of(&scene.destination, &at_volume("data")))
         .unwrap();
     assert_eq!(there, last, "the last write before the freeze");
+}
+
+/// Starts a container that uses the volume once the source stands still and was looked at.
+struct Latecomer(Arc<MemoryEngine>);
+
+impl Reporter for Latecomer {
+    fn report(&self, event: Event) {
+        if matches!(event, Event::PhaseStarted { phase: Phase::Delta }) {
+            let _job = self.0.run("job", &memory::image("app:1", 3), |s| {
+                s.mounts = vec![volume("data", "/data", false)];
+            });
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_comes_to_use_a_volume_during_the_last_round_sends_it_back() {
+    for mode in [ModeRequest::Cold, ModeRequest::Warm] {
+        let scene = scene(&options(mode), |_| {});
+        let (_keep, cancelled) = watch::channel(false);
+        let reporter = Arc::new(Latecomer(Arc::clone(&scene.source)));
+        let record = harness::run(
+            &scene.source,
+            &scene.destination,
+            &scene.plan,
+            cancelled,
+            reporter,
+        )
+        .await;
+        assert_eq!(record.state, DepartureState::RolledBack, "{mode:?}");
+        let fault = record.fault.unwrap();
+        assert_eq!(fault.code, "volume.shared", "{mode:?}");
+        assert!(fault.message.contains("job"), "{fault}");
+        assert_eq!(state_of(&scene.source), Some(ContainerState::Running), "{mode:?}");
+        assert_eq!(everything(&scene.destination), scene.before.1, "{mode:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -285,3 +285,25 @@ pub(super) fn pieces(
         give(piece)?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_another_boot_is_not_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let record = Record::open(directory.path()).unwrap();
+        let new = Held {
+            manifest: directory.path().join("manifest"),
+            facts: directory.path().join("facts"),
+        };
+        for file in [&new.manifest, &new.facts] {
+            std::fs::write(file, "something").unwrap();
+        }
+        record.keep(&new).unwrap();
+        assert!(record.held().unwrap().is_some());
+        std::fs::write(record.path(BOOT), "another").unwrap();
+        assert!(record.held().unwrap().is_none());
+    }
+}

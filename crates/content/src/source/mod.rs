@@ -96,7 +96,10 @@ impl Source {
         for entry in std::fs::read_dir(&options.work).map_err(io)? {
             let tree = entry.map_err(io)?.path();
             if !believed {
-                if tree.extension().is_some_and(|kind| kind == "facts") {
+                if tree
+                    .extension()
+                    .is_some_and(|kind| kind == "facts" || kind == "tree")
+                {
                     std::fs::remove_file(&tree).map_err(io)?;
                 }
                 continue;
@@ -562,5 +565,38 @@ fn totals_of(summary: &TreeSummary) -> Totals {
         literal_bytes: 0,
         wire_bytes: 0,
         unsettled: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_another_boot_are_not_used() {
+        let work = tempfile::tempdir().unwrap();
+        let options = SourceOptions {
+            root: work.path().to_owned(),
+            overlay: false,
+            work: work.path().to_owned(),
+            excludes: Excludes::default(),
+            compression: Compression::default(),
+            limit_rate: None,
+            threads: 0,
+        };
+        let names = ["tree", "facts"].map(|kind| format!("{}.{kind}", "ab".repeat(32)));
+        let write = || {
+            names
+                .iter()
+                .for_each(|name| std::fs::write(work.path().join(name), "").unwrap())
+        };
+        assert!(Source::open(options.clone()).unwrap().known.is_none());
+        write();
+        assert!(Source::open(options.clone()).unwrap().known.is_some());
+        std::fs::write(work.path().join(BOOT), "another").unwrap();
+        assert!(Source::open(options.clone()).unwrap().known.is_none());
+        assert!(names.iter().all(|name| !work.path().join(name).exists()));
+        write();
+        assert!(Source::open(options).unwrap().known.is_some());
     }
 }
