@@ -3,10 +3,9 @@
 
 use std::error::Error;
 
-use tranship_testkit::testbed::{Node, Options, Testbed};
+use tranship_testkit::testbed::Node;
 
 use super::measure::{Cost, cost, machine, medians};
-use crate::build;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -78,14 +77,9 @@ const CASES: [Case; 6] = [
 
 /// Runs the cases and prints a table of medians.
 pub(super) fn run(runs: usize, rows: &[String], small: bool) -> Outcome {
-    println!("building tranship (release) …");
-    let tranship = build::release()?;
-    println!("starting two hosts …");
-    let bed = Testbed::up(Options::default())?;
+    let bed = super::hosts()?;
     let [a, b] = bed.array();
     for node in [&a, &b] {
-        let place = node.root()?.join("usr/local/bin/tranship");
-        std::fs::copy(&tranship, place)?;
         let image = node.load_image("busybox")?;
         node.sh(&format!(
             "docker run -d --name box --network none {image} sleep 86400 && docker exec box mkdir -p {DIRECTORY}"

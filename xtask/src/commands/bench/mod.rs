@@ -5,6 +5,10 @@ mod image;
 mod measure;
 mod volume;
 
+use tranship_testkit::testbed::{Options, Testbed};
+
+use crate::build;
+
 /// `cargo xtask bench`
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -30,4 +34,16 @@ pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         "volume" => volume::run(usize::from(args.runs), &args.rows, args.small),
         other => Err(format!("there is no benchmark {other:?}").into()),
     }
+}
+
+/// Two hosts on which the released program is installed.
+fn hosts() -> Result<Testbed, Box<dyn std::error::Error>> {
+    println!("building tranship (release) …");
+    let tranship = build::release()?;
+    println!("starting two hosts …");
+    let bed = Testbed::up(Options::default())?;
+    for node in bed.array::<2>() {
+        std::fs::copy(&tranship, node.root()?.join("usr/local/bin/tranship"))?;
+    }
+    Ok(bed)
 }

@@ -5,10 +5,9 @@ use std::error::Error;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tranship_testkit::testbed::{Node, Options, Testbed};
+use tranship_testkit::testbed::Node;
 
 use super::measure::{Cost, cost, machine, medians};
-use crate::build;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -88,15 +87,8 @@ fn program(way: &'static str) -> &'static str {
 
 /// Runs the cases and prints a table of medians.
 pub(super) fn run(runs: usize, rows: &[String], small: bool) -> Outcome {
-    println!("building tranship (release) …");
-    let tranship = build::release()?;
-    println!("starting two hosts …");
-    let bed = Testbed::up(Options::default())?;
+    let bed = super::hosts()?;
     let [a, b] = bed.array();
-    for node in [&a, &b] {
-        let place = node.root()?.join("usr/local/bin/tranship");
-        std::fs::copy(&tranship, place)?;
-    }
     let image = a.load_image("state:1")?;
     a.exec_ok(["docker", "create", "--name", "root", &image])?;
     // Everything that is set up once: the agents, ssh's caches.
