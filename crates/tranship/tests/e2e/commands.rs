@@ -219,7 +219,6 @@ fn an_interrupt_is_the_same_once_and_twice() {
         );
         wait_until(|| world.inventories() == before);
         assert!(get(world.a.address(), 8080));
-        world.let_go();
     }
     // After the commit it is too late, and said so.
     let child = hold(&world, &world.a, "source.start");

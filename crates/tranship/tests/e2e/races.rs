@@ -10,7 +10,7 @@ fn hold(world: &World, mode: &str, place: &str) -> Child {
 }
 
 fn let_go(world: &World, child: Child) -> Outcome {
-    world.let_go();
+    world.arm(&world.a, "none");
     finish(child)
 }
 

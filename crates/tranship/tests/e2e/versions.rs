@@ -149,7 +149,6 @@ fn clocks_that_are_years_apart_and_step_change_nothing() {
         ("destination.created", &world.b, 4),
         ("source.committed", &world.a, 0),
     ] {
-        world.let_go();
         let child = world.begin_held(node, place, &["--mode", "cold"]);
         set(&world.a, "clock", &(-2 * YEARS).to_string());
         set(&world.b, "clock", &(2 * YEARS).to_string());

@@ -125,18 +125,12 @@ impl World {
 
     /// Begins a migration and waits until it stands at a place of a node, where it is held.
     pub fn begin_held(&self, node: &Node, place: &str, options: &[&str]) -> Child {
+        // A migration before may have passed there.
+        node.sh("rm -f /run/tranship/fail-point.reached").unwrap();
         self.arm(node, &format!("{place}=hold"));
         let child = self.begin(options);
         wait_until(|| reached(node, place));
         child
-    }
-
-    /// Lets go on what is held, and forgets what was reached.
-    pub fn let_go(&self) {
-        for node in [&self.a, &self.b] {
-            self.arm(node, "none");
-            node.sh("rm -f /run/tranship/fail-point.reached").unwrap();
-        }
     }
 
     /// The newest migration's id.
