@@ -108,6 +108,7 @@ impl Agent {
         archive: impl Stream<Item = io::Result<Bytes>> + Send + Unpin + 'static,
     ) -> Result<Imported, Fault> {
         let engine = self.registry.engine();
+        self.copies.settled().await;
         match engine.create_volume(spec).await {
             Err(EngineError::Conflict { .. }) => {
                 return Err(Fault::new(
@@ -119,7 +120,9 @@ impl Agent {
             }
             done => done?,
         }
+        let unfinished = &self.copies.unfinished;
         let taken_in = async {
+            unfinished.note(engine.as_ref(), &spec.name, "").await?;
             let path = self.directory_of(&spec.name, None).await?;
             let input = SyncIoBridge::new(StreamReader::new(archive));
             let thread = tokio::task::spawn_blocking(move || read_archive(&path, input, |_| {}));
@@ -131,6 +134,7 @@ impl Agent {
         if taken_in.is_err() {
             engine.remove_volume(&spec.name).await?;
         }
+        unfinished.forget(&spec.name);
         taken_in
     }
 }

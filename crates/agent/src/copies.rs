@@ -1,7 +1,7 @@
 //! Copies of volumes outside migrations: from node to node, into snapshots, and comparing.
 //!
 //! Containers that are paused for a copy are noted in a file first, so that an agent that died meanwhile lets them go on when it
-//! starts again.
+//! starts again. So are volumes that are made for a copy.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ use tranship_migrate::Ports;
 
 use crate::api::{ReceiveCopy, SendCopy};
 use crate::guids::{Guids, is_guid};
+use crate::unfinished::Unfinished;
 
 /// How often letting containers go on is tried before a person has to.
 const THAW_TRIES: u32 = 120;
@@ -41,6 +42,10 @@ pub struct Copies {
     ports: Ports,
     directory: PathBuf,
     receiving: Mutex<HashMap<MigrationId, Arc<Receiving>>>,
+    /// Volumes that are made for what arrives here.
+    pub(crate) unfinished: Unfinished,
+    /// Held while it is found out what an agent before this one left unfinished.
+    settling: tokio::sync::Mutex<()>,
 }
 
 /// What is paused for a copy.
@@ -66,6 +71,8 @@ impl Copies {
             ports,
             directory: state_directory.join("copies"),
             receiving: Mutex::default(),
+            unfinished: Unfinished::new(state_directory.join("unfinished")),
+            settling: tokio::sync::Mutex::new(()),
         })
     }
 
@@ -84,8 +91,42 @@ impl Copies {
         self.all().len()
     }
 
-    /// Lets containers go on that an agent which died had paused.
+    /// Lets containers go on that an agent which died had paused, and takes away the volumes that it had not filled.
     pub async fn recover(&self) {
+        self.thaw_noted().await;
+        if let Err(fault) = self.remove_unfinished().await {
+            // The notes stay, and the next agent looks at them.
+            tracing::warn!("a volume that was not filled could not be taken away: {fault}");
+        }
+    }
+
+    /// Waits until it is found out what an agent before this one left unfinished.
+    pub(crate) async fn settled(&self) {
+        drop(self.settling.lock().await);
+    }
+
+    async fn remove_unfinished(&self) -> Result<(), Fault> {
+        let _settling = self.settling.lock().await;
+        let notes = self.unfinished.all();
+        if notes.is_empty() {
+            return Ok(());
+        }
+        let engine = &self.ports.engine;
+        let volumes = engine.volume_specs().await?;
+        for note in notes {
+            if volumes.iter().any(|volume| note.means(volume)) {
+                tracing::warn!(volume = %note.name, "it was being filled when the agent ended, and is taken away");
+                let name = note.name.clone();
+                let place = self.ports.directory(&ElementAt::Volume { name }).await?;
+                self.keep(&place, &note.guid).await;
+                engine.remove_volume(&note.name).await?;
+            }
+            self.unfinished.forget(&note.name);
+        }
+        Ok(())
+    }
+
+    async fn thaw_noted(&self) {
         let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
         for path in entries.map(|e| e.path()) {
             let frozen = std::fs::read(&path)
@@ -113,6 +154,7 @@ impl Copies {
             return Err(Fault::new("request.invalid", FaultKind::Usage, text));
         }
         let engine = &self.ports.engine;
+        let _settling = self.settling.lock().await;
         let name = asked.volume.name.clone();
         let there = engine.volume_specs().await?.into_iter().find(|v| v.name == name);
         let made = there.is_none();
@@ -131,6 +173,8 @@ impl Copies {
                 )
                 .with_hint("stop it first, or copy to another name"));
             }
+            // What an earlier copy left is brought up to date, and stays.
+            self.unfinished.forget(&name);
         }
         let at = ElementAt::Volume { name: name.clone() };
         if made {
@@ -140,6 +184,9 @@ impl Copies {
             }
         }
         let opened = async {
+            if made {
+                self.unfinished.note(engine.as_ref(), &name, guid).await?;
+            }
             let place = self.ports.directory(&at).await?;
             if made {
                 self.bring_back(&place, &asked.volume.guid).await;
@@ -152,6 +199,7 @@ impl Copies {
             Err(fault) => {
                 if made {
                     engine.remove_volume(&name).await?;
+                    self.unfinished.forget(&name);
                 }
                 return Err(fault);
             }
@@ -213,6 +261,9 @@ impl Copies {
         } else if receiving.made {
             self.keep(&receiving.place, &receiving.volume.guid).await;
             engine.remove_volume(name).await?;
+        }
+        if receiving.made {
+            self.unfinished.forget(name);
         }
         Ok(())
     }

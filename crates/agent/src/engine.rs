@@ -10,7 +10,7 @@ use tranship_core::container::{ContainerStatus, ContainerSummary, LayerChanges, 
 use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive, ImportOptions, LiveRoot};
 use tranship_core::ids::{ContainerName, Digest};
 use tranship_core::node::EngineFacts;
-use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec};
+use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
 use tranship_core::{ContainerId, ContainerSpec, Engine, EngineError, ImageSpec, NetworkSpec};
 use tranship_engine::DockerEngine;
 
@@ -69,6 +69,7 @@ passed_on! {
     remove_network(id: &str) -> ();
     volumes() -> Vec<String>;
     volume_specs() -> Vec<VolumeSpec>;
+    path_users(path: &str) -> Vec<VolumeUser>;
     create_volume(spec: &VolumeSpec) -> ();
     remove_volume(name: &str) -> ();
     locate(element: &ElementAt) -> ElementPlace;

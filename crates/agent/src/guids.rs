@@ -89,7 +89,7 @@ impl Guids {
 
 /// What tells a volume from a later one of the same name. The engine's own `CreatedAt` is the time of the last change of the volume's
 /// directory (moby, `volume/local`), so the directory's inode and time of birth are better, where they can be had.
-fn birth(volume: &VolumeSpec) -> String {
+pub(crate) fn birth(volume: &VolumeSpec) -> String {
     use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
     let directory = volume.mountpoint.as_deref().and_then(Path::parent);
     let flags = StatxFlags::BTIME | StatxFlags::INO;

@@ -1,5 +1,6 @@
 //! What this node says about itself: facts that come from the kernel rather than from the engine.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,7 +11,7 @@ use tranship_core::node::{
     ArrivalFacts, ContainerReport, ElementSize, EngineFacts, ImageStore, NodeFacts, PortInUse, Survey,
     SurveyRequest,
 };
-use tranship_core::storage::ElementAt;
+use tranship_core::storage::{ElementAt, ElementPlace, VolumeUser};
 use tranship_core::{ContainerSpec, Engine, Fault};
 use tranship_migrate::Ports;
 
@@ -147,22 +148,68 @@ pub async fn report(
         .filter(|m| Path::new(&m.source).exists() && !Path::new(&m.source).is_dir())
         .map(|m| m.source.clone())
         .collect();
+    let mounted_below = mounted_below(ports, &spec).await;
     Ok(ContainerReport {
+        bind_users: bind_users(engine, &spec).await?,
         spec,
         changes,
         archive_bytes,
         volumes,
         sizes,
         bind_files,
-        notes: std::collections::BTreeMap::default(),
+        mounted_below,
+        notes: BTreeMap::default(),
     })
 }
 
+/// Who else mounts what a container mounts from its host, by path on the host.
+async fn bind_users(
+    engine: &dyn Engine,
+    spec: &ContainerSpec,
+) -> Result<BTreeMap<String, Vec<VolumeUser>>, Fault> {
+    let mut users = BTreeMap::new();
+    for mount in spec.mounts.iter().filter(|m| m.kind == MountKind::Bind) {
+        let mut others = engine.path_users(&mount.source).await?;
+        others.retain(|user| user.container != spec.id);
+        if !others.is_empty() {
+            users.insert(mount.source.clone(), others);
+        }
+    }
+    Ok(users)
+}
+
+/// What is mounted below the volumes and bind mounts of a container, by their paths in it. Nothing where this process does not see
+/// the files.
+async fn mounted_below(ports: &Ports, spec: &ContainerSpec) -> BTreeMap<String, Vec<String>> {
+    let mut found = BTreeMap::new();
+    if !reached(ports).await {
+        return found;
+    }
+    for mount in &spec.mounts {
+        let at = match mount.kind {
+            MountKind::Volume => ElementAt::Volume {
+                name: mount.name.clone(),
+            },
+            MountKind::Bind => ElementAt::Bind {
+                path: mount.source.clone(),
+            },
+            MountKind::Tmpfs | MountKind::Other => continue,
+        };
+        if let Ok(ElementPlace::Directory { path, .. }) = ports.directory(&at).await {
+            let below = crate::mounts::below(&path);
+            if !below.is_empty() {
+                found.insert(mount.destination.clone(), below);
+            }
+        }
+    }
+    found
+}
+
 /// How much each storage element holds, as far as a quick look tells.
-async fn sizes(ports: &Ports, spec: &ContainerSpec) -> std::collections::BTreeMap<String, ElementSize> {
+async fn sizes(ports: &Ports, spec: &ContainerSpec) -> BTreeMap<String, ElementSize> {
     // Through the engine nothing can be counted without reading it all.
     if !reached(ports).await {
-        return std::collections::BTreeMap::new();
+        return BTreeMap::new();
     }
     let mut elements = vec![(
         "/".to_owned(),
@@ -184,7 +231,7 @@ async fn sizes(ports: &Ports, spec: &ContainerSpec) -> std::collections::BTreeMa
         };
         elements.push((mount.destination.clone(), at));
     }
-    let mut sizes = std::collections::BTreeMap::new();
+    let mut sizes = BTreeMap::new();
     for (path, at) in elements {
         let Ok(place) = ports.directory(&at).await else {
             continue;
@@ -268,6 +315,7 @@ async fn arrival_facts(engine: &dyn Engine, spec: &ContainerSpec) -> Result<Arri
     };
     Ok(ArrivalFacts {
         filled_bind_sources: binds.clone().filter(filled).collect(),
+        bind_users: bind_users(engine, spec).await?,
         layers_held,
         image_held,
         tag_points_at,

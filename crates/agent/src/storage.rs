@@ -76,6 +76,10 @@ impl Storage for NodeStorage {
         self.direct().await?.sink(place, route).await
     }
 
+    async fn exists(&self, place: &ElementPlace) -> Result<bool, Fault> {
+        self.direct().await?.exists(place).await
+    }
+
     async fn make(&self, place: &ElementPlace) -> Result<bool, Fault> {
         self.direct().await?.make(place).await
     }

@@ -74,6 +74,7 @@ impl Bench {
             overlay: false,
             work: self.place.join("source.work"),
             excludes: Excludes::default(),
+            nested: tranship_content::scan::Nested::default(),
             compression: Compression::Auto,
             limit_rate: None,
             threads: 0,

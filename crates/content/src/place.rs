@@ -105,6 +105,14 @@ fn look(path: &Path) -> Result<Option<Metadata>, PlaceError> {
     }
 }
 
+/// Whether there is anything at a path, be it a link that leads nowhere.
+///
+/// # Errors
+/// What the file system says.
+pub fn exists(path: &Path) -> Result<bool, PlaceError> {
+    Ok(look(path)?.is_some())
+}
+
 /// Makes the directory and those above it where they are missing; says whether it was missing itself.
 ///
 /// # Errors

@@ -15,7 +15,7 @@ use tranship_core::storage::{
 
 use crate::bridge::{IDLE, split};
 use crate::place::{self, Asides, PlaceError};
-use crate::scan::Excludes;
+use crate::scan::{Excludes, Nested};
 use crate::sink::{DirectorySink, SinkOptions};
 use crate::source::{Source, SourceOptions};
 
@@ -94,11 +94,18 @@ impl Storage for DirectStorage {
         options: &SyncOptions,
     ) -> Result<Box<dyn ElementSource>, Fault> {
         let (root, overlay, work) = self.place(place)?;
+        // What is mounted below a directory of a container is a mount of its own there, and is asked for as such.
+        let nested = if root.starts_with("/proc") {
+            Nested::ShowEmpty
+        } else {
+            Nested::Refuse
+        };
         let options = SourceOptions {
             root,
             overlay,
             work: work.join("source"),
             excludes: Excludes::new(&options.exclude)?,
+            nested,
             compression: options.compression,
             limit_rate: options.limit_rate,
             threads: 0,
@@ -119,6 +126,11 @@ impl Storage for DirectStorage {
             overlay,
             work: work.join("sink"),
         })))
+    }
+
+    async fn exists(&self, place: &ElementPlace) -> Result<bool, Fault> {
+        let (path, ..) = self.place(place)?;
+        blocking(move || place::exists(&path)).await
     }
 
     async fn make(&self, place: &ElementPlace) -> Result<bool, Fault> {

@@ -57,6 +57,7 @@ fn round(from: &Path, to: &Path, work: &Path) -> Result<(), String> {
         overlay: false,
         work: work.join("source"),
         excludes: Excludes::default(),
+        nested: tranship_content::scan::Nested::default(),
         compression: Compression::None,
         limit_rate: None,
         threads: 0,

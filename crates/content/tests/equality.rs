@@ -263,6 +263,7 @@ fn sides(all: &Path) -> Sides {
         overlay: false,
         work: all.join("source-work"),
         excludes: tranship_content::scan::Excludes::default(),
+        nested: tranship_content::scan::Nested::default(),
         compression: Compression::Auto,
         limit_rate: None,
         threads: 0,

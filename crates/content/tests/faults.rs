@@ -296,6 +296,39 @@ fn full_and_read_only_file_systems_are_named_and_the_next_round_goes_on() {
 }
 
 #[test]
+fn a_mount_within_what_is_read_is_refused_unless_it_is_excluded() {
+    use tranship_content::scan::{Excludes, Nested, ScanOptions, scan};
+    let sides = sides();
+    fill(&sides.from, 1, 20);
+    fs::create_dir_all(&sides.work).unwrap();
+    let Some(small) = Small::mount(&sides.from.join("d3/below"), "size=2m") else {
+        return;
+    };
+    fs::write(small.at.join("theirs"), b"theirs").unwrap();
+    let take = |nested, excludes: &[&str]| {
+        let excludes: Vec<String> = excludes.iter().map(|e| (*e).to_owned()).collect();
+        let options = ScanOptions {
+            nested,
+            excludes: Excludes::new(&excludes).unwrap(),
+            ..ScanOptions::default()
+        };
+        let files = (sides.work.join("tree"), sides.work.join("facts"));
+        let done = scan(&sides.from, &options, None, (&files.0, &files.1), &sides.work);
+        done.map_err(|error| (error.code(), error.hint().unwrap_or_default()))
+    };
+    let (code, hint) = take(Nested::Refuse, &[]).map(|_| ()).unwrap_err();
+    assert_eq!(code, "files.mounted-below");
+    assert!(hint.contains("--exclude '/d3/below'"), "{hint}");
+    let excluded = take(Nested::Refuse, &["/d3/below"]).unwrap();
+    let shown = take(Nested::ShowEmpty, &[]).unwrap();
+    assert_eq!(
+        shown.tree.entries,
+        excluded.tree.entries + 1,
+        "the empty place, and nothing in it"
+    );
+}
+
+#[test]
 fn mounts_within_the_root_are_not_written_to() {
     let sides = sides();
     fill(&sides.from, 1, 20);

@@ -50,6 +50,7 @@ impl Pair {
             overlay: false,
             work: self.path("source.work"),
             excludes: Excludes::new(excludes).unwrap(),
+            nested: tranship_content::scan::Nested::default(),
             compression,
             limit_rate: None,
             threads: 0,

@@ -19,7 +19,7 @@ use crate::ids::{ContainerId, ContainerName, Digest};
 use crate::image::ImageSpec;
 use crate::network::NetworkSpec;
 use crate::node::EngineFacts;
-use crate::storage::{ElementAt, ElementPlace, VolumeSpec};
+use crate::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
 
 /// Bytes of an image archive, in order. An error ends it; what was received until then must not be used.
 pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, EngineError>> + Send>>;
@@ -277,6 +277,9 @@ pub trait Engine: Send + Sync {
 
     /// All volumes with their attributes and the containers that mount them. `guid` is left empty.
     async fn volume_specs(&self) -> Result<Vec<VolumeSpec>, EngineError>;
+
+    /// The containers whose mounts touch a path of the host, as [`crate::storage::mount_touches`] has it; stopped ones included.
+    async fn path_users(&self, path: &str) -> Result<Vec<VolumeUser>, EngineError>;
 
     /// Makes a volume with the name, driver, options and labels of `spec`. One of that name that is there already is a
     /// conflict, also where the engine itself would take it for the same.

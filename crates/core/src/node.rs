@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::container::{ContainerSpec, ContainerSummary};
 use crate::network::NetworkSpec;
-use crate::storage::VolumeSpec;
+use crate::storage::{VolumeSpec, VolumeUser};
 
 /// Facts about an engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +141,9 @@ pub struct ArrivalFacts {
     /// Sources of bind mounts that are here and hold something.
     #[serde(default)]
     pub filled_bind_sources: Vec<String>,
+    /// Who mounts the sources of bind mounts here, by source.
+    #[serde(default)]
+    pub bind_users: BTreeMap<String, Vec<VolumeUser>>,
 }
 
 /// The question that a [`Survey`] answers.
@@ -178,6 +181,12 @@ pub struct ContainerReport {
     /// Sources of its bind mounts that are no directories.
     #[serde(default)]
     pub bind_files: Vec<String>,
+    /// Who else mounts the sources of its bind mounts, by source.
+    #[serde(default)]
+    pub bind_users: BTreeMap<String, Vec<VolumeUser>>,
+    /// File systems that are mounted below its volumes and bind mounts, by path in the container: paths below that.
+    #[serde(default)]
+    pub mounted_below: BTreeMap<String, Vec<String>>,
     /// Other notes for the plan, by code.
     #[serde(default)]
     pub notes: BTreeMap<String, String>,

@@ -6,7 +6,7 @@
 //! [`ElementSink`], in a language that only those two know.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -168,7 +168,14 @@ impl VolumeSpec {
     }
 }
 
-/// A container that mounts a volume.
+/// Whether what a container mounts from `theirs` on its host touches what is at `path`: the same, something in it, or, where it
+/// may be written to, something that it is in. Who only reads a directory far above (a monitor that has `/`) does not count.
+#[must_use]
+pub fn mount_touches(theirs: &Path, writable: bool, path: &Path) -> bool {
+    theirs.starts_with(path) || (writable && path.starts_with(theirs))
+}
+
+/// A container that mounts a volume, or a path of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeUser {
     /// The container.
@@ -333,6 +340,9 @@ pub trait Storage: Send + Sync {
     /// Opens an element for writing. What it holds is used where it is right, and removed where it is not in the source.
     async fn sink(&self, place: &ElementPlace, route: ElementRoute) -> Result<Box<dyn ElementSink>, Fault>;
 
+    /// Whether there is anything at the place.
+    async fn exists(&self, place: &ElementPlace) -> Result<bool, Fault>;
+
     /// Makes the directory, and those above it, where it is missing; says whether it was.
     async fn make(&self, place: &ElementPlace) -> Result<bool, Fault>;
 
@@ -352,4 +362,20 @@ pub trait Storage: Send + Sync {
 
     /// How much the element holds: a quick look that reads no content. `None` where that cannot be told.
     async fn size(&self, place: &ElementPlace) -> Result<Option<ElementSize>, Fault>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_touch_by_whole_components() {
+        let touches = |theirs, writable| mount_touches(Path::new(theirs), writable, Path::new("/srv/data"));
+        assert!(touches("/srv/data", false));
+        assert!(touches("/srv/data/in/it", false));
+        assert!(touches("/srv", true));
+        assert!(!touches("/srv", false), "it only reads");
+        assert!(!touches("/srv/data2", true));
+        assert!(!touches("/srv/dat", true));
+    }
 }

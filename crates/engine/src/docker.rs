@@ -14,7 +14,7 @@ use tranship_core::container::{
 use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive, ImportOptions, LiveRoot};
 use tranship_core::ids::{ContainerName, Digest};
 use tranship_core::node::{EngineFacts, ImageStore};
-use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec};
+use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
 use tranship_core::{ContainerId, ContainerSpec, Engine, EngineError, ImageSpec, NetworkSpec};
 
 use crate::describe;
@@ -381,6 +381,10 @@ impl Engine for DockerEngine {
 
     async fn volume_specs(&self) -> Result<Vec<VolumeSpec>, EngineError> {
         self.all_volumes().await
+    }
+
+    async fn path_users(&self, path: &str) -> Result<Vec<VolumeUser>, EngineError> {
+        self.users_of_path(path).await
     }
 
     async fn create_volume(&self, spec: &VolumeSpec) -> Result<(), EngineError> {

@@ -1,9 +1,10 @@
 //! Volumes: what makes each of them that volume, who uses them, and making one again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use serde_json::{Value, json};
-use tranship_core::storage::{VolumeSpec, VolumeUser};
+use tranship_core::storage::{VolumeSpec, VolumeUser, mount_touches};
 use tranship_core::{ContainerId, EngineError};
 
 use crate::describe::is_generated_name;
@@ -51,6 +52,21 @@ fn used_by(container: &Value) -> BTreeMap<String, bool> {
     used
 }
 
+/// The name of a container in a list.
+fn first_name(container: &Value) -> String {
+    let names = texts(container, &["Names"]);
+    names
+        .first()
+        .map_or("", |name| name.trim_start_matches('/'))
+        .to_owned()
+}
+
+/// Whether a container in a list has processes, or may have some at any moment.
+fn is_running(container: &Value) -> bool {
+    let state = text(container, &["State"]);
+    matches!(state.as_str(), "running" | "paused" | "restarting" | "stopping")
+}
+
 /// Whether the name can only mean a volume: neither a path of the host nor, in the text of a mount, anything more than
 /// the name. Docker's own rule for local volumes is stricter still.
 pub(crate) fn is_volume_name(name: &str) -> bool {
@@ -80,14 +96,11 @@ impl DockerEngine {
                 continue;
             }
             let id = ContainerId::new(text(&container, &["Id"])).map_err(|error| ask.uncertain(error))?;
-            let names = texts(&container, &["Names"]);
-            let name = names.first().map_or("", |name| name.trim_start_matches('/'));
-            let state = text(&container, &["State"]);
-            let running = matches!(state.as_str(), "running" | "paused" | "restarting" | "stopping");
+            let (name, running) = (first_name(&container), is_running(&container));
             for (volume, writable) in used_by(&container) {
                 users.entry(volume).or_default().push(VolumeUser {
                     container: id.clone(),
-                    name: name.to_owned(),
+                    name: name.clone(),
                     running,
                     writable,
                 });
@@ -99,6 +112,54 @@ impl DockerEngine {
         }
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(volumes)
+    }
+
+    /// The containers whose mounts touch a path of the host, whatever links lead there.
+    pub(crate) async fn users_of_path(&self, path: &str) -> Result<Vec<VolumeUser>, EngineError> {
+        let ask = Ask::new("list", "containers", "");
+        // A volume of the local driver may be a directory anywhere; its mounts name the place where it is mounted.
+        let devices: BTreeMap<String, String> = self
+            .all_volumes()
+            .await?
+            .into_iter()
+            .filter_map(|mut volume| Some((volume.name, volume.options.remove("device")?)))
+            .filter(|(_, device)| device.starts_with('/'))
+            .collect();
+        let real = |path: &str| {
+            // Links on the way are the host's, and it may be what is not there.
+            crate::confined::resolve(&self.root_prefix, Path::new(path), true).unwrap_or_else(|_| path.into())
+        };
+        let path = real(path);
+        let mut users = Vec::new();
+        for container in self.containers_with_mounts().await? {
+            if !at(&container, &["Labels", HELPER]).is_null() {
+                continue;
+            }
+            let mut touched = false;
+            let mut writable = false;
+            for mount in items(&container, &["Mounts"]) {
+                let source = devices
+                    .get(&text(mount, &["Name"]))
+                    .cloned()
+                    .unwrap_or_else(|| text(mount, &["Source"]));
+                let writes = flag(mount, &["RW"]);
+                if source.starts_with('/') && mount_touches(&real(&source), writes, &path) {
+                    touched = true;
+                    writable |= writes;
+                }
+            }
+            if touched {
+                let id = ContainerId::new(text(&container, &["Id"])).map_err(|error| ask.uncertain(error))?;
+                users.push(VolumeUser {
+                    container: id,
+                    name: first_name(&container),
+                    running: is_running(&container),
+                    writable,
+                });
+            }
+        }
+        users.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(users)
     }
 
     /// All containers as the engine lists them, mounts included.

@@ -99,6 +99,8 @@ fn scene(options: &MoveOptions, change: impl FnOnce(&mut ContainerSpec)) -> Scen
             .collect(),
         sizes: Default::default(),
         bind_files: Vec::new(),
+        bind_users: Default::default(),
+        mounted_below: Default::default(),
         notes: Default::default(),
     };
     if options.volume_conflict != VolumeConflict::Refuse {
@@ -253,14 +255,14 @@ async fn what_is_written_until_the_freeze_arrives() {
     assert_eq!(there, last, "the last write before the freeze");
 }
 
-/// Starts a container that uses the volume once the source stands still and was looked at.
-struct Latecomer(Arc<MemoryEngine>);
+/// Starts a container with a mount of the moving one once the source stands still and was looked at.
+struct Latecomer(Arc<MemoryEngine>, MountSpec);
 
 impl Reporter for Latecomer {
     fn report(&self, event: Event) {
         if matches!(event, Event::PhaseStarted { phase: Phase::Delta }) {
             let _job = self.0.run("job", &memory::image("app:1", 3), |s| {
-                s.mounts = vec![volume("data", "/data", false)];
+                s.mounts = vec![self.1.clone()];
             });
         }
     }
@@ -268,10 +270,30 @@ impl Reporter for Latecomer {
 
 #[tokio::test(start_paused = true)]
 async fn a_container_that_comes_to_use_a_volume_during_the_last_round_sends_it_back() {
-    for mode in [ModeRequest::Cold, ModeRequest::Warm] {
-        let scene = scene(&options(mode), |_| {});
+    let directory = MountSpec {
+        kind: MountKind::Bind,
+        source: "/srv/files".into(),
+        ..volume("", "/files", false)
+    };
+    for (mode, mount, code) in [
+        (ModeRequest::Cold, volume("data", "/data", false), "volume.shared"),
+        (ModeRequest::Warm, volume("data", "/data", false), "volume.shared"),
+        (ModeRequest::Cold, directory.clone(), "bind.shared"),
+    ] {
+        let options = MoveOptions {
+            include_bind: match mount.kind {
+                MountKind::Bind => vec!["/files".into()],
+                _ => Vec::new(),
+            },
+            ..options(mode)
+        };
+        let scene = scene(&options, |s| {
+            if mount.kind == MountKind::Bind {
+                s.mounts.push(directory.clone());
+            }
+        });
         let (_keep, cancelled) = watch::channel(false);
-        let reporter = Arc::new(Latecomer(Arc::clone(&scene.source)));
+        let reporter = Arc::new(Latecomer(Arc::clone(&scene.source), mount));
         let record = harness::run(
             &scene.source,
             &scene.destination,
@@ -282,7 +304,7 @@ async fn a_container_that_comes_to_use_a_volume_during_the_last_round_sends_it_b
         .await;
         assert_eq!(record.state, DepartureState::RolledBack, "{mode:?}");
         let fault = record.fault.unwrap();
-        assert_eq!(fault.code, "volume.shared", "{mode:?}");
+        assert_eq!(fault.code, code, "{mode:?}");
         assert!(fault.message.contains("job"), "{fault}");
         assert_eq!(state_of(&scene.source), Some(ContainerState::Running), "{mode:?}");
         assert_eq!(everything(&scene.destination), scene.before.1, "{mode:?}");

@@ -77,6 +77,8 @@ fn report(name: &str, id: &str, mounts: Vec<MountSpec>) -> ContainerReport {
         volumes,
         sizes: Default::default(),
         bind_files: Vec::new(),
+        bind_users: Default::default(),
+        mounted_below: Default::default(),
         notes: Default::default(),
     }
 }
@@ -326,6 +328,71 @@ fn a_bind_mount_comes_only_when_asked_and_never_over_somebodys_files() {
     sides.reports[0].spec.mounts[0].source = "/etc".into();
     sides.options.include_bind = vec!["/conf".into()];
     assert_eq!(codes(&sides.plan(), Severity::Conflict), ["bind.system"]);
+}
+
+#[test]
+fn a_directory_that_others_use_is_not_moved_away_from_them() {
+    let mut sides = sides(vec![mount(MountKind::Bind, "conf", "/conf")]);
+    sides.options.include_bind = vec!["/conf".into()];
+    let source = "/srv/conf".to_owned();
+    let used = |users: Vec<VolumeUser>| [(source.clone(), users)].into();
+    sides.reports[0].bind_users = used(vec![user("reader", "02", false)]);
+    let plan = sides.plan();
+    fine(&plan);
+    assert!(
+        codes(&plan, Severity::Warning).contains(&"bind.shared"),
+        "it is stopped"
+    );
+    sides.reports[0].bind_users = used(vec![user("reader", "02", true)]);
+    assert_eq!(codes(&sides.plan(), Severity::Conflict), ["bind.shared"]);
+    sides.options.include_bind.clear();
+    sides.options.shared_bind = vec!["/conf".into()];
+    fine(&sides.plan());
+    // Together they may go.
+    sides.options.shared_bind.clear();
+    sides.options.include_bind = vec!["/conf".into()];
+    sides
+        .reports
+        .push(report("reader", "02", vec![mount(MountKind::Bind, "conf", "/c")]));
+    sides.options.include_bind.push("/c".into());
+    fine(&sides.plan());
+
+    sides.reports.pop();
+    sides.options.include_bind.pop();
+    sides.reports[0].bind_users.clear();
+    sides.survey.arrivals[0].filled_bind_sources = vec![source.clone()];
+    sides.survey.arrivals[0].bind_users = used(vec![user("theirs", "09", true)]);
+    sides.options.volume_conflict = VolumeConflict::Replace;
+    assert_eq!(codes(&sides.plan(), Severity::Conflict), ["bind.in-use"]);
+}
+
+#[test]
+fn what_is_mounted_below_is_not_left_behind_without_a_word() {
+    for kind in [MountKind::Bind, MountKind::Volume] {
+        let mut sides = sides(vec![mount(kind, "files", "/files")]);
+        sides.options.include_bind = match kind {
+            MountKind::Bind => vec!["/files".into()],
+            _ => Vec::new(),
+        };
+        sides.reports[0].mounted_below = [("/files".to_owned(), vec!["a/big disk".to_owned()])].into();
+        let plan = sides.plan();
+        assert_eq!(
+            codes(&plan, Severity::Conflict),
+            ["files.mounted-below"],
+            "{kind:?}"
+        );
+        assert!(plan.findings.iter().any(|f| {
+            f.remedy
+                .as_deref()
+                .is_some_and(|r| r.contains("--exclude '/a/big disk'"))
+        }));
+        for exclude in ["/a/big disk", "a/", "/a"] {
+            sides.options.exclude = vec![exclude.into()];
+            fine(&sides.plan());
+        }
+        sides.options.exclude = vec!["/a/big".into()];
+        assert_eq!(codes(&sides.plan(), Severity::Conflict), ["files.mounted-below"]);
+    }
 }
 
 #[test]

@@ -51,6 +51,8 @@ fn sides() -> Sides {
             volumes: Vec::new(),
             sizes: Default::default(),
             bind_files: Vec::new(),
+            bind_users: Default::default(),
+            mounted_below: Default::default(),
             notes: Default::default(),
         },
         survey: Survey {

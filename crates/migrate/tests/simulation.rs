@@ -235,6 +235,8 @@ fn world(seed: u64, mode: ModeRequest) -> Arc<World> {
         volumes: Vec::new(),
         sizes: Default::default(),
         bind_files: Vec::new(),
+        bind_users: Default::default(),
+        mounted_below: Default::default(),
         notes: Default::default(),
     };
     let survey = Survey {

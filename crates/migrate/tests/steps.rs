@@ -45,6 +45,8 @@ fn scene(options: &MoveOptions, change: impl FnOnce(&mut ContainerSpec)) -> Scen
         volumes: Vec::new(),
         sizes: Default::default(),
         bind_files: Vec::new(),
+        bind_users: Default::default(),
+        mounted_below: Default::default(),
         notes: Default::default(),
     };
     let survey = Survey {

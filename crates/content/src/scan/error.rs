@@ -39,6 +39,12 @@ pub enum ScanError {
         /// The extended attribute that says so.
         attribute: String,
     },
+    /// Another file system is mounted below the root.
+    #[error("another file system is mounted at {path:?}, below what is read, and would stay behind")]
+    Nested {
+        /// Its path below the root.
+        path: String,
+    },
     /// A pattern of paths is wrong.
     #[error("the pattern {pattern:?} is wrong: {reason}")]
     Pattern {
@@ -84,6 +90,7 @@ impl Explain for ScanError {
             Self::NotDirectory { .. } => "content.not-a-directory",
             Self::Changed { .. } => "content.changed-while-frozen",
             Self::DependsOnLower { .. } => "content.depends-on-lower",
+            Self::Nested { .. } => "files.mounted-below",
             Self::Pattern { .. } => "content.pattern",
             Self::HardlinkGroups => "content.hardlink-groups",
             Self::Tree(error) => error.code(),
@@ -98,6 +105,9 @@ impl Explain for ScanError {
                 "the overlay was mounted with redirect_dir or metacopy; mount it without, or copy the file over itself"
                     .to_owned(),
             ),
+            Self::Nested { path } => Some(format!(
+                "unmount it, or leave it behind with --exclude '/{path}' and take care of it yourself"
+            )),
             Self::Pattern { .. } => {
                 Some("patterns know *, **, ?, a leading / and a trailing /".to_owned())
             }

@@ -6,7 +6,8 @@
 //!           base, with the facts of its scan
 //! ```
 //!
-//! A scan never leaves the root: not by links, which it does not follow, nor by mount points, which it shows as empty directories.
+//! A scan never leaves the root: not by links, which it does not follow, nor by mount points, which it shows as empty directories
+//! or refuses.
 //! With a base and its facts it first only looks (`stat`) at everything; what did not change since is neither opened nor read.
 //! What changed while it was read is *unsettled*: its entry is one that may never have been, and the next scan reads it again.
 //!
@@ -62,6 +63,16 @@ pub struct Base {
     pub facts: Option<PathBuf>,
 }
 
+/// What becomes of what is mounted below the root: another file system, a bind mount, a subvolume.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Nested {
+    /// Only the empty directory on which it is mounted belongs to the element.
+    #[default]
+    ShowEmpty,
+    /// An error, so that nothing stays behind without a word.
+    Refuse,
+}
+
 /// How a directory is scanned.
 #[derive(Debug, Clone, Default)]
 pub struct ScanOptions {
@@ -71,6 +82,8 @@ pub struct ScanOptions {
     pub excludes: Excludes,
     /// Nothing writes any more: a change under the scan is an error.
     pub frozen: bool,
+    /// What becomes of what is mounted below it.
+    pub nested: Nested,
     /// Threads that read and hash; 0 for one per processor.
     pub threads: usize,
 }

@@ -109,7 +109,7 @@ pub fn scan(
         options,
         context: &context,
     };
-    let walk = Walk::new(&root, &options.excludes, options.frozen)?;
+    let walk = Walk::new(&root, options)?;
     let mut items: Box<dyn Items + Send> = match base {
         Some(base) if base.facts.is_some() => {
             let compare = Compare::new(walk, Some(BaseEntries::open(base)?), options.overlay, root.silent)?;

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::dirs::Directories;
 use super::stat::{Kind, Names, Root, Stat, stat_at};
-use super::{Excludes, ScanError};
+use super::{Excludes, Nested, ScanError, ScanOptions};
 use crate::tree::MAX_DEPTH;
 
 /// An entry that the walk met.
@@ -29,6 +29,7 @@ pub(crate) struct Walk<'a> {
     root: &'a Root,
     excludes: &'a Excludes,
     frozen: bool,
+    nested: Nested,
     directories: Directories,
     levels: Vec<Level>,
     path: Vec<u8>,
@@ -39,11 +40,12 @@ pub(crate) struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    pub(crate) fn new(root: &'a Root, excludes: &'a Excludes, frozen: bool) -> Result<Self, ScanError> {
+    pub(crate) fn new(root: &'a Root, options: &'a ScanOptions) -> Result<Self, ScanError> {
         Ok(Self {
             root,
-            excludes,
-            frozen,
+            excludes: &options.excludes,
+            frozen: options.frozen,
+            nested: options.nested,
             directories: Directories::new(root).map_err(|error| ScanError::io("open", b"", error))?,
             levels: Vec::new(),
             path: Vec::new(),
@@ -104,8 +106,14 @@ impl<'a> Walk<'a> {
                 continue;
             }
             if !self.root.holds(&stat) {
-                // Another file system begins here. A directory stays as the empty place where it was; a file that is mounted
-                // over another hides what is the element's own.
+                // Another file system begins here.
+                if self.nested == Nested::Refuse {
+                    return Err(ScanError::Nested {
+                        path: super::error::shown(&self.path),
+                    });
+                }
+                // A directory stays as the empty place where it was; a file that is mounted over another hides what is the
+                // element's own.
                 if stat.kind != Kind::Directory {
                     continue;
                 }

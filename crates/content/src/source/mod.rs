@@ -37,8 +37,8 @@ use crate::entry::{Timestamp, TreeId};
 use crate::frame::{FrameError, FrameReader};
 use crate::message::{self, Holds, Message, Totals, VERSION_MAX, VERSION_MIN, Wants};
 use crate::scan::{
-    Base, BaseEntries, Compare, Context, Excludes, Found, Items, Job, Recorder, Replay, Root, ScanError,
-    ScanOptions, Todo, Walk, Wanted,
+    Base, BaseEntries, Compare, Context, Excludes, Found, Items, Job, Nested, Recorder, Replay, Root,
+    ScanError, ScanOptions, Todo, Walk, Wanted,
 };
 use crate::tree::TreeSummary;
 use delta::Delta;
@@ -62,6 +62,8 @@ pub struct SourceOptions {
     pub work: PathBuf,
     /// Paths that stay behind.
     pub excludes: Excludes,
+    /// What becomes of file systems that are mounted below the directory.
+    pub nested: Nested,
     /// Compression on the wire.
     pub compression: Compression,
     /// Bytes per second on the wire, at most.
@@ -360,6 +362,7 @@ impl Round<'_> {
             overlay: self.options.overlay,
             excludes: self.options.excludes.clone(),
             frozen: self.round.frozen,
+            nested: self.options.nested,
             threads: self.options.threads,
         }
     }
@@ -369,7 +372,7 @@ impl Round<'_> {
         let options = self.scan_options();
         let root = crate::scan::open_root(&self.options.root)?;
         let context = Context::new(&root, &options, crate::scan::now(), Wanted::All);
-        let walk = Walk::new(&root, &options.excludes, options.frozen)?;
+        let walk = Walk::new(&root, &options)?;
         let mut items = Compare::new(walk, None, options.overlay, root.silent)?;
         let job = Job {
             root: &root,
@@ -383,7 +386,7 @@ impl Round<'_> {
     fn look(&self, base: &Base) -> Result<Todo, SourceError> {
         let options = self.scan_options();
         let root = crate::scan::open_root(&self.options.root)?;
-        let walk = Walk::new(&root, &options.excludes, options.frozen)?;
+        let walk = Walk::new(&root, &options)?;
         let compare = Compare::new(walk, Some(BaseEntries::open(base)?), options.overlay, root.silent)?;
         Ok(Todo::make(compare, &self.options.work, |seen| {
             self.report(seen, 0);
@@ -580,6 +583,7 @@ mod tests {
             overlay: false,
             work: work.path().to_owned(),
             excludes: Excludes::default(),
+            nested: Nested::default(),
             compression: Compression::default(),
             limit_rate: None,
             threads: 0,

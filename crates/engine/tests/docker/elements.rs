@@ -167,6 +167,46 @@ async fn a_volume_is_found_directly() {
     a.docker("volume rm found-plain found-bind found-memory");
 }
 
+#[tokio::test]
+async fn who_uses_a_directory_of_the_host_is_found_whatever_leads_there() {
+    let Some(hosts) = hosts() else { return };
+    let [a, _] = hosts.connect().await;
+    a.node
+        .sh("mkdir -p /srv/shared/real/in /srv/shared/real2; ln -sfn /srv/shared/real /srv/shared/link")
+        .unwrap();
+    a.docker("volume create -o type=none -o o=bind -o device=/srv/shared/link shared-bind");
+    for (name, mount) in [
+        ("shared-same", "/srv/shared/link:/x:ro"),
+        ("shared-in", "/srv/shared/real/in:/x:ro"),
+        ("shared-above", "/srv/shared:/x"),
+        ("shared-reads", "/srv:/x:ro"),
+        ("shared-beside", "/srv/shared/real2:/x"),
+        ("shared-volume", "shared-bind:/x"),
+    ] {
+        a.docker(&format!("create --name {name} -v {mount} {BUSYBOX} sleep 1000"));
+    }
+    a.docker("start shared-in");
+    for path in ["/srv/shared/real", "/srv/shared/link"] {
+        let users = a.engine.path_users(path).await.unwrap();
+        let users: Vec<_> = users
+            .iter()
+            .map(|u| (u.name.as_str(), u.running, u.writable))
+            .collect();
+        assert_eq!(
+            users,
+            [
+                ("shared-above", false, true),
+                ("shared-in", true, false),
+                ("shared-same", false, false),
+                ("shared-volume", false, true),
+            ],
+            "{path}"
+        );
+    }
+    a.docker("rm -f shared-same shared-in shared-above shared-reads shared-beside shared-volume");
+    a.docker("volume rm shared-bind");
+}
+
 /// Containers that only give access to something.
 fn helpers(host: &Host) -> usize {
     host.docker("ps -aq --filter label=tranship.helper")

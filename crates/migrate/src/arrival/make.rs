@@ -154,10 +154,14 @@ impl Arrival {
             return Ok(());
         }
         let place = self.ports.directory(&at).await?;
+        if self.ports.storage.exists(&place).await? {
+            // Empty by the plan, filled perhaps since. What arrives is taken out again, the directory stays.
+            return self.make_way(record, at).await;
+        }
         record.undo.push(note);
         self.save(record).await?;
         if !self.ports.storage.make(&place).await? {
-            // It was there: empty by the plan, filled perhaps since. What arrives is taken out again, the directory stays.
+            // Somebody made it right now.
             record.undo.pop();
             self.make_way(record, at).await?;
         }

@@ -294,36 +294,41 @@ impl Departure {
         failed.map_or(Ok(record), Err)
     }
 
-    /// A container that came to use one of the volumes since the plan was made would write into what is being copied.
-    pub(super) async fn check_volumes(&self) -> Result<(), Fault> {
-        let copied: Vec<&str> = self
-            .plan()
-            .elements
-            .iter()
-            .filter(|e| e.copied)
-            .filter_map(|e| match &e.at {
-                ElementAt::Volume { name } => Some(name.as_str()),
-                _ => None,
-            })
-            .collect();
-        if copied.is_empty() {
-            return Ok(());
-        }
-        let volumes = self.ports.engine.volume_specs().await?;
-        for volume in volumes.iter().filter(|v| copied.contains(&v.name.as_str())) {
-            let other = volume.users.iter().find(|user| {
+    /// A container that came to use one of the volumes or directories since the plan was made would write into what is being
+    /// copied.
+    pub(super) async fn check_users(&self) -> Result<(), Fault> {
+        let engine = self.ports.engine.as_ref();
+        let mut volumes = None;
+        for element in self.plan().elements.iter().filter(|e| e.copied) {
+            let (users, code, hint) = match &element.at {
+                ElementAt::Volume { name } => {
+                    let volumes = match &mut volumes {
+                        Some(known) => known,
+                        None => volumes.insert(engine.volume_specs().await?),
+                    };
+                    let users = volumes.iter().find(|v| &v.name == name).map(|v| v.users.clone());
+                    (
+                        users.unwrap_or_default(),
+                        "volume.shared",
+                        "stop that container, or move both with --with-dependents",
+                    )
+                }
+                ElementAt::Bind { path } => (
+                    engine.path_users(path).await?,
+                    "bind.shared",
+                    "stop that container, or move both with --with-dependents",
+                ),
+                ElementAt::Layer { .. } | ElementAt::Tmpfs { .. } => continue,
+            };
+            let other = users.iter().find(|user| {
                 user.running && !self.members.iter().any(|m| m.create.spec.id == user.container)
             });
             if let Some(other) = other {
-                return Err(Fault::new(
-                    "volume.shared",
-                    FaultKind::RolledBack,
-                    format!(
-                        "the volume {:?} is used by {} since the plan was made",
-                        volume.name, other.name
-                    ),
-                )
-                .with_hint("stop that container, or move both with --with-dependents"));
+                let message = format!(
+                    "the {} is used by {} since the plan was made",
+                    element.at, other.name
+                );
+                return Err(Fault::new(code, FaultKind::RolledBack, message).with_hint(hint));
             }
         }
         Ok(())

@@ -143,7 +143,7 @@ impl Departure {
     async fn frozen_steps(&mut self, shell: &mut Shell) -> Result<(), Fault> {
         let quiet = async {
             self.hooks(HookTime::PostFreeze).await?;
-            self.check_volumes().await?;
+            self.check_users().await?;
             failpoint::reach("source.frozen").await
         };
         let done = quiet.await;
@@ -165,7 +165,7 @@ impl Departure {
     /// is ended then, before the commit: an engine that is ended in order thaws it, and it would answer for what nobody
     /// carries any more.
     async fn verify(&self) -> Result<(), Fault> {
-        self.check_volumes().await?;
+        self.check_users().await?;
         for member in &self.members {
             let spec = &member.create.spec;
             let status = match self.ports.engine.status(&spec.id).await {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tranship_core::container::{MountKind, MountSpec};
 use tranship_core::node::{ArrivalFacts, ContainerReport, ElementSize, NodeFacts, Survey};
-use tranship_core::storage::{ElementAt, ElementRoute, VolumeSpec};
+use tranship_core::storage::{ElementAt, ElementRoute, VolumeSpec, VolumeUser};
 
 use crate::check::Findings;
 use crate::options::{ModeRequest, MoveOptions, VolumeConflict};
@@ -116,6 +116,16 @@ fn named(mount: &MountSpec, wanted: &[String]) -> bool {
             || path == mount.destination
             || (mount.kind == MountKind::Bind && path == mount.source)
     })
+}
+
+/// Who else mounts the directories of the host that come along with a container.
+pub fn bind_users<'a>(
+    report: &'a ContainerReport,
+    include_bind: &'a [String],
+) -> impl Iterator<Item = &'a VolumeUser> {
+    let included = |mount: &&MountSpec| mount.kind == MountKind::Bind && named(mount, include_bind);
+    let mounts = report.spec.mounts.iter().filter(included);
+    mounts.flat_map(|mount| report.bind_users.get(&mount.source).into_iter().flatten())
 }
 
 /// Whether the data of this mount comes along, by what the user asked for.
@@ -312,6 +322,7 @@ impl Work<'_> {
             return;
         }
         self.shared(&spec);
+        self.mounted_below(mount);
         let elsewhere = spec.data_elsewhere();
         if let Some(why) = &elsewhere {
             self.found.note(

@@ -1,7 +1,7 @@
 //! Mounts that are no volumes: directories of the host, and memory.
 
 use tranship_core::container::MountSpec;
-use tranship_core::storage::{ElementAt, ElementRoute};
+use tranship_core::storage::{ElementAt, ElementRoute, VolumeUser};
 
 use super::{ElementPlan, Making, Target, Work, comes_along, named};
 use crate::options::{ModeRequest, VolumeConflict};
@@ -81,10 +81,13 @@ impl Work<'_> {
             );
             return;
         }
+        self.bind_users(mount);
+        self.mounted_below(mount);
         let filled = self.arrival.filled_bind_sources.contains(source);
         let making = match (filled, self.options.volume_conflict) {
             (false, _) => Making::New,
             (true, VolumeConflict::Replace) => {
+                self.bind_users_there(mount);
                 self.found.warning(
                     "bind.replaced",
                     format!("what {source} holds at the destination is replaced"),
@@ -113,6 +116,89 @@ impl Work<'_> {
             route: ElementRoute::Tree,
             size: self.size(mount),
         });
+    }
+
+    /// Who goes on here with files that have gone, or writes into what is copied.
+    fn bind_users(&mut self, mount: &MountSpec) {
+        let at = &mount.destination;
+        let others = self.report.bind_users.get(&mount.source).into_iter().flatten();
+        let others = others.filter(|u| !self.reports.iter().any(|r| r.spec.id == u.container));
+        let (running, stopped): (Vec<_>, Vec<_>) = others.partition(|u| u.running);
+        let names = |users: Vec<&VolumeUser>| {
+            let names: Vec<&str> = users.iter().map(|u| u.name.as_str()).collect();
+            names.join(", ")
+        };
+        if !running.is_empty() {
+            self.found.conflict(
+                "bind.shared",
+                format!(
+                    "{}, mounted at {at}, is used by {} as well, which would go on here with what gets old",
+                    mount.source,
+                    names(running)
+                ),
+                "--with-dependents moves them together; or stop them first",
+            );
+        } else if !stopped.is_empty() {
+            self.found.warning(
+                "bind.shared",
+                format!(
+                    "{}, mounted at {at}, is mounted by {} as well, which is stopped and stays here with what gets old",
+                    mount.source,
+                    names(stopped)
+                ),
+                "move or remove the others yourself",
+            );
+        }
+    }
+
+    fn bind_users_there(&mut self, mount: &MountSpec) {
+        let users = self.arrival.bind_users.get(&mount.source).into_iter().flatten();
+        let users: Vec<&str> = users
+            .filter(|u| u.running && !(self.options.replace && self.is_replaced(&u.name)))
+            .map(|u| u.name.as_str())
+            .collect();
+        if !users.is_empty() {
+            self.found.conflict(
+                "bind.in-use",
+                format!(
+                    "{} at the destination is in use by {}, so what it holds cannot be replaced",
+                    mount.source,
+                    users.join(", ")
+                ),
+                "stop them first",
+            );
+        }
+    }
+
+    /// File systems that are mounted in what is to be carried would stay behind.
+    pub(super) fn mounted_below(&mut self, mount: &MountSpec) {
+        let below = self.report.mounted_below.get(&mount.destination);
+        let excluded = |path: &str| {
+            self.options.exclude.iter().any(|pattern| {
+                let pattern = pattern.trim_matches('/');
+                path == pattern
+                    || path
+                        .strip_prefix(pattern)
+                        .is_some_and(|rest| rest.starts_with('/'))
+            })
+        };
+        let left: Vec<&str> = below
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
+            .filter(|path| !excluded(path))
+            .collect();
+        if let Some(first) = left.first() {
+            self.found.conflict(
+                "files.mounted-below",
+                format!(
+                    "other file systems are mounted in what is at {}, and would stay behind: {}",
+                    mount.destination,
+                    left.join(", ")
+                ),
+                format!("unmount them, or leave them behind with --exclude '/{first}' and take care of them yourself"),
+            );
+        }
     }
 
     pub(super) fn tmpfs(&mut self, mount: &MountSpec) {

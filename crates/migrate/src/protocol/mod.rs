@@ -24,6 +24,8 @@ pub mod destination;
 #[cfg(test)]
 mod model;
 pub mod source;
+#[cfg(test)]
+mod transitions;
 
 use serde::{Deserialize, Serialize};
 

@@ -14,7 +14,7 @@ use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive
 use tranship_core::ids::{ContainerName, Digest};
 use tranship_core::image::common_layers;
 use tranship_core::node::EngineFacts;
-use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec};
+use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
 use tranship_core::{ContainerId, Engine, EngineError, ImageSpec, NetworkSpec};
 
 use super::state::conflict;
@@ -188,6 +188,10 @@ impl Engine for MemoryEngine {
 
     async fn volume_specs(&self) -> Result<Vec<VolumeSpec>, EngineError> {
         self.call("volume specs", |s| Ok(s.volume_specs()))
+    }
+
+    async fn path_users(&self, path: &str) -> Result<Vec<VolumeUser>, EngineError> {
+        self.call("path users", |s| Ok(s.path_users(path)))
     }
 
     async fn create_volume(&self, spec: &VolumeSpec) -> Result<(), EngineError> {

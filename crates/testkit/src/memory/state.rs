@@ -1,13 +1,13 @@
 //! What the engine holds, and the rules by which it changes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tranship_core::container::{ContainerSpec, ContainerState, Health, MountKind, MountSpec};
 use tranship_core::engine::{CreateRequest, ExecOutcome};
 use tranship_core::ids::Digest;
-use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
+use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser, mount_touches};
 use tranship_core::{ContainerId, EngineError, ImageSpec, NetworkSpec};
 
 use super::{Contents, Failure, MemoryContainer, MemoryStorage, bare_spec, image};
@@ -180,6 +180,22 @@ impl State {
                     })
                     .collect(),
                 ..volume.clone()
+            })
+            .collect()
+    }
+
+    pub(super) fn path_users(&self, path: &str) -> Vec<VolumeUser> {
+        let touches = |m: &MountSpec| {
+            m.kind == MountKind::Bind && mount_touches(Path::new(&m.source), m.writable, Path::new(path))
+        };
+        self.containers
+            .values()
+            .filter(|container| container.spec.mounts.iter().any(touches))
+            .map(|container| VolumeUser {
+                container: container.spec.id.clone(),
+                name: container.spec.name.clone(),
+                running: is_up(container.state),
+                writable: container.spec.mounts.iter().any(|m| touches(m) && m.writable),
             })
             .collect()
     }

@@ -280,6 +280,12 @@ impl Storage for MemoryStorage {
         answer.with(Box::new(sink))
     }
 
+    async fn exists(&self, place: &ElementPlace) -> Result<bool, Fault> {
+        let answer = self.call("exists")?;
+        let there = self.get(Self::path_of(place)).is_some();
+        answer.with(there)
+    }
+
     async fn make(&self, place: &ElementPlace) -> Result<bool, Fault> {
         let answer = self.call("make")?;
         let path = Self::path_of(place);

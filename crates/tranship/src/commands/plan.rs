@@ -102,7 +102,7 @@ pub async fn prepare(context: &Context, moves: &MoveArgs) -> Result<Prepared, Fa
     for name in &moves.containers {
         let first = report(&source, name).await?;
         let group = if options.with_dependents {
-            with_dependents(&source, first).await?
+            with_dependents(&source, first, &options.include_bind).await?
         } else {
             vec![first]
         };
@@ -177,8 +177,12 @@ async fn report(source: &Connection, name: &ContainerName) -> Result<ContainerRe
         .map_err(|f| f.on_node(source.label.clone()).on_container(name.to_string()))
 }
 
-/// The container, and all running ones that share a volume with it or with one of those.
-async fn with_dependents(source: &Connection, first: ContainerReport) -> Result<Vec<ContainerReport>, Fault> {
+/// The container, and all running ones that share a volume, or a directory that comes along, with it or with one of those.
+async fn with_dependents(
+    source: &Connection,
+    first: ContainerReport,
+    include_bind: &[String],
+) -> Result<Vec<ContainerReport>, Fault> {
     let mut group = vec![first];
     let mut looked_at = 0;
     while let Some(next) = group.get(looked_at) {
@@ -187,6 +191,7 @@ async fn with_dependents(source: &Connection, first: ContainerReport) -> Result<
             .volumes
             .iter()
             .flat_map(|v| &v.users)
+            .chain(tranship_migrate::elements::bind_users(next, include_bind))
             .filter(|u| u.running)
             .map(|u| u.container.clone())
             .collect();

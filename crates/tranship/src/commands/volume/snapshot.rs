@@ -1,6 +1,7 @@
 //! `tranship volume snapshot`.
 
 use tranship_agent::api::TakeSnapshot;
+use tranship_core::storage::RoundReport;
 use tranship_core::{Fault, FaultKind};
 
 use super::{follow, in_words};
@@ -8,6 +9,16 @@ use crate::cli::VolumeSnapshotArgs;
 use crate::commands::Context;
 use crate::commands::plan::new_id;
 use crate::connect;
+
+/// What `--json` prints.
+#[derive(serde::Serialize)]
+struct Taken {
+    /// How the snapshot is named on the command line.
+    snapshot: String,
+    /// Milliseconds since 1970 when it was begun.
+    timestamp: u64,
+    rounds: Vec<RoundReport>,
+}
 
 /// Keeps a snapshot, or removes one.
 pub async fn run(context: &Context, args: &VolumeSnapshotArgs) -> Result<(), Fault> {
@@ -43,10 +54,31 @@ pub async fn run(context: &Context, args: &VolumeSnapshotArgs) -> Result<(), Fau
     let rounds = follow(context, name, events)
         .await
         .map_err(|f| f.on_node(node.label.clone()))?;
+    // Times grow, and the newest one is what was taken right now.
+    let volumes = node.client.volumes().await;
+    let volumes = volumes.map_err(|f| f.on_node(node.label.clone()))?;
+    let timestamp = volumes
+        .iter()
+        .filter(|v| &v.spec.name == name)
+        .flat_map(|v| &v.snapshots)
+        .map(|s| s.timestamp)
+        .max();
+    let Some(timestamp) = timestamp else {
+        return Err(Fault::new(
+            "snapshot.not-found",
+            FaultKind::Environment,
+            format!("the snapshot of {name:?} was removed again"),
+        )
+        .on_node(node.label.clone()));
+    };
+    let taken = Taken {
+        snapshot: format!("{}@{timestamp}", args.volume),
+        timestamp,
+        rounds,
+    };
     if context.ui.json {
-        return context.ui.json(&rounds);
+        return context.ui.json(&taken);
     }
-    context
-        .ui
-        .line(&format!("{}: kept {}", args.volume, in_words(&rounds)))
+    let words = in_words(&taken.rounds);
+    context.ui.line(&format!("{}: kept {words}", taken.snapshot))
 }

@@ -1,7 +1,7 @@
 //! What is in the way at the destination, and what comes along and what does not.
 
 use super::{assert_none, compare, volume};
-use crate::world::{World, is_running};
+use crate::world::{World, finish, is_running};
 
 const SLEEP: &[&str] = &["sleep", "infinity"];
 
@@ -318,6 +318,44 @@ fn a_bind_mount_comes_along_only_if_it_is_asked_for() {
     );
     world.migrate(&replace).expect(0);
     assert_none(&world.differences("/srv/site", "/srv/site"), "replaced");
+}
+
+#[test]
+fn a_directory_that_others_use_or_mount_into_is_not_carried_without_a_word() {
+    let world = world!();
+    world
+        .a
+        .sh("mkdir -p /srv/site/deep/disk && echo a > /srv/site/page && mount -t tmpfs none /srv/site/deep/disk
+             echo theirs > /srv/site/deep/disk/file")
+        .unwrap();
+    let image = world.hold(&["-v", "/srv/site:/site", "-v", "data:/data"], SLEEP);
+    let asked = ["--mode", "cold", "--include-bind", "/site"];
+    let before = world.inventories();
+    world
+        .migrate(&asked)
+        .expect(1)
+        .saying(&["files.mounted-below", "deep/disk", "--exclude '/deep/disk'"]);
+    world
+        .a
+        .sh(&format!(
+            "docker run -d --name reader -v /srv/site/deep:/x:ro {} sleep 100000",
+            image
+        ))
+        .unwrap();
+    world.migrate(&asked).expect(1).saying(&["bind.shared", "reader"]);
+    world.a.sh("docker rm -f reader").unwrap();
+    assert_eq!(world.inventories(), before);
+    // It is mounted when the plan is made already: what comes later, the scan itself finds.
+    world.a.sh("umount /srv/site/deep/disk").unwrap();
+    let moving = world.begin_held(&world.a, "source.bulk", &asked);
+    world.a.sh("mount -t tmpfs none /srv/site/deep/disk").unwrap();
+    world.arm(&world.a, "none");
+    finish(moving).expect(4).saying(&["files.mounted-below"]);
+    assert_eq!(world.inventories(), before);
+    let with = [&asked[..], &["--exclude", "/deep/disk"]].concat();
+    world.migrate(&with).expect(0);
+    assert_eq!(world.inside(&world.b, "cat /site/page && ls /site/deep"), "a\n");
+    world.a.sh("umount /srv/site/deep/disk").unwrap();
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod kinds;
 mod layer;
 mod postgres;
 mod transfer;
+mod volumes;
 mod writers;
 
 use serde_json::Value;
