@@ -5,6 +5,7 @@
 mod host;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -103,6 +104,42 @@ async fn a_fresh_host_gets_the_binary_once() {
     let stream = connect(&host.ssh(), &options).await.unwrap();
     assert_eq!(*stream.origin(), Origin::Cached);
     assert_works(stream).await;
+    assert_eq!(host.cached().len(), 1, "{:?}", host.cached());
+}
+
+/// Whoever comes while another one uploads finds the whole binary under its name, or none.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_that_upload_at_once_do_not_get_into_each_other_s_way() {
+    let Some(host) = Host::start(&Setup::default()) else {
+        return;
+    };
+    let options = host.options(&own());
+    let path = host
+        .cache()
+        .join(format!("tranship-0.2.0-{}", &options.sha256[..16]));
+    let stop = Arc::new(AtomicBool::new(false));
+    let watcher = std::thread::spawn({
+        let (stop, path) = (Arc::clone(&stop), path.clone());
+        move || {
+            let (whole, mut seen) = (own(), 0_u64);
+            while !stop.load(Ordering::Relaxed) {
+                if let Ok(there) = std::fs::read_to_string(&path) {
+                    assert!(there == whole, "{} bytes of {}", there.len(), whole.len());
+                    seen += 1;
+                }
+            }
+            seen
+        }
+    });
+    let ssh = host.ssh();
+    let all = futures_util::future::join_all((0..8).map(|_| connect(&ssh, &options)));
+    for stream in all.await {
+        let stream = stream.unwrap();
+        assert!(*stream.origin() == uploaded() || *stream.origin() == Origin::Cached);
+        assert_works(stream).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    assert!(watcher.join().unwrap() > 0);
     assert_eq!(host.cached().len(), 1, "{:?}", host.cached());
 }
 
