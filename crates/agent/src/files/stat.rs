@@ -131,4 +131,68 @@ mod tests {
         assert!(RemoteStat::from_header("{}").is_err());
         assert!(RemoteStat::from_header("e30=").is_err());
     }
+    #[test]
+    fn damaged_headers_are_refused_or_mean_what_they_say() {
+        // splitmix64: the same numbers in every run.
+        let mut state = 7_u64;
+        let mut next = move |limit: usize| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            usize::try_from((z ^ (z >> 31)) >> 1).unwrap() % limit
+        };
+        let seeds = [
+            RemoteStat {
+                name: "passwd \u{fc}\"".into(),
+                size: i64::MAX,
+                mode: u32::MAX,
+                mtime: rfc3339(951_782_400, 1),
+                link_target: "/etc/../x".into(),
+            },
+            RemoteStat {
+                name: String::new(),
+                size: -1,
+                mode: 0,
+                mtime: String::new(),
+                link_target: String::new(),
+            },
+        ];
+        let telling = b"{}[]\":,\\u0-9eE.ntf= \0\xff";
+        let (mut read, mut refused) = (0, 0);
+        for round in 0..60_000 {
+            let mut json = serde_json::to_vec(&seeds[next(seeds.len())]).unwrap();
+            let mut text = if round % 2 == 0 {
+                Vec::new()
+            } else {
+                STANDARD.encode(&json).into_bytes()
+            };
+            let target = if round % 2 == 0 { &mut json } else { &mut text };
+            for _ in 0..=next(3) {
+                let at = next(target.len().max(1));
+                match next(4) {
+                    0 => target.truncate(at),
+                    1 => target.insert(at.min(target.len()), telling[next(telling.len())]),
+                    2 if !target.is_empty() => drop(target.remove(at)),
+                    _ if !target.is_empty() => target[at] = telling[next(telling.len())],
+                    _ => {}
+                }
+            }
+            if round % 2 == 0 {
+                text = STANDARD.encode(&json).into_bytes();
+            }
+            match RemoteStat::from_header(&String::from_utf8_lossy(&text)) {
+                Ok(stat) => {
+                    read += 1;
+                    assert_eq!(RemoteStat::from_header(&stat.to_header().unwrap()).unwrap(), stat);
+                    let _ = (stat.is_directory(), stat.is_link());
+                }
+                Err(fault) => {
+                    refused += 1;
+                    assert_eq!(fault.code, "stat.header");
+                }
+            }
+        }
+        assert!(read > 1000 && refused > 1000, "{read} read, {refused} refused");
+    }
 }
