@@ -32,6 +32,7 @@
 //! | `POST /v1/peer/copy` | the source's agent | one round of a copy (full duplex) |
 //! | `POST /v1/peer/element/N` | the source's agent | one round of an element (full duplex; `…/open` asks first) |
 
+//! | `POST /v1/peer/files` | the source's agent | the archive that [`ReceiveFiles`] announced |
 use serde::{Deserialize, Serialize};
 use tranship_core::MigrationId;
 use tranship_core::node::ElementSize;
@@ -46,6 +47,8 @@ use tranship_wire::tls::PeerOffer;
 /// Oldest version of the protocol that this build speaks.
 pub const PROTOCOL_MIN: u32 = 1;
 /// Newest version of the protocol that this build speaks.
+use crate::files::{Holder, Unpacked};
+
 pub const PROTOCOL_MAX: u32 = 1;
 
 /// An agent's first words.
@@ -152,6 +155,64 @@ pub struct SendCopy {
 
 /// The header in which the attributes of a volume come that an archive becomes, as JSON in ASCII.
 pub const VOLUME_HEADER: &str = "tranship-volume";
+
+/// Tells a destination which files another agent may unpack there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiveFiles {
+    /// The certificate of the source's agent, the only one that is let in.
+    pub source: Fingerprint,
+    /// Whose files they become.
+    pub holder: Holder,
+    /// Where and how, as [`crate::files::PathRequest::to_query`] writes it.
+    pub request: String,
+}
+
+/// Tells a source to pack files and send them on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendFiles {
+    /// Whose files.
+    pub holder: Holder,
+    /// Which and how, as [`crate::files::PathRequest::to_query`] writes it.
+    pub request: String,
+    /// The way to their destination.
+    pub route: FilesRoute,
+}
+
+/// How files reach their destination without their caller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FilesRoute {
+    /// A TLS connection to another agent.
+    Direct(Box<PeerOffer>),
+    /// They are unpacked by the same agent.
+    Here(Box<ReceiveFiles>),
+}
+
+/// How sending files goes. A fault in its place is the source's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "event")]
+pub enum FilesEvent {
+    /// The other agent was reached. A fault before this one means that no byte was packed.
+    Connected {
+        /// Where.
+        address: String,
+    },
+    /// Under way.
+    Progress {
+        /// Bytes of the archive that went out.
+        bytes: u64,
+    },
+    /// The destination failed.
+    Refused {
+        /// Why.
+        fault: Box<tranship_core::Fault>,
+    },
+    /// Everything is there.
+    Done {
+        /// What was unpacked.
+        unpacked: Unpacked,
+    },
+}
 
 /// Asks for a snapshot of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

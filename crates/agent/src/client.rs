@@ -12,8 +12,8 @@ use tranship_wire::WireError;
 use tranship_wire::h2::{ByteStream, Client, Duplex};
 
 use crate::api::{
-    CopyEvent, Depart, Expect, Expected, Hello, Leaving, MigrationView, Reach, Reached, ReceiveCopy, Resolve,
-    SendCopy, TakeSnapshot, VolumeInfo,
+    CopyEvent, Depart, Expect, Expected, FilesEvent, Hello, Leaving, MigrationView, Reach, Reached,
+    ReceiveCopy, ReceiveFiles, Resolve, SendCopy, SendFiles, TakeSnapshot, VolumeInfo,
 };
 use crate::archives::Imported;
 use crate::files::{Holder, PathRequest, RemoteStat, Unpacked};
@@ -28,6 +28,9 @@ fn archive_path(holder: &Holder, asked: &PathRequest) -> String {
 
 /// How a copy goes. Dropping it ends the copy.
 pub type CopyEvents = std::pin::Pin<Box<dyn Stream<Item = Result<CopyEvent, Fault>> + Send>>;
+
+/// How sending files goes. Dropping it ends it at both ends.
+pub type FilesEvents = std::pin::Pin<Box<dyn Stream<Item = Result<FilesEvent, Fault>> + Send>>;
 
 /// A connection to an agent. Clones share it.
 #[derive(Debug, Clone)]

@@ -15,11 +15,12 @@ use tranship_wire::h2::{self, ServerOptions};
 use tranship_wire::tls::{PeerKey, PeerListener, PeerOffer};
 use tranship_wire::{PeerIdentity, WireError};
 
-use crate::api::Expect;
+use crate::api::{Expect, ReceiveFiles};
 use crate::node;
 use crate::registry::Registry;
 use crate::server::PeerHandler;
 use crate::state::Agent;
+use crate::transfers::Permit;
 use crate::ways::{WayIn, Ways};
 
 /// How long a migration may be expected before its source connects.
@@ -47,6 +48,8 @@ struct Door {
     closed: CancellationToken,
     /// The source has heard how it ended.
     told: AtomicBool,
+    /// It is for files, not for a migration.
+    files: Option<Permit>,
 }
 
 /// A connection of a source; it is counted until this is dropped.
@@ -96,7 +99,7 @@ impl Incoming {
         let listener = PeerListener::bind_everywhere(&self.key, expect.source).await;
         let listener = listener.map_err(|e| WireError::from(e).into_fault())?;
         let offer = listener.offer(node::reachable_addresses());
-        let door = self.door(&id)?;
+        let door = self.door(&id, None)?;
         let way = WayIn {
             source: expect.source,
             offer: offer.clone(),
@@ -107,6 +110,39 @@ impl Incoming {
         }
         self.watch_over(agent, id, door, Some(listener));
         Ok(offer)
+    }
+
+    /// Opens a way in for files, which lives as long as the agent, at most.
+    ///
+    /// # Errors
+    /// As [`Incoming::expect`].
+    pub(crate) async fn expect_files(
+        self: &Arc<Self>,
+        agent: &Arc<Agent>,
+        id: MigrationId,
+        asked: ReceiveFiles,
+    ) -> Result<PeerOffer, Fault> {
+        let listener = PeerListener::bind_everywhere(&self.key, asked.source).await;
+        let listener = listener.map_err(|e| WireError::from(e).into_fault())?;
+        let offer = listener.offer(node::reachable_addresses());
+        let door = self.door(&id, Some(Permit::new(asked)))?;
+        self.watch_over(agent, id, door, Some(listener));
+        Ok(offer)
+    }
+
+    /// The files that may come in by this way; told once.
+    pub(crate) fn files(&self, id: &MigrationId) -> Option<ReceiveFiles> {
+        let door = self.doors().get(id).cloned()?;
+        door.files.as_ref()?.take()
+    }
+
+    /// Closes a way in for files by which nobody came. One that is used ends by itself.
+    pub(crate) fn forget_files(&self, id: &MigrationId) {
+        if let Some(door) = self.doors().get(id)
+            && door.files.as_ref().is_some_and(|permit| permit.take().is_some())
+        {
+            door.closed.cancel();
+        }
     }
 
     /// Opens the way in again after a restart of the agent. Where it cannot listen any more, or never did, a caller may
@@ -122,7 +158,7 @@ impl Incoming {
             },
             None => None,
         };
-        if let Ok(door) = self.door(&id) {
+        if let Ok(door) = self.door(&id, None) {
             self.watch_over(agent, id, door, listener);
         }
     }
@@ -133,11 +169,12 @@ impl Incoming {
         self.ways.all_in()
     }
 
-    fn door(&self, id: &MigrationId) -> Result<Arc<Door>, Fault> {
+    fn door(&self, id: &MigrationId, files: Option<Permit>) -> Result<Arc<Door>, Fault> {
         let door = Arc::new(Door {
             connections: watch::Sender::new(0),
             closed: CancellationToken::new(),
             told: AtomicBool::new(false),
+            files,
         });
         match self.doors().entry(id.clone()) {
             // The way in that is open stays the one that is watched.
@@ -166,9 +203,12 @@ impl Incoming {
             tokio::select! {
                 () = accept(listener, &agent, &id, &door) => {}
                 () = incoming.watch(&id, &door) => {}
+                () = door.closed.cancelled() => {}
             }
             door.closed.cancel();
-            incoming.ways.forget_in(&id);
+            if door.files.is_none() {
+                incoming.ways.forget_in(&id);
+            }
             incoming.doors().remove(&id);
         });
     }
@@ -200,6 +240,9 @@ impl Incoming {
         let mut connections = door.connections.subscribe();
         loop {
             if connections.wait_for(|n| *n == 0).await.is_err() {
+                return;
+            }
+            if door.files.as_ref().is_some_and(Permit::is_used) {
                 return;
             }
             let arrival = self.registry.arrival(id);

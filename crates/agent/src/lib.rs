@@ -29,11 +29,12 @@ mod store;
 mod tar_route;
 mod unfinished;
 mod views;
+mod transfers;
 mod volumes;
 mod ways;
 
 pub use archives::Imported;
-pub use client::{AgentClient, CopyEvents};
+pub use client::{AgentClient, CopyEvents, FilesEvents};
 pub use engine::NodeEngine;
 pub use host::Shell;
 pub use state::Identity;

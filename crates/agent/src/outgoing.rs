@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use http::{HeaderMap, Method};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
 use tranship_core::engine::ByteStream;
 use tranship_core::fault::FaultKind;
 use tranship_core::storage::Pipe;
@@ -65,6 +66,28 @@ impl Outgoing {
 
     async fn dial(&self, offer: &PeerOffer) -> Result<Dialled, TlsError> {
         tls::dial(offer, &self.key, &DialTimes::default()).await
+    }
+
+    /// Connects to the agent that made an offer; the connection breaks when `given_up` is cancelled. The address that answered is
+    /// told.
+    ///
+    /// # Errors
+    /// Why no address answered.
+    pub(crate) async fn connect(
+        &self,
+        offer: &PeerOffer,
+        id: &MigrationId,
+        given_up: &CancellationToken,
+    ) -> Result<(Client, String), Fault> {
+        let dialled = self
+            .dial(offer)
+            .await
+            .map_err(|e| WireError::from(e).into_fault())?;
+        let address = dialled.stream.address().to_string();
+        let pipe = tranship_migrate::breakable(Box::new(dialled.stream), given_up);
+        let options = ClientOptions::new(format!("the destination of {id}"));
+        let client = Client::connect(pipe, &options).await;
+        Ok((client.map_err(WireError::into_fault)?, address))
     }
 
     /// The other side of a migration.

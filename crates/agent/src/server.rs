@@ -19,7 +19,9 @@ use tranship_migrate::{Arrival, Plan};
 use tranship_wire::h2::{self, Body, Handler};
 use tranship_wire::{PeerIdentity, WireError};
 
-use crate::api::{Depart, Expect, Expected, Reach, ReceiveCopy, Resolve, SendCopy, TakeSnapshot};
+use crate::api::{
+    Depart, Expect, Expected, Reach, ReceiveCopy, ReceiveFiles, Resolve, SendCopy, SendFiles, TakeSnapshot,
+};
 use crate::archive_api;
 use crate::events::Cursor;
 use crate::files::Holder;
@@ -207,6 +209,10 @@ impl Handler for OwnerHandler {
                 }
             }
             (&Method::PUT, ["v1", "volumes", _, "archive"]) => self.import(request).await,
+            (&Method::POST, ["v1", "files", id, what]) => match parse::<MigrationId>(id) {
+                Ok(id) => self.files(id, what, request).await,
+                Err(fault) => answer::<()>(Err(fault)),
+            },
             (&Method::POST, ["v1", "copies", id, what]) => match parse::<MigrationId>(id) {
                 Ok(id) => self.copy(id, what, request).await,
                 Err(fault) => answer::<()>(Err(fault)),
@@ -268,6 +274,29 @@ impl OwnerHandler {
             .map(|p| p.map_err(|e| std::io::Error::other(e.into_fault().to_string())));
         let imported = regardless(async move { agent.import_volume(&spec, Box::pin(parts)).await });
         answer(imported.await)
+    }
+
+    async fn files(&self, id: MigrationId, what: &str, request: Request<RequestBody>) -> Response<Body> {
+        let agent = &self.agent;
+        match what {
+            "receive" => answer(match body::<ReceiveFiles>(request).await {
+                Ok(asked) => agent
+                    .incoming
+                    .expect_files(agent, id, asked)
+                    .await
+                    .map(|offer| Expected { offer }),
+                Err(fault) => Err(fault),
+            }),
+            "send" => match body::<SendFiles>(request).await {
+                Ok(asked) => h2::events_response(agent.send_files(id, asked)),
+                Err(fault) => answer::<()>(Err(fault)),
+            },
+            "forget" => {
+                agent.incoming.forget_files(&id);
+                h2::json_response(&())
+            }
+            _ => h2::not_found(&request),
+        }
     }
 
     async fn copy(&self, id: MigrationId, what: &str, request: Request<RequestBody>) -> Response<Body> {
@@ -332,6 +361,9 @@ impl Handler for PeerHandler {
                 }
             });
             return response;
+        }
+        if step == crate::transfers::STEP {
+            return answer(self.agent.receive_files(&self.id, h2::read_stream(request)).await);
         }
         let Some(arrival) = self.agent.registry.arrival(&self.id) else {
             return match step {

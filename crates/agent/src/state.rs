@@ -136,6 +136,7 @@ impl Agent {
                 "image.thin",
                 "path.direct",
                 "path.relay",
+                "files.direct",
             ]
             .map(String::from)
             .to_vec(),

@@ -346,6 +346,9 @@ pub struct CpArgs {
     /// Leave out what is at this path of the source and below it; several times for several
     #[arg(long, value_name = "PATH")]
     pub exclude: Vec<OsString>,
+    /// From host to host, copy through this machine, although the hosts may reach each other
+    #[arg(long)]
+    pub relay: bool,
 }
 
 /// `tranship volume`

@@ -43,7 +43,8 @@ pub struct Unpacked {
 }
 
 /// Whose files are asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Holder {
     /// A container, by name or id.
     Container(ContainerName),

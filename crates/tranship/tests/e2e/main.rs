@@ -19,6 +19,7 @@ mod commands;
 mod conflicts;
 mod connections;
 mod cp;
+mod cp_across;
 mod cp_cases;
 mod cp_differential;
 mod failures;

@@ -1,5 +1,6 @@
 //! `tranship cp`: copies files between containers, volumes, this machine and archives.
 
+mod between;
 mod local;
 mod remote;
 mod transfer;
@@ -14,6 +15,7 @@ use tranship_archive::copy_rules::{
 };
 use tranship_core::{Fault, FaultKind};
 
+use self::between::{Way, Ways};
 use self::local::LocalSource;
 use self::remote::Remote;
 use super::Context;
@@ -56,10 +58,13 @@ pub async fn run(context: &Context, args: &CpArgs) -> Result<(), Fault> {
     let destination = end(context, &mut nodes, last).await?;
     let mut done = Unpacked::default();
     let several = operands.len() > 1;
+    let mut ways = Ways::new(context, args.relay);
+    let mut taken: Vec<Way> = Vec::new();
     for operand in operands {
         let source = end(context, &mut nodes, operand).await?;
         let line = Line::new(&context.ui);
-        let copied = copy(args, source, &destination, several, line).await?;
+        let (copied, way) = copy(args, &mut ways, source, &destination, several, line).await?;
+        taken.extend(way);
         done.entries += copied.entries;
         done.bytes += copied.bytes;
         done.skipped.extend(copied.skipped);
@@ -75,14 +80,17 @@ pub async fn run(context: &Context, args: &CpArgs) -> Result<(), Fault> {
             "entries": done.entries,
             "bytes": done.bytes,
             "skipped": done.skipped,
+            "ways": taken,
             "milliseconds": u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         }));
     }
+    let how = taken.first().map_or("", Way::in_words);
     context.ui.say(&format!(
-        "copied {} in {} entries to {}",
+        "copied {} in {} entries to {}{}{how}",
         bytes(done.bytes),
         done.entries,
-        shown.to_string_lossy()
+        shown.to_string_lossy(),
+        if how.is_empty() { "" } else { ", " },
     ));
     Ok(())
 }
@@ -140,15 +148,17 @@ fn name_of(placement: &Placement) -> Vec<u8> {
     }
 }
 
+/// Copies one source. Between two containers or volumes there are several ways.
 async fn copy(
     args: &CpArgs,
+    ways: &mut Ways<'_>,
     source: End,
     destination: &End,
     several: bool,
     line: Line,
-) -> Result<Unpacked, Fault> {
+) -> Result<(Unpacked, Option<Way>), Fault> {
     let mut asked = reading(args);
-    match (source, destination) {
+    let done = match (source, destination) {
         (End::Stream, End::Remote(to)) => {
             let (path, present) = to.destination().await?;
             let placement = place_stream(&path, present).map_err(|e| rule(&e))?;
@@ -191,10 +201,13 @@ async fn copy(
             if from.is_same_holder(to) {
                 within(&from.path, &target)?;
             }
-            transfer::between(&from, &asked, to, &writing(args, placement.directory), line).await
+            let writing = writing(args, placement.directory);
+            let (done, way) = ways.copy(&from, &asked, to, &writing, line).await?;
+            return Ok((done, Some(way)));
         }
         _ => Err(rule(&CopyRuleError::NoContainer)),
-    }
+    };
+    Ok((done?, None))
 }
 
 fn only_into_directories(several: bool, present: Present, path: &[u8]) -> Result<(), Fault> {

@@ -25,24 +25,47 @@ use crate::progress::Line;
 use crate::render::bytes;
 use crate::ui::BROKEN_PIPE;
 
+/// Shows how much went by, and how fast.
+pub struct Meter {
+    line: Line,
+    begun: Instant,
+    shown: Instant,
+}
+
+impl Meter {
+    /// Nothing went by yet.
+    pub fn new(line: Line) -> Self {
+        let now = Instant::now();
+        Self {
+            line,
+            begun: now,
+            shown: now,
+        }
+    }
+
+    /// So many bytes went by.
+    pub fn at(&mut self, total: u64) {
+        if self.shown.elapsed().as_millis() < 100 {
+            return;
+        }
+        self.shown = Instant::now();
+        let rate = total as f64 / self.begun.elapsed().as_secs_f64().max(0.001);
+        self.line
+            .show(format!("{}, {}/s", bytes(total), bytes(rate as u64)));
+    }
+}
+
 /// The stream, with its progress shown.
 fn watched<E: Send + 'static>(
     stream: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
     line: Line,
 ) -> impl Stream<Item = Result<Bytes, E>> + Send + 'static {
-    let begun = Instant::now();
     let moved = AtomicU64::new(0);
-    let line = Mutex::new((line, begun));
+    let meter = Mutex::new(Meter::new(line));
     stream.inspect(move |piece| {
         let Ok(piece) = piece else { return };
         let total = moved.fetch_add(piece.len() as u64, Ordering::Relaxed) + piece.len() as u64;
-        let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
-        if line.1.elapsed().as_millis() < 100 {
-            return;
-        }
-        line.1 = Instant::now();
-        let rate = total as f64 / begun.elapsed().as_secs_f64().max(0.001);
-        line.0.show(format!("{}, {}/s", bytes(total), bytes(rate as u64)));
+        meter.lock().unwrap_or_else(PoisonError::into_inner).at(total);
     })
 }
 
@@ -218,7 +241,7 @@ fn unpack(reader: impl Read, directory: &OsStr, owner: Option<Owner>) -> Result<
     })
 }
 
-/// From one container or volume to another.
+/// From one container or volume to another, through this process.
 pub async fn between(
     from: &Remote,
     asked: &PathRequest,

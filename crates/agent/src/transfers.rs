@@ -1,0 +1,209 @@
+//! Files that go from one agent straight to another: an archive packed at the source and unpacked at the destination, without
+//! the caller in between.
+//!
+//! The caller tells the destination what may be unpacked and where ([`ReceiveFiles`]), which opens a way in for the source's
+//! agent that lets it do just that, once. Then it tells the source where to send ([`SendFiles`]) and watches. When it goes
+//! away, both ends break off.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::{Stream, StreamExt as _};
+use http::{HeaderMap, Method};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tranship_core::fault::FaultKind;
+use tranship_core::{Fault, MigrationId};
+use tranship_wire::WireError;
+use tranship_wire::h2::Client;
+
+use crate::api::{FilesEvent, FilesRoute, ReceiveFiles, SendFiles};
+use crate::files::bridge::Pieces;
+use crate::files::{PathRequest, Unpacked};
+use crate::state::Agent;
+
+/// Where a peer sends the archive.
+pub(crate) const STEP: &str = "files";
+/// How often progress is told.
+const TOLD: Duration = Duration::from_millis(100);
+
+/// How the sending goes.
+pub type FilesStream = std::pin::Pin<Box<dyn Stream<Item = Result<FilesEvent, Fault>> + Send>>;
+
+/// What a way in is for, and lets happen once.
+#[derive(Debug)]
+pub(crate) struct Permit(Mutex<Option<ReceiveFiles>>);
+
+impl Permit {
+    pub(crate) fn new(asked: ReceiveFiles) -> Self {
+        Self(Mutex::new(Some(asked)))
+    }
+
+    fn slot(&self) -> std::sync::MutexGuard<'_, Option<ReceiveFiles>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn take(&self) -> Option<ReceiveFiles> {
+        self.slot().take()
+    }
+
+    pub(crate) fn is_used(&self) -> bool {
+        self.slot().is_none()
+    }
+}
+
+fn aborted() -> Fault {
+    Fault::new(
+        "copy.aborted",
+        FaultKind::Environment,
+        "the copy was broken off by its caller",
+    )
+}
+
+/// How sending ended, short of success.
+enum Failed {
+    /// At this end.
+    Here(Fault),
+    /// At the other one.
+    There(Fault),
+}
+
+impl From<Fault> for Failed {
+    fn from(fault: Fault) -> Self {
+        Self::Here(fault)
+    }
+}
+
+impl Agent {
+    /// Unpacks what a peer sends, if its way in is for that and it is the first time.
+    ///
+    /// # Errors
+    /// `copy.not-found`; as [`Agent::unpack`].
+    pub(crate) async fn receive_files(
+        self: &Arc<Self>,
+        id: &MigrationId,
+        archive: tranship_wire::h2::ByteStream,
+    ) -> Result<Unpacked, Fault> {
+        let asked = self.incoming.files(id).ok_or_else(|| {
+            Fault::new(
+                "copy.not-found",
+                FaultKind::Environment,
+                format!("no files are expected here by the name {id}"),
+            )
+        })?;
+        let writing = PathRequest::from_query(&asked.request)?;
+        let (agent, holder) = (Arc::clone(self), asked.holder);
+        // It is finished in order even if the source goes away: a stream that breaks off is an error of its own.
+        let task = tokio::spawn(async move { agent.unpack(&holder, &writing, archive).await });
+        task.await
+            .unwrap_or_else(|e| Err(Fault::new("agent.task", FaultKind::Bug, e.to_string())))
+    }
+
+    /// Packs files and sends them to another agent, or unpacks them here. Dropping the stream ends it at both ends.
+    pub fn send_files(self: &Arc<Self>, id: MigrationId, asked: SendFiles) -> FilesStream {
+        let (sender, receiver) = mpsc::channel(16);
+        let given_up = CancellationToken::new();
+        let (agent, token) = (Arc::clone(self), given_up.clone());
+        tokio::spawn(async move {
+            let end = match agent.send_files_to(&id, asked, &token, &sender).await {
+                Ok(unpacked) => Ok(FilesEvent::Done { unpacked }),
+                Err(Failed::There(fault)) => Ok(FilesEvent::Refused {
+                    fault: Box::new(fault),
+                }),
+                Err(Failed::Here(fault)) => Err(fault),
+            };
+            // Nobody may be left to hear it.
+            let _ = sender.send(end).await;
+        });
+        let guard = given_up.drop_guard();
+        Box::pin(futures_util::stream::unfold(
+            (receiver, guard),
+            |(mut receiver, guard)| async move { receiver.recv().await.map(|event| (event, (receiver, guard))) },
+        ))
+    }
+
+    async fn send_files_to(
+        self: &Arc<Self>,
+        id: &MigrationId,
+        asked: SendFiles,
+        given_up: &CancellationToken,
+        events: &mpsc::Sender<Result<FilesEvent, Fault>>,
+    ) -> Result<Unpacked, Failed> {
+        let reading = PathRequest::from_query(&asked.request)?;
+        let client = match &asked.route {
+            FilesRoute::Here(_) => None,
+            FilesRoute::Direct(offer) => {
+                let (client, address) = self.outgoing.connect(offer, id, given_up).await?;
+                // The caller is told before anything is packed: until then it may choose another way.
+                let _ = events.send(Ok(FilesEvent::Connected { address })).await;
+                Some(client)
+            }
+        };
+        let (_, pieces) = self.pack(&asked.holder, &reading).await?;
+        let pieces = watched(pieces, given_up.clone(), events.clone());
+        match (client, asked.route) {
+            (Some(client), _) => send(&client, pieces).await,
+            (None, FilesRoute::Here(to)) => {
+                let writing = PathRequest::from_query(&to.request).map_err(Failed::There)?;
+                let (pieces, own) = kept(pieces);
+                let done = self.unpack(&to.holder, &writing, pieces).await;
+                let broken = own.lock().unwrap_or_else(PoisonError::into_inner).take();
+                done.map_err(|fault| broken.map_or(Failed::There(fault), Failed::Here))
+            }
+            (None, FilesRoute::Direct(_)) => Err(Failed::Here(aborted())),
+        }
+    }
+}
+
+async fn send(client: &Client, pieces: Pieces) -> Result<Unpacked, Failed> {
+    let path = format!("/v1/peer/{STEP}");
+    let sent = client
+        .send_stream(Method::POST, &path, HeaderMap::new(), pieces)
+        .await;
+    sent.map_err(|error| match error {
+        WireError::Source { source, what } => Failed::Here(match source.downcast::<Fault>() {
+            Ok(own) => *own,
+            Err(other) => Fault::new("archive.read", FaultKind::Environment, format!("{what}: {other}")),
+        }),
+        other => Failed::There(other.into_fault()),
+    })
+}
+
+/// The pieces, with an error in place of the next one once the copy was given up, and told about every now and then.
+fn watched(
+    pieces: Pieces,
+    given_up: CancellationToken,
+    events: mpsc::Sender<Result<FilesEvent, Fault>>,
+) -> Pieces {
+    let state = (pieces, given_up, events, 0u64, Instant::now());
+    Box::pin(futures_util::stream::unfold(Some(state), |state| async move {
+        let (mut pieces, given_up, events, mut sent, mut told) = state?;
+        let piece = tokio::select! {
+            biased;
+            () = given_up.cancelled() => return Some((Err(aborted()), None)),
+            piece = pieces.next() => piece?,
+        };
+        if let Ok(piece) = &piece {
+            sent += piece.len() as u64;
+            if told.elapsed() >= TOLD {
+                told = Instant::now();
+                // A watcher that is slow misses some; the end is never missed.
+                let _ = events.try_send(Ok(FilesEvent::Progress { bytes: sent }));
+            }
+        }
+        let rest = piece.is_ok().then_some((pieces, given_up, events, sent, told));
+        Some((piece, rest))
+    }))
+}
+
+/// The pieces, and where their fault is kept: it says more than what the receiving half makes of it.
+fn kept(pieces: Pieces) -> (Pieces, Arc<Mutex<Option<Fault>>>) {
+    let slot = Arc::new(Mutex::new(None));
+    let fault = Arc::clone(&slot);
+    let pieces = pieces.inspect(move |piece| {
+        if let Err(broken) = piece {
+            *fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(broken.clone());
+        }
+    });
+    (Box::pin(pieces), slot)
+}
