@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -11,12 +12,22 @@ use tranship_core::fault::Fault;
 use super::error::{Doing as _, ExtractError, SystemError};
 use super::metadata::{Settings, apply, file_type, identity, set_mtime, type_of};
 use super::options::{Devices, ExtractOptions, ExtractReport, Ownership, SetId};
+use super::pending::{OpenFile, SmallFile, Unfinished};
 use super::root::{Root, is_mount_point, look, open_child, proc_path};
 use super::walk;
-use crate::entry::{Entry, Kind, MODE_BITS, Time};
+use crate::entry::{Entry, Kind, MODE_BITS};
 use crate::fan_out::Sink;
 use crate::path::{PathError, TreePath};
 use crate::reader::{Names, Reader};
+
+/// Bytes of a file that is kept in memory until it is complete.
+const SMALL: u64 = 65_536;
+/// How a file is made that is not there yet.
+const NEW: OFlags = OFlags::WRONLY
+    .union(OFlags::CREATE)
+    .union(OFlags::EXCL)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// Unpacks an archive into the directory `base` of the root, which must exist.
 ///
@@ -48,43 +59,18 @@ pub struct Extractor<'a> {
     options: ExtractOptions,
     report: ExtractReport,
     file: Option<OpenFile>,
+    /// A small file that is not made yet.
+    small: Option<SmallFile>,
     /// Directories whose mode and time are set when everything in them is there.
     directories: Vec<Unfinished>,
     /// Symbolic links of this archive.
     links: Names,
     /// The parent of the last entry: most entries have the same one as the entry before.
-    parent: Option<(TreePath, OwnedFd)>,
+    parent: Option<(TreePath, Arc<OwnedFd>)>,
     /// An entry gave a directory an access control list that its children inherit.
     inherits: bool,
     random: RandomState,
     temporary: u64,
-}
-
-/// A file whose content is being written, under a temporary name.
-struct OpenFile {
-    fd: OwnedFd,
-    parent: OwnedFd,
-    temporary: Vec<u8>,
-    name: Vec<u8>,
-    entry: Entry,
-}
-
-impl Drop for OpenFile {
-    fn drop(&mut self) {
-        if !self.temporary.is_empty() {
-            // Nothing better can be done about a failure than to leave it.
-            let _ = rustix::fs::unlinkat(&self.parent, &self.temporary, AtFlags::empty());
-        }
-    }
-}
-
-struct Unfinished {
-    path: TreePath,
-    identity: (u64, u64),
-    mode: u32,
-    mtime: Time,
-    /// It has an access control list, whose mask is what the mode shows as the group's rights.
-    acl: bool,
 }
 
 impl<'a> Extractor<'a> {
@@ -107,6 +93,7 @@ impl<'a> Extractor<'a> {
             options,
             report: ExtractReport::default(),
             file: None,
+            small: None,
             directories: Vec::new(),
             links: Names::new(),
             parent: None,
@@ -147,6 +134,19 @@ impl<'a> Extractor<'a> {
             _ => {}
         }
         let parent = self.parent_of(&path)?;
+        if entry.kind == Kind::File && entry.sparse.is_none() && entry.size <= SMALL {
+            // Checks the policy before anything is made.
+            self.settings(entry)?;
+            self.links.remove(path.as_bytes());
+            self.small = Some(SmallFile {
+                parent,
+                name,
+                path,
+                entry: entry.clone(),
+                content: Vec::with_capacity(usize::try_from(entry.size).unwrap_or(0)),
+            });
+            return Ok(());
+        }
         if !self.make_room(&parent, &name, &path, entry)? {
             self.directory(&parent, &name, &path, entry)?;
             return Ok(());
@@ -187,6 +187,22 @@ impl<'a> Extractor<'a> {
     ///
     /// [`ExtractError::System`]; a full disk has the code `archive.no-space`.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ExtractError> {
+        if let Some(small) = &mut self.small {
+            // In order, and no more than was announced: whoever calls this without a reader may do otherwise.
+            let end = offset.saturating_add(bytes.len() as u64);
+            if offset == small.content.len() as u64 && end <= small.entry.size {
+                small.content.extend_from_slice(bytes);
+                self.report.bytes += bytes.len() as u64;
+                return Ok(());
+            }
+            self.make_small(true)?;
+        }
+        self.write_open(offset, bytes)?;
+        self.report.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn write_open(&self, offset: u64, bytes: &[u8]) -> Result<(), ExtractError> {
         let file = self.file.as_ref().ok_or(ExtractError::NoEntry)?;
         let (mut offset, mut rest) = (offset, bytes);
         while !rest.is_empty() {
@@ -199,8 +215,43 @@ impl<'a> Extractor<'a> {
             offset += written as u64;
             rest = rest.get(written..).unwrap_or_default();
         }
-        self.report.bytes += bytes.len() as u64;
         Ok(())
+    }
+
+    /// Makes the small file that was kept: under its own name if that is free, else as any other.
+    fn make_small(&mut self, unfinished: bool) -> Result<(), ExtractError> {
+        let Some(small) = self.small.take() else {
+            return Ok(());
+        };
+        let SmallFile {
+            parent,
+            name,
+            path,
+            entry,
+            content,
+        } = small;
+        let made = match unfinished {
+            false => rustix::fs::openat(&*parent, &name, NEW, Mode::RUSR | Mode::WUSR),
+            true => Err(Errno::EXIST),
+        };
+        match made {
+            Ok(fd) => {
+                let temporary = name.clone();
+                self.file = Some(OpenFile {
+                    fd,
+                    parent,
+                    temporary,
+                    name,
+                    entry,
+                });
+            }
+            Err(Errno::EXIST) => {
+                self.make_room(&parent, &name, &path, &entry)?;
+                self.open_file(parent, name, &entry)?;
+            }
+            Err(source) => Err(source).doing("make the file", &entry.path)?,
+        }
+        self.write_open(0, &content)
     }
 
     /// Completes the last file and gives all directories their modes and times.
@@ -275,23 +326,16 @@ impl<'a> Extractor<'a> {
     }
 
     /// The directory that an entry goes to; what is missing of it is made, mode 0755.
-    fn parent_of(&mut self, path: &TreePath) -> Result<OwnedFd, ExtractError> {
+    fn parent_of(&mut self, path: &TreePath) -> Result<Arc<OwnedFd>, ExtractError> {
         let parent = path.parent().unwrap_or_default();
         if let Some((known, fd)) = &self.parent
             && *known == parent
         {
-            return Ok(fd
-                .try_clone()
-                .map_err(|error| errno(&error))
-                .doing("open the directory", path.as_bytes())?);
+            return Ok(Arc::clone(fd));
         }
         let whole = parent.under(&self.base);
-        let fd = self.directory_or_new(&whole)?;
-        let copy = fd
-            .try_clone()
-            .map_err(|error| errno(&error))
-            .doing("open the directory", path.as_bytes())?;
-        self.parent = Some((parent, copy));
+        let fd = Arc::new(self.directory_or_new(&whole)?);
+        self.parent = Some((parent, Arc::clone(&fd)));
         Ok(fd)
     }
 
@@ -400,13 +444,12 @@ impl<'a> Extractor<'a> {
     }
 
     /// Opens a new file beside the one that it may replace; only when it is complete it gets its name.
-    fn open_file(&mut self, parent: OwnedFd, name: Vec<u8>, entry: &Entry) -> Result<(), ExtractError> {
+    fn open_file(&mut self, parent: Arc<OwnedFd>, name: Vec<u8>, entry: &Entry) -> Result<(), ExtractError> {
         // Checks the policy before anything is made.
         self.settings(entry)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let (fd, temporary) = loop {
             let temporary = self.temporary_name();
-            match rustix::fs::openat(&parent, &temporary, flags, Mode::RUSR | Mode::WUSR) {
+            match rustix::fs::openat(&*parent, &temporary, NEW, Mode::RUSR | Mode::WUSR) {
                 Err(Errno::EXIST) => {}
                 result => break (result.doing("make the file", &entry.path)?, temporary),
             }
@@ -426,16 +469,15 @@ impl<'a> Extractor<'a> {
     }
 
     fn complete_file(&mut self) -> Result<(), ExtractError> {
+        self.make_small(false)?;
         let Some(mut file) = self.file.take() else {
             return Ok(());
         };
         let settings = self.settings(&file.entry)?;
         self.apply(&file.fd, &file.entry, &settings)?;
-        match rustix::fs::renameat(&file.parent, &file.temporary, &file.parent, &file.name) {
-            Ok(()) => {}
-            Err(source) => {
-                return Err(source).doing("replace", &file.entry.path)?;
-            }
+        if file.temporary != file.name {
+            rustix::fs::renameat(&*file.parent, &file.temporary, &*file.parent, &file.name)
+                .doing("replace", &file.entry.path)?;
         }
         file.temporary.clear();
         Ok(())
@@ -544,8 +586,4 @@ impl Sink for Extractor<'_> {
 
 fn slashed(path: &TreePath) -> Vec<u8> {
     [b"/", path.as_bytes()].concat()
-}
-
-fn errno(error: &std::io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }

@@ -11,6 +11,7 @@ mod extract;
 mod metadata;
 mod options;
 mod root;
+mod pending;
 mod walk;
 
 pub use error::{ExportError, ExtractError, SystemError};
