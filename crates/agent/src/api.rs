@@ -5,9 +5,12 @@
 //! | `GET /v1/hello` | caller | [`Hello`]: versions, capabilities |
 //! | `GET /v1/node` | caller | facts about node and engine |
 //! | `GET /v1/containers/NAME` | caller | a container, for a plan |
-//! | `HEAD`, `GET`, `PUT /v1/containers/NAME/archive?path=` | caller | files in and out, see [`crate::files::PathRequest`]; `GET` with `stat=true` tells what is there |
+//! | `HEAD`, `GET`, `PUT /v1/containers/NAME/archive?path=` | caller | files in and out, see [`crate::files::PathRequest`]; `GET` with `stat=true` tells what is there, with `glob=true` which paths a pattern matches |
 //! | `HEAD`, `GET`, `PUT /v1/volumes/NAME/files?path=` | caller | the same for a volume |
-//! | `HEAD`, `GET`, `PUT /v1/elements/volume/NAME/archive` | caller | one storage element, by a [`tranship_archive::filter::FilterSpec`] in the query; `headers-only=true` may end it |
+//! | `HEAD`, `GET`, `PUT /v1/elements/STORE/ID/archive` | caller | one storage element (`volume/NAME`, `layer/CONTAINER`, `bind/PATH`, `tmpfs/CONTAINER:PATH`), by a [`tranship_archive::filter::FilterSpec`] in the query; `headers-only=true` and `ancestor=…` beside it, see `docs/cp.md` |
+//! | `POST /v1/files/ID/receive` | caller | [`ReceiveFiles`] → [`Expected`]: opens the way in for files of another agent |
+//! | `POST /v1/files/ID/send` | caller | [`SendFiles`] → server-sent [`FilesEvent`]s: packs files and sends them to another agent |
+//! | `POST /v1/files/ID/forget` | caller | closes that way in, if nobody came |
 //! | `POST /v1/survey` | caller | what if these containers came to you? |
 //! | `POST /v1/arrivals` | caller | [`Expect`] → [`Expected`]: open the direct path for one migration |
 //! | `POST /v1/reach` | caller | [`Reach`] → [`Reached`]: can the direct path be dialled from here? |
@@ -29,10 +32,10 @@
 //! | `PUT /v1/volumes/NAME/archive` | caller | a tar archive becomes a volume, described in [`VOLUME_HEADER`] |
 //! | `POST /v1/retire` | caller | end the agent if it has nothing to do |
 //! | `POST /v1/peer/STEP` | the source's agent | the steps of [`tranship_migrate::Destination`] |
+//! | `POST /v1/peer/files` | the source's agent | the archive that [`ReceiveFiles`] announced |
 //! | `POST /v1/peer/copy` | the source's agent | one round of a copy (full duplex) |
 //! | `POST /v1/peer/element/N` | the source's agent | one round of an element (full duplex; `…/open` asks first) |
 
-//! | `POST /v1/peer/files` | the source's agent | the archive that [`ReceiveFiles`] announced |
 use serde::{Deserialize, Serialize};
 use tranship_core::MigrationId;
 use tranship_core::node::ElementSize;
@@ -44,11 +47,11 @@ use tranship_migrate::{MoveOptions, Plan};
 use tranship_wire::Fingerprint;
 use tranship_wire::tls::PeerOffer;
 
+use crate::files::{Holder, Unpacked};
+
 /// Oldest version of the protocol that this build speaks.
 pub const PROTOCOL_MIN: u32 = 1;
 /// Newest version of the protocol that this build speaks.
-use crate::files::{Holder, Unpacked};
-
 pub const PROTOCOL_MAX: u32 = 1;
 
 /// An agent's first words.
@@ -153,9 +156,6 @@ pub struct SendCopy {
     pub route: Route,
 }
 
-/// The header in which the attributes of a volume come that an archive becomes, as JSON in ASCII.
-pub const VOLUME_HEADER: &str = "tranship-volume";
-
 /// Tells a destination which files another agent may unpack there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiveFiles {
@@ -213,6 +213,9 @@ pub enum FilesEvent {
         unpacked: Unpacked,
     },
 }
+
+/// The header in which the attributes of a volume come that an archive becomes, as JSON in ASCII.
+pub const VOLUME_HEADER: &str = "tranship-volume";
 
 /// Asks for a snapshot of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,7 +15,6 @@ use futures_util::{Stream, StreamExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming as RequestBody;
 use tranship_archive::compression::{Encoder, Format};
-use tranship_archive::filter::FilterSpec;
 use tranship_core::Fault;
 use tranship_core::fault::FaultKind;
 use tranship_core::ids::ContainerName;
@@ -42,7 +41,7 @@ fn status_of(fault: &Fault) -> StatusCode {
     }
 }
 
-fn with_stat(stat: &RemoteStat) -> Result<HeaderMap, Fault> {
+pub(crate) fn with_stat(stat: &RemoteStat) -> Result<HeaderMap, Fault> {
     let mut headers = HeaderMap::new();
     let value = HeaderValue::from_str(&stat.to_header()?)
         .map_err(|e| Fault::new("stat.header", FaultKind::Bug, e.to_string()))?;
@@ -60,11 +59,21 @@ pub(crate) async fn answer(
     holder: Holder,
     request: Request<RequestBody>,
 ) -> Response<Body> {
-    let own = request.uri().query().is_some_and(|query| {
-        query.split('&').any(|part| part == "stat=true") && request.method() == Method::GET
-    });
-    let done = if own {
+    let asks = |word: &str| {
+        request.method() == Method::GET
+            && request
+                .uri()
+                .query()
+                .is_some_and(|query| query.split('&').any(|part| part == word))
+    };
+    let (stat, glob) = (asks("stat=true"), asks("glob=true"));
+    let head = request.method() == Method::HEAD;
+    let done = if stat || glob {
         match PathRequest::from_query(request.uri().query().unwrap_or_default()) {
+            Ok(asked) if glob => agent
+                .find(&holder, &asked.path)
+                .await
+                .map(|paths| h2::json_response(&paths)),
             Ok(asked) => agent
                 .path_stat(&holder, &asked.path)
                 .await
@@ -74,52 +83,18 @@ pub(crate) async fn answer(
     } else {
         respond(agent, &holder, request).await
     };
-    done.unwrap_or_else(|fault| h2::fault_response_with(status_of(&fault), &fault))
+    bare(
+        head,
+        done.unwrap_or_else(|fault| h2::fault_response_with(status_of(&fault), &fault)),
+    )
 }
 
-/// Answers for one storage element, by a filter in the query. `HEAD` says what is at its root.
-pub(crate) async fn answer_element(
-    agent: &Arc<Agent>,
-    holder: Holder,
-    request: Request<RequestBody>,
-) -> Response<Body> {
-    let done = element(agent, holder, request).await;
-    done.unwrap_or_else(|fault| h2::fault_response_with(status_of(&fault), &fault))
-}
-
-async fn element(
-    agent: &Arc<Agent>,
-    holder: Holder,
-    request: Request<RequestBody>,
-) -> Result<Response<Body>, Fault> {
-    let query = request.uri().query().unwrap_or_default().to_owned();
-    // Beside the filter there is one word: only the headers of files are wanted.
-    let (query, headers_only) = match query.strip_suffix("headers-only=true") {
-        Some(rest) => (rest.strip_suffix('&').unwrap_or(rest).to_owned(), true),
-        None => (query, false),
-    };
-    let spec = FilterSpec::from_query(&query)?;
-    match *request.method() {
-        Method::HEAD => {
-            let stat = agent.path_stat(&holder, b"/").await?;
-            let mut response = Response::new(h2::full_body(Vec::new()));
-            response.headers_mut().extend(with_stat(&stat)?);
-            Ok(response)
-        }
-        Method::GET => {
-            let pieces = agent.pack_element(&holder, spec, headers_only).await?;
-            Ok(h2::stream_response(HeaderMap::new(), pieces))
-        }
-        _ => {
-            let archive = bridge::reader(h2::read_stream(request));
-            let (agent, holder) = (Arc::clone(agent), holder.clone());
-            let task = tokio::spawn(async move { agent.unpack_element(&holder, spec, archive).await });
-            let done = task
-                .await
-                .unwrap_or_else(|e| Err(Fault::new("agent.task", FaultKind::Bug, e.to_string())))?;
-            Ok(h2::json_response(&done))
-        }
+/// The answer without its body if it is one to `HEAD`, which has none: over HTTP/2 one would break the stream.
+pub(crate) fn bare(head: bool, mut response: Response<Body>) -> Response<Body> {
+    if head {
+        *response.body_mut() = h2::full_body(Vec::new());
     }
+    response
 }
 
 async fn respond(

@@ -114,6 +114,19 @@ impl AgentClient {
             .await
     }
 
+    /// The paths of a container or volume that a pattern matches, sorted.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn find(&self, holder: &Holder, pattern: &[u8]) -> Result<Vec<Vec<u8>>, Fault> {
+        let asked = PathRequest {
+            path: pattern.to_vec(),
+            ..PathRequest::default()
+        };
+        self.get(&format!("{}&glob=true", archive_path(holder, &asked)))
+            .await
+    }
+
     /// Files of a container or volume as an archive. It ends without an error only if it is whole.
     ///
     /// # Errors
@@ -142,6 +155,78 @@ impl AgentClient {
             .send_stream(http::Method::PUT, &path, http::HeaderMap::new(), archive)
             .await
             .map_err(WireError::into_fault)
+    }
+
+    /// One storage element, `STORE/ID` with the id percent-encoded, as an archive; `query` is that of `docs/cp.md`.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn export_element(&self, element: &str, query: &str) -> Result<ByteStream, Fault> {
+        let path = format!("/v1/elements/{element}/archive?{query}");
+        let received = self.client.receive_stream(&path).await;
+        Ok(received.map_err(WireError::into_fault)?.1)
+    }
+
+    /// Unpacks an archive in one storage element.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn import_element<S, E>(
+        &self,
+        element: &str,
+        query: &str,
+        archive: S,
+    ) -> Result<Unpacked, Fault>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let path = format!("/v1/elements/{element}/archive?{query}");
+        let sent = self
+            .client
+            .send_stream(http::Method::PUT, &path, http::HeaderMap::new(), archive)
+            .await;
+        sent.map_err(WireError::into_fault)
+    }
+
+    /// What is at a path of one storage element.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`]; `wire.status` in place of the agent's own faults, for which this request has no room.
+    pub async fn stat_element(&self, element: &str, query: &str) -> Result<RemoteStat, Fault> {
+        let path = format!("/v1/elements/{element}/archive?{query}");
+        let headers = self.client.head(&path).await.map_err(WireError::into_fault)?;
+        let text = headers
+            .get(RemoteStat::HEADER)
+            .and_then(|value| value.to_str().ok());
+        RemoteStat::from_header(text.unwrap_or_default())
+    }
+
+    /// At the destination: opens the way in for files of another agent.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn receive_files(&self, id: &MigrationId, asked: &ReceiveFiles) -> Result<Expected, Fault> {
+        self.post(&format!("/v1/files/{id}/receive"), asked).await
+    }
+
+    /// At the destination: nobody will come by that way.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn forget_files(&self, id: &MigrationId) -> Result<(), Fault> {
+        self.post(&format!("/v1/files/{id}/forget"), &()).await
+    }
+
+    /// At the source: packs files and sends them.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn send_files(&self, id: &MigrationId, asked: &SendFiles) -> Result<FilesEvents, Fault> {
+        let path = format!("/v1/files/{id}/send");
+        let events = self.client.post_events::<_, FilesEvent>(&path, asked).await;
+        let events = events.map_err(WireError::into_fault)?;
+        Ok(Box::pin(events.map(|e| e.map_err(WireError::into_fault))))
     }
 
     /// What if these containers came to you?

@@ -9,6 +9,7 @@ mod archives;
 mod client;
 mod copies;
 pub mod daemon;
+mod elements;
 mod engine;
 mod events;
 pub mod files;
@@ -27,9 +28,9 @@ mod state;
 mod storage;
 mod store;
 mod tar_route;
+mod transfers;
 mod unfinished;
 mod views;
-mod transfers;
 mod volumes;
 mod ways;
 

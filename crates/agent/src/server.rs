@@ -113,8 +113,8 @@ impl Handler for OwnerHandler {
             (&Method::GET | &Method::HEAD | &Method::PUT, ["v1", "volumes", name, "files"]) => {
                 archive_api::answer(&self.agent, Holder::Volume((*name).to_owned()), request).await
             }
-            (&Method::GET | &Method::HEAD | &Method::PUT, ["v1", "elements", "volume", name, "archive"]) => {
-                archive_api::answer_element(&self.agent, Holder::Volume((*name).to_owned()), request).await
+            (&Method::GET | &Method::HEAD | &Method::PUT, ["v1", "elements", store, id, "archive"]) => {
+                crate::elements::answer(&self.agent, store, id, request).await
             }
             (&Method::POST, ["v1", "survey"]) => answer(match body(request).await {
                 Ok(asked) => self.agent.survey(&asked).await,

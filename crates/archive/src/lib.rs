@@ -42,6 +42,7 @@ pub mod entry;
 pub mod error;
 pub mod fan_out;
 pub mod filter;
+pub mod glob;
 mod header;
 pub mod merge;
 pub mod path;

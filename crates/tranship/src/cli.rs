@@ -346,6 +346,9 @@ pub struct CpArgs {
     /// Leave out what is at this path of the source and below it; several times for several
     #[arg(long, value_name = "PATH")]
     pub exclude: Vec<OsString>,
+    /// Take *, ? and [...] in the paths of containers and volumes for patterns, as a shell does; quote them
+    #[arg(long)]
+    pub glob: bool,
     /// From host to host, copy through this machine, although the hosts may reach each other
     #[arg(long)]
     pub relay: bool,

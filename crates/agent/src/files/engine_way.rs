@@ -5,6 +5,7 @@ use std::io::{BufWriter, Seek as _};
 use futures_util::StreamExt as _;
 use tranship_archive::copy_rules::means_contents;
 use tranship_archive::filter::{FilterSpec, Pattern};
+use tranship_archive::glob::Glob;
 use tranship_archive::path::TreePath;
 use tranship_core::engine::{ByteStream, ImportOptions};
 use tranship_core::fault::FaultKind;
@@ -81,6 +82,24 @@ pub(super) async fn stat(
         stat.link_target = inside.to_owned();
     }
     Ok(stat)
+}
+
+pub(super) async fn find(
+    engine: &dyn Engine,
+    container: &ContainerId,
+    prefix: &str,
+    glob: Glob,
+    holder: &Holder,
+) -> Result<Vec<TreePath>, Fault> {
+    let (above, _) = glob.literal();
+    let path = [b"/", above.as_bytes(), b"/."].concat();
+    let archive = match engine.export_path(container, &whole(prefix, &path)?).await {
+        Ok(archive) => archive,
+        Err(EngineError::NotFound { what: "file", .. }) => return Ok(Vec::new()),
+        Err(error) => return Err(told(error, &path, holder)),
+    };
+    let reader = bridge::reader(archive);
+    blocking(move || Ok(glob.in_archive(&mut rewrite::open(reader)?)?)).await
 }
 
 pub(super) async fn pack(

@@ -59,6 +59,7 @@ pub(super) async fn pack(root: Arc<Root>, asked: PathRequest, holder: &Holder) -
         expand_holes: !asked.rich,
         whole_seconds: true,
         skip_kernel: matches!(holder, Holder::Container(_)),
+        upper: false,
     };
     let holder = holder.clone();
     bridge::writer(move |out| {
@@ -174,7 +175,7 @@ fn read_only(root: &Root, path: &[u8], mounts: &BTreeSet<String>) -> Fault {
 }
 
 /// The stream, and something that is done when it ended or was dropped.
-pub(super) fn then(pieces: Pieces, end: impl Future<Output = ()> + Send + 'static) -> Pieces {
+pub(crate) fn then(pieces: Pieces, end: impl Future<Output = ()> + Send + 'static) -> Pieces {
     struct AtEnd(Option<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>>);
     impl Drop for AtEnd {
         fn drop(&mut self) {

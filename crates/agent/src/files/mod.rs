@@ -6,19 +6,20 @@
 //! upload or download, and two copies in opposite directions would wait for each other for ever (`spool`).
 
 pub mod bridge;
-mod element;
 mod engine_way;
-mod live_way;
+pub(crate) mod live_way;
 mod names;
 mod request;
-mod rewrite;
-mod spool;
+pub(crate) mod rewrite;
+pub(crate) mod spool;
 mod stat;
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tranship_archive::confined::{Links, Root};
+use tranship_archive::glob::{self, Glob};
+use tranship_archive::path::TreePath;
 use tranship_core::engine::LiveRoot;
 use tranship_core::fault::FaultKind;
 use tranship_core::ids::ContainerName;
@@ -26,6 +27,7 @@ use tranship_core::storage::{ElementAt, ElementPlace};
 use tranship_core::{ContainerId, ContainerSpec, EngineError, Fault};
 
 use self::bridge::Pieces;
+pub(crate) use self::request::decode;
 pub use self::request::{Owner, PathRequest};
 pub use self::rewrite::rewrite;
 pub use self::stat::RemoteStat;
@@ -197,6 +199,28 @@ impl Agent {
         }
     }
 
+    /// The paths that a pattern matches, sorted. Where only the engine reaches the files it has to be sent everything below the
+    /// first component that is a pattern.
+    ///
+    /// # Errors
+    /// As [`Agent::path_stat`]; not for what is not there.
+    pub async fn find(&self, holder: &Holder, pattern: &[u8]) -> Result<Vec<Vec<u8>>, Fault> {
+        let glob = Glob::parse(pattern)?;
+        let opened = self.open(holder).await?;
+        let found = match &opened.way {
+            Way::Live(root) => {
+                let root = Arc::clone(root);
+                blocking(move || Ok(glob::find(&root, &glob)?)).await
+            }
+            Way::Engine(container, prefix) => {
+                engine_way::find(self.engine(), container, prefix, glob, holder).await
+            }
+        };
+        self.close(opened).await;
+        let whole = |path: TreePath| [b"/", path.as_bytes()].concat();
+        Ok(found?.into_iter().map(whole).collect())
+    }
+
     /// What is at a path, as an archive.
     ///
     /// # Errors
@@ -300,7 +324,7 @@ fn changed(holder: &Holder) -> Fault {
     .with_hint("run the copy again")
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
     tokio::task::spawn_blocking(work)

@@ -168,7 +168,7 @@ fn encode(bytes: &[u8]) -> String {
 }
 
 /// As Go reads queries: `+` is a space.
-fn decode(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {

@@ -4,6 +4,7 @@ use std::io::{BufReader, Read, Write};
 
 use tranship_archive::compression::{DecodeOptions, Decoder};
 use tranship_archive::filter::FilterSpec;
+use tranship_archive::path::TreePath;
 use tranship_archive::reader::{ReadOptions, Reader};
 use tranship_archive::writer::Writer;
 use tranship_core::Fault;
@@ -31,6 +32,17 @@ pub fn rewrite<R: Read, W: Write>(
     spec: &FilterSpec,
     owner: Option<Owner>,
 ) -> Result<Unpacked, Fault> {
+    rewrite_checked(from, to, spec, owner, |_| Ok(()))
+}
+
+/// The same, where each new name may be refused.
+pub(crate) fn rewrite_checked<R: Read, W: Write>(
+    from: R,
+    to: W,
+    spec: &FilterSpec,
+    owner: Option<Owner>,
+    mut check: impl FnMut(&TreePath) -> Result<(), Fault>,
+) -> Result<Unpacked, Fault> {
     let mut reader = open(from)?;
     let mut writer = Writer::new(to);
     let mut done = Unpacked::default();
@@ -38,6 +50,7 @@ pub fn rewrite<R: Read, W: Write>(
         let Some(mut entry) = spec.apply(&entry)? else {
             continue;
         };
+        check(&TreePath::of_entry(&entry.path)?)?;
         if let Some(owner) = owner {
             (entry.uid, entry.gid) = (owner.uid, owner.gid);
         }

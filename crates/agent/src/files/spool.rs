@@ -92,7 +92,7 @@ async fn take_in(directory: PathBuf, mut stream: StreamReader) -> Result<std::fs
 }
 
 /// Why an archive cannot be kept.
-pub(super) fn cannot_keep(directory: &Path, error: &io::Error) -> Fault {
+pub(crate) fn cannot_keep(directory: &Path, error: &io::Error) -> Fault {
     Fault::new(
         "agent.spool",
         FaultKind::Environment,
@@ -102,7 +102,7 @@ pub(super) fn cannot_keep(directory: &Path, error: &io::Error) -> Fault {
 }
 
 /// A file that nobody else finds and that is gone when it is closed.
-pub(super) fn nameless(directory: &Path) -> io::Result<std::fs::File> {
+pub(crate) fn nameless(directory: &Path) -> io::Result<std::fs::File> {
     use rustix::fs::{Mode, OFlags};
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()

@@ -189,6 +189,12 @@ pub enum ExportError {
         /// The limit.
         limit: usize,
     },
+    /// A file of an overlay's upper directory is only a note about one below.
+    #[error("{} depends on what is below its layer", show(.path))]
+    DependsOnLower {
+        /// The file.
+        path: Vec<u8>,
+    },
 }
 
 impl Explain for ExportError {
@@ -199,6 +205,7 @@ impl Explain for ExportError {
             Self::Rename(error) => error.code(),
             Self::Write(error) => error.code(),
             Self::TooDeep { .. } => "archive.too-deep",
+            Self::DependsOnLower { .. } => "archive.depends-on-lower",
         }
     }
 
@@ -209,6 +216,10 @@ impl Explain for ExportError {
             Self::Rename(error) => error.hint(),
             Self::Write(error) => error.hint(),
             Self::TooDeep { .. } => None,
+            Self::DependsOnLower { .. } => Some(
+                "the overlay was mounted with redirect_dir or metacopy; copy the file over itself in the container"
+                    .to_owned(),
+            ),
         }
     }
 }

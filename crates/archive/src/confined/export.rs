@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
+use super::difference::{hides_all, is_deletion, keep_own_attributes};
 use super::error::{Doing as _, ExportError};
 use super::metadata::{Attributes, file_type, read_attributes};
 use super::root::{LocateError, Root, mtime, open_child, proc_path};
@@ -35,6 +36,9 @@ pub struct ExportOptions {
     /// Write the directory, but nothing in it, where a file system is mounted that only shows what the kernel knows (`proc`,
     /// `sysfs`, `cgroup` …). A path that is in one is read nevertheless.
     pub skip_kernel: bool,
+    /// The tree is the upper directory of an overlay: what it says about deletions is written as image layers say it, and
+    /// attributes that mean something to the overlay only are left out.
+    pub upper: bool,
 }
 
 /// What was written.
@@ -121,18 +125,23 @@ pub fn export_element<W: Write>(
 /// How much of a file is read at once.
 const PART: usize = 262_144;
 
-struct Walk<'a, W> {
-    out: &'a mut Writer<W>,
+pub(super) struct Walk<'a, W> {
+    pub(super) out: &'a mut Writer<W>,
     options: &'a ExportOptions,
-    spec: &'a FilterSpec,
+    pub(super) spec: &'a FilterSpec,
     absolute: bool,
-    report: ExportReport,
+    pub(super) report: ExportReport,
     /// The first name of each file that has several.
     names: HashMap<(u64, u64), Vec<u8>>,
 }
 
 impl<'a, W: Write> Walk<'a, W> {
-    fn new(out: &'a mut Writer<W>, options: &'a ExportOptions, spec: &'a FilterSpec, absolute: bool) -> Self {
+    pub(super) fn new(
+        out: &'a mut Writer<W>,
+        options: &'a ExportOptions,
+        spec: &'a FilterSpec,
+        absolute: bool,
+    ) -> Self {
         Self {
             out,
             options,
@@ -156,11 +165,17 @@ impl<'a, W: Write> Walk<'a, W> {
         path: &TreePath,
         (depth, device): (usize, u64),
     ) -> Result<(), ExportError> {
+        if self.options.upper && is_deletion(stat) {
+            return self.deleted(path);
+        }
         if self.spec.includes(path) {
             self.write(fd, stat, path)?;
         }
         if file_type(stat) != FileType::Directory || !self.spec.descends_into(path) {
             return Ok(());
+        }
+        if self.options.upper && hides_all(fd).doing("look at", path.as_bytes())? {
+            self.deleted_all(path)?;
         }
         if self.options.skip_kernel && stat.st_dev != device && shows_the_kernel(fd) {
             return Ok(());
@@ -191,7 +206,7 @@ impl<'a, W: Write> Walk<'a, W> {
         Ok(())
     }
 
-    fn write(&mut self, fd: &OwnedFd, stat: &Stat, path: &TreePath) -> Result<(), ExportError> {
+    pub(super) fn write(&mut self, fd: &OwnedFd, stat: &Stat, path: &TreePath) -> Result<(), ExportError> {
         let name = self.name(path, file_type(stat) == FileType::Directory)?;
         let kind = match file_type(stat) {
             FileType::RegularFile => match self.other_name(stat, &name) {
@@ -225,6 +240,9 @@ impl<'a, W: Write> Walk<'a, W> {
         }
         if !matches!(entry.kind, Kind::HardLink { .. }) {
             read_attributes(fd.as_fd(), &mut entry, &self.options.attributes)?;
+            if self.options.upper {
+                keep_own_attributes(&mut entry)?;
+            }
         }
         self.report.entries += 1;
         if entry.kind == Kind::File && stat.st_size > 0 && !self.options.headers_only {
@@ -313,7 +331,7 @@ impl<'a, W: Write> Walk<'a, W> {
 }
 
 /// Opens for reading what a descriptor pins.
-fn reopen(fd: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
+pub(super) fn reopen(fd: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     rustix::fs::open(proc_path(fd.as_fd()), flags, Mode::empty())
 }

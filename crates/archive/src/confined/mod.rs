@@ -5,20 +5,24 @@
 //! the last component is never followed, and whatever is set is set on descriptors. `/proc` must be mounted: some
 //! things can be set on a descriptor through `/proc/self/fd` only.
 
+mod difference;
 mod error;
 mod export;
 mod extract;
 mod metadata;
 mod options;
-mod root;
 mod pending;
+mod root;
 mod walk;
 
+pub use difference::export_difference;
 pub use error::{ExportError, ExtractError, SystemError};
 pub use export::{ExportOptions, ExportReport, export, export_as, export_element};
 pub use extract::{Extractor, extract};
 pub use metadata::Attributes;
 pub use options::{Devices, ExtractOptions, ExtractReport, Ownership, SetId};
+pub(crate) use walk::names;
+
 pub use root::{Links, LocateError, PathStat, Root, go_mode};
 
 /// Something that was left out, and why.

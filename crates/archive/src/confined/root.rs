@@ -56,7 +56,7 @@ impl Root {
     }
 
     /// Opens what is at a path; links before the last component are treated as [`Links`] says, and the last as `flags` say.
-    pub(super) fn resolve(&self, path: &TreePath, flags: OFlags) -> Result<OwnedFd, Errno> {
+    pub(crate) fn resolve(&self, path: &TreePath, flags: OFlags) -> Result<OwnedFd, Errno> {
         let resolve = ResolveFlags::NO_MAGICLINKS
             | match self.links {
                 Links::InRoot => ResolveFlags::IN_ROOT,

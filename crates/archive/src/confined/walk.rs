@@ -11,7 +11,7 @@ use super::root::{is_mount_point, look, open_child};
 pub(super) const DEEPEST: usize = 512;
 
 /// The names in a directory, sorted, so that the same tree gives the same archive.
-pub(super) fn names(directory: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
+pub(crate) fn names(directory: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
     let mut names = Vec::new();
     for entry in Dir::read_from(directory)? {
         let name = entry?.file_name().to_bytes().to_vec();

@@ -167,6 +167,45 @@ fn out_by_the_rules_of_docker() {
 }
 
 #[test]
+fn patterns_are_matched_at_the_container_s_end() {
+    let b = bench!();
+    b.shell("mkdir -p /g/in /g/inner; for f in a.log b.log b.log.1 .c.log in/d.log inner/e.log 'x*'; do echo $f >\"/g/$f\"; done");
+    b.shell("ln -s /g/in /g/link");
+    let names = |directory: &str| {
+        let entries = std::fs::read_dir(b.files.join(directory)).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names.join(" ")
+    };
+    for (pattern, found) in [
+        ("c1:/g/*.log", "a.log b.log"),
+        ("c1:/g/[!a]*.log*", "b.log b.log.1"),
+        ("c1:/g/.*", ".c.log"),
+        // Components, never beginnings of texts; and a link on the way is followed in the container.
+        ("c1:/g/in/*", "d.log"),
+        ("c1:/g/*n*/?.log", "d.log e.log"),
+        ("c1:/g/l*", "link"),
+        ("c1:/g/x\\*", "x*"),
+        // The engine only gives whole directories out of one that never ran.
+        ("k1:/e?c/pass*", "passwd"),
+    ] {
+        let _ = std::fs::remove_dir_all(b.files.join("o"));
+        std::fs::create_dir(b.files.join("o")).unwrap();
+        b.done(&["--glob", pattern, "o"]);
+        assert_eq!(names("o"), found, "{pattern}");
+    }
+    b.refused(&["--glob", "c1:/g/*.txt", "o"], "nothing matches /g/*.txt");
+    b.refused(&["--glob", "c1:/g/*.log", "o/none"], "must be a directory");
+    b.refused(&["--glob", "c1:/g/*.log", "-"], "one source");
+    // Without the option they are names.
+    b.refused(&["c1:/g/*.log", "o"], "Could not find the file /g/*.log");
+    b.done(&["c1:/g/x*", "o"]);
+    b.done(&["--glob", "c1:/g/*.log", "k1:/tmp"]);
+}
+
+#[test]
 fn names_modes_and_times_survive() {
     let b = bench!();
     let names = b.files.join("nm");

@@ -22,6 +22,7 @@ mod cp;
 mod cp_across;
 mod cp_cases;
 mod cp_differential;
+mod cp_elements;
 mod cp_races;
 mod failures;
 mod fidelity;

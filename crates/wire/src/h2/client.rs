@@ -239,6 +239,17 @@ impl Client {
         Ok((parts.headers, ByteStream::new(body, place)))
     }
 
+    /// Asks for the headers that a `GET` would bring.
+    ///
+    /// # Errors
+    /// Any [`WireError`]; a failure is a [`WireError::Status`], as there is no body that would say more.
+    pub async fn head(&self, path: &str) -> Result<HeaderMap, WireError> {
+        let place = self.place(&Method::HEAD, path);
+        let request = self.build(Method::HEAD, path, HeaderMap::new(), full_body(Bytes::new()))?;
+        let (parts, _) = self.send(request, &place).await?.into_parts();
+        Ok(parts.headers)
+    }
+
     /// Asks for events as they happen.
     ///
     /// # Errors

@@ -57,11 +57,22 @@ pub async fn run(context: &Context, args: &CpArgs) -> Result<(), Fault> {
     let mut nodes = remote::Nodes::default();
     let destination = end(context, &mut nodes, last).await?;
     let mut done = Unpacked::default();
-    let several = operands.len() > 1;
+    let mut sources = Vec::new();
+    for operand in operands {
+        match end(context, &mut nodes, operand).await? {
+            End::Remote(remote) if args.glob => {
+                sources.extend(remote.matches().await?.into_iter().map(End::Remote));
+            }
+            other => sources.push(other),
+        }
+    }
+    let several = sources.len() > 1;
+    if several && matches!(destination, End::Stream) {
+        return Err(usage("one source goes to standard output"));
+    }
     let mut ways = Ways::new(context, args.relay);
     let mut taken: Vec<Way> = Vec::new();
-    for operand in operands {
-        let source = end(context, &mut nodes, operand).await?;
+    for source in sources {
         let line = Line::new(&context.ui);
         let (copied, way) = copy(args, &mut ways, source, &destination, several, line).await?;
         taken.extend(way);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tranship_agent::files::{Holder, RemoteStat};
 use tranship_archive::copy_rules::{Present, asserts_directory, cleaned};
+use tranship_archive::glob::Glob;
 use tranship_core::ids::ContainerName;
 use tranship_core::{Fault, FaultKind, NodeAddress};
 
@@ -122,6 +123,37 @@ impl Remote {
     async fn stat(&self, path: &[u8]) -> Result<RemoteStat, Fault> {
         let stat = self.node.client.path_stat(&self.holder, path).await;
         stat.map_err(|fault| self.explain(fault))
+    }
+
+    /// One of these for each path that this one matches as a pattern, or itself if it is none. What it ends with, a slash or a
+    /// dot, they end with as well.
+    ///
+    /// # Errors
+    /// `file.no-match`; what the node says.
+    pub async fn matches(self) -> Result<Vec<Self>, Fault> {
+        if !Glob::is_pattern(&self.path) {
+            return Ok(vec![self]);
+        }
+        let found = self.node.client.find(&self.holder, &self.path).await;
+        let found = found.map_err(|fault| self.explain(fault))?;
+        if found.is_empty() {
+            return Err(self.explain(Fault::new(
+                "file.no-match",
+                FaultKind::Environment,
+                format!("nothing matches {}", String::from_utf8_lossy(&self.path)),
+            )));
+        }
+        let end: &[u8] = match self.path.as_slice() {
+            [.., b'/', b'.'] => b"/.",
+            [.., b'/'] => b"/",
+            _ => b"",
+        };
+        let one = |path: Vec<u8>| Self {
+            node: Arc::clone(&self.node),
+            holder: self.holder.clone(),
+            path: [path.as_slice(), end].concat(),
+        };
+        Ok(found.into_iter().map(one).collect())
     }
 
     /// What is copied.
