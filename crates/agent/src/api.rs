@@ -274,6 +274,9 @@ pub enum CopyEvent {
     Done {
         /// Its rounds.
         rounds: Vec<RoundReport>,
+        /// When the snapshot was begun, in milliseconds since 1970, if it is one.
+        #[serde(default)]
+        snapshot: Option<u64>,
     },
 }
 

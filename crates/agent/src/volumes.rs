@@ -143,7 +143,11 @@ impl Agent {
                 let peer = Arc::clone(&peer);
                 async move { peer.pipe("/v1/peer/copy").await }
             };
-            agent.copies.send(&id, &asked, &given_up, progress, pipe).await
+            let rounds = agent.copies.send(&id, &asked, &given_up, progress, pipe).await?;
+            Ok(CopyEvent::Done {
+                rounds,
+                snapshot: None,
+            })
         })
     }
 
@@ -183,6 +187,7 @@ impl Agent {
                     exclude: asked.exclude.clone(),
                     compression: tranship_core::storage::Compression::None,
                     limit_rate: None,
+                    mounts_stay: false,
                     route: ElementRoute::Tree,
                 },
                 freeze: asked.freeze,
@@ -199,7 +204,10 @@ impl Agent {
             if kept.is_err() {
                 storage.remove(&unfinished).await?;
             }
-            kept
+            kept.map(|rounds| CopyEvent::Done {
+                rounds,
+                snapshot: Some(timestamp),
+            })
         })
     }
 }
@@ -275,7 +283,7 @@ fn snapshots_in(directory: &Path) -> Vec<SnapshotInfo> {
 /// work is told to end; it still cleans up after itself.
 fn told<F>(work: impl FnOnce(CancellationToken, ProgressFn) -> F + Send + 'static) -> CopyStream
 where
-    F: Future<Output = Result<Vec<RoundReport>, Fault>> + Send + 'static,
+    F: Future<Output = Result<CopyEvent, Fault>> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel(16);
     let given_up = CancellationToken::new();
@@ -298,7 +306,7 @@ where
     };
     let task = work(given_up.clone(), progress);
     tokio::spawn(async move {
-        let end = task.await.map(|rounds| CopyEvent::Done { rounds });
+        let end = task.await;
         // Nobody may be left to hear it.
         let _ = sender.send(end).await;
     });

@@ -94,8 +94,7 @@ impl Storage for DirectStorage {
         options: &SyncOptions,
     ) -> Result<Box<dyn ElementSource>, Fault> {
         let (root, overlay, work) = self.place(place)?;
-        // What is mounted below a directory of a container is a mount of its own there, and is asked for as such.
-        let nested = if root.starts_with("/proc") {
+        let nested = if options.mounts_stay {
             Nested::ShowEmpty
         } else {
             Nested::Refuse

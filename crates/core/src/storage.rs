@@ -258,6 +258,9 @@ pub struct SyncOptions {
     /// Bytes per second on the wire, at most.
     #[serde(default)]
     pub limit_rate: Option<u64>,
+    /// What is mounted below it stays behind, instead of being an error: it is an element of its own.
+    #[serde(default)]
+    pub mounts_stay: bool,
     /// By which means it travels; the sink has to be opened with the same.
     #[serde(default)]
     pub route: ElementRoute,

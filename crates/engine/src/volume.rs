@@ -85,10 +85,15 @@ pub(crate) fn no_volume_name(name: &str) -> EngineError {
 }
 
 impl DockerEngine {
+    /// All volumes, without their users.
+    async fn bare_volumes(&self) -> Result<Vec<VolumeSpec>, EngineError> {
+        let list = self.raw.get("/volumes", &Ask::new("list", "volumes", "")).await?;
+        Ok(items(&list, &["Volumes"]).iter().map(describe).collect())
+    }
+
     pub(crate) async fn all_volumes(&self) -> Result<Vec<VolumeSpec>, EngineError> {
         let ask = Ask::new("list", "volumes", "");
-        let list = self.raw.get("/volumes", &ask).await?;
-        let mut volumes: Vec<VolumeSpec> = items(&list, &["Volumes"]).iter().map(describe).collect();
+        let mut volumes = self.bare_volumes().await?;
         let mut users: BTreeMap<String, Vec<VolumeUser>> = BTreeMap::new();
         for container in self.containers_with_mounts().await? {
             // What only gives access to a volume does not use it.
@@ -119,7 +124,7 @@ impl DockerEngine {
         let ask = Ask::new("list", "containers", "");
         // A volume of the local driver may be a directory anywhere; its mounts name the place where it is mounted.
         let devices: BTreeMap<String, String> = self
-            .all_volumes()
+            .bare_volumes()
             .await?
             .into_iter()
             .filter_map(|mut volume| Some((volume.name, volume.options.remove("device")?)))

@@ -97,6 +97,7 @@ impl Departure {
             exclude: options.exclude.clone(),
             compression: options.compression,
             limit_rate: options.limit_rate,
+            mounts_stay: false,
             route: ElementRoute::default(),
         }
     }
@@ -336,7 +337,11 @@ impl Departure {
 
     /// Sends what tmpfs hold to containers that run there already and wait for it; says whether there was any.
     pub(super) async fn fill_memory(&mut self) -> Result<bool, Fault> {
-        let options = self.sync_options();
+        let options = SyncOptions {
+            // In a container other things are mounted in it, by the container's own doing.
+            mounts_stay: true,
+            ..self.sync_options()
+        };
         let mut some = false;
         for (index, element) in self.record.plan.elements.clone().into_iter().enumerate() {
             if !element.copied || !matches!(element.target, Target::Tmpfs { .. }) {

@@ -1,5 +1,6 @@
-//! Somebody in the container exchanges a directory with a symbolic link that leads out of it, all the time, while files are
-//! copied in and out by the real program. Whoever takes paths at their word reads and writes the host's files then.
+//! A directory in the container is exchanged with a symbolic link that leads out of it, all the time, while files are copied in
+//! and out by the real program. A thread of the test makes the exchanges in the container's own file system, as a process in it
+//! could, but faster. Whoever takes paths at their word reads and writes the host's files then.
 
 use std::os::fd::AsFd as _;
 use std::path::Path;

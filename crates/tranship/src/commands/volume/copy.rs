@@ -77,7 +77,7 @@ pub async fn run(context: &Context, args: &VolumeCopyArgs) -> Result<(), Fault> 
         Err(fault) => Err(fault),
     };
     let rounds = match sent {
-        Ok(rounds) => {
+        Ok((rounds, _)) => {
             destination.client.end_copy(&id, true).await.map_err(there)?;
             rounds
         }

@@ -31,8 +31,12 @@ pub async fn run(context: &Context, args: &VolumeArgs) -> Result<(), Fault> {
     }
 }
 
-/// Shows how a copy goes, to its end. An interrupt ends it in order: the stream is dropped, and the agents clean up.
-async fn follow(context: &Context, what: &str, mut events: CopyEvents) -> Result<Vec<RoundReport>, Fault> {
+/// Shows how a copy goes, to its end: its rounds, and the time of the snapshot if it is one. An interrupt ends it in order: the stream is dropped, and the agents clean up.
+async fn follow(
+    context: &Context,
+    what: &str,
+    mut events: CopyEvents,
+) -> Result<(Vec<RoundReport>, Option<u64>), Fault> {
     let mut line = Line::new(&context.ui);
     let begun = Instant::now();
     let gone = || {
@@ -78,7 +82,7 @@ async fn follow(context: &Context, what: &str, mut events: CopyEvents) -> Result
                     bytes(rate as u64)
                 ));
             }
-            CopyEvent::Done { rounds } => return Ok(rounds),
+            CopyEvent::Done { rounds, snapshot } => return Ok((rounds, snapshot)),
         }
     }
 }

@@ -16,7 +16,7 @@ struct Taken {
     /// How the snapshot is named on the command line.
     snapshot: String,
     /// Milliseconds since 1970 when it was begun.
-    timestamp: u64,
+    timestamp: Option<u64>,
     rounds: Vec<RoundReport>,
 }
 
@@ -51,28 +51,15 @@ pub async fn run(context: &Context, args: &VolumeSnapshotArgs) -> Result<(), Fau
     };
     let events = node.client.take_snapshot(&new_id()?, &asked).await;
     let events = events.map_err(|f| f.on_node(node.label.clone()))?;
-    let rounds = follow(context, name, events)
+    let (rounds, timestamp) = follow(context, name, events)
         .await
         .map_err(|f| f.on_node(node.label.clone()))?;
-    // Times grow, and the newest one is what was taken right now.
-    let volumes = node.client.volumes().await;
-    let volumes = volumes.map_err(|f| f.on_node(node.label.clone()))?;
-    let timestamp = volumes
-        .iter()
-        .filter(|v| &v.spec.name == name)
-        .flat_map(|v| &v.snapshots)
-        .map(|s| s.timestamp)
-        .max();
-    let Some(timestamp) = timestamp else {
-        return Err(Fault::new(
-            "snapshot.not-found",
-            FaultKind::Environment,
-            format!("the snapshot of {name:?} was removed again"),
-        )
-        .on_node(node.label.clone()));
-    };
     let taken = Taken {
-        snapshot: format!("{}@{timestamp}", args.volume),
+        // An agent of an older version does not tell it.
+        snapshot: timestamp.map_or_else(
+            || args.volume.to_string(),
+            |time| format!("{}@{time}", args.volume),
+        ),
         timestamp,
         rounds,
     };

@@ -12,25 +12,10 @@ fn scene() -> Option<World> {
         .a
         .sh("docker volume create --label kind=precious --label 'odd=a b=\"c\"' data")
         .unwrap();
-    let image = world.a.load_image("python").unwrap();
-    world
-        .a
-        .exec_ok([
-            "docker",
-            "run",
-            "-d",
-            "--name",
-            "web",
-            "--stop-signal",
-            "KILL",
-            "-v",
-            "data:/data",
-            &image,
-            "sh",
-            "-c",
-            "while :; do date +%N >> /data/log; done",
-        ])
-        .unwrap();
+    world.hold(
+        &["-v", "data:/data"],
+        &["sh", "-c", "while :; do date +%N >> /data/log; done"],
+    );
     world
         .a
         .sh("cd /var/lib/docker/volumes/data/_data && mkdir -p deep/er && head -c 9000000 /dev/urandom > deep/random
