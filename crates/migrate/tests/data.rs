@@ -292,6 +292,15 @@ async fn a_container_that_comes_to_use_a_volume_during_the_last_round_sends_it_b
                 s.mounts.push(directory.clone());
             }
         });
+        if mount.kind == MountKind::Bind {
+            let at = ElementAt::Bind {
+                path: mount.source.clone(),
+            };
+            scene
+                .source
+                .storage()
+                .put(path_of(&scene.source, &at), "page", "four");
+        }
         let (_keep, cancelled) = watch::channel(false);
         let reporter = Arc::new(Latecomer(Arc::clone(&scene.source), mount));
         let record = harness::run(
