@@ -156,6 +156,8 @@ impl DockerEngine {
             Ok(stat) => stat,
             // Gone meanwhile, or hidden by a mount.
             Err(EngineError::NotFound { .. }) => return Ok(Found::Nothing),
+            // The engine stumbles over what is renamed or replaced under its eyes. There is something, of whatever size.
+            Err(EngineError::Failed { .. }) => return Ok(Found::File(0)),
             Err(other) => return Err(other),
         };
         let stat: Value = base64::engine::general_purpose::STANDARD

@@ -153,7 +153,7 @@ fn what_an_agent_that_was_killed_had_not_filled_is_gone_when_it_comes_back() {
     world.a.sh("docker kill web").unwrap();
     world.b.sh("docker volume create other").unwrap();
     let copy = ["volume", "copy", "ssh://root@a//data", "ssh://root@b//copied"];
-    let slowly = [&copy[..], &["--limit-rate", "1M", "--compress", "none"]].concat();
+    let slowly = [&copy[..], &["--limit-rate", "100K", "--compress", "none"]].concat();
     let copying = world.command(&slowly).spawn().unwrap();
     let mut importing = world
         .command(&["volume", "import", "ssh://root@b//imported", "-"])
