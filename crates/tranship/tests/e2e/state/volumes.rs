@@ -151,9 +151,14 @@ fn a_volume_becomes_an_archive_and_a_volume_again() {
 fn what_an_agent_that_was_killed_had_not_filled_is_gone_when_it_comes_back() {
     let Some(world) = scene() else { return };
     world.a.sh("docker kill web").unwrap();
+    // Enough to be under way for long after the first file is there.
+    world
+        .a
+        .sh("head -c 80000000 /dev/urandom > /var/lib/docker/volumes/data/_data/later")
+        .unwrap();
     world.b.sh("docker volume create other").unwrap();
     let copy = ["volume", "copy", "ssh://root@a//data", "ssh://root@b//copied"];
-    let slowly = [&copy[..], &["--limit-rate", "100K", "--compress", "none"]].concat();
+    let slowly = [&copy[..], &["--limit-rate", "2M", "--compress", "none"]].concat();
     let copying = world.command(&slowly).spawn().unwrap();
     let mut importing = world
         .command(&["volume", "import", "ssh://root@b//imported", "-"])
