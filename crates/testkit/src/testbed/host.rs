@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::error::{Error, Result};
+use super::paths::{Dirs, Lock};
 use super::run::{HOST, PATH, checked, host, output};
 
 /// Programs the testbed runs on the host, or files it reads there, each with the Debian package that brings it.
@@ -98,11 +99,17 @@ pub fn missing_capability() -> Option<String> {
 ///
 /// [`Error::Unsupported`] for what can't be helped, [`Error::MissingTools`] where nothing can be installed, and the
 /// failed apt-get where it could have been.
-pub(crate) fn prepare() -> Result<()> {
+pub(crate) fn prepare(dirs: &Dirs) -> Result<()> {
     if let Some(reason) = missing_capability() {
         return Err(Error::Unsupported(reason));
     }
-    let missing: Vec<_> = TOOLS.iter().filter(|(tool, _)| !present(tool)).collect();
+    let missing = || -> Vec<_> { TOOLS.iter().filter(|(tool, _)| !present(tool)).collect() };
+    if missing().is_empty() {
+        return Ok(());
+    }
+    // Who comes second finds them installed; apt-get would end at once because another runs.
+    let _lock = Lock::take(&dirs.state.join("install.lock"))?;
+    let missing = missing();
     if missing.is_empty() {
         return Ok(());
     }

@@ -45,7 +45,7 @@ const IN_NODE: &str = "/images";
 ///
 /// As [`Testbed::up`], and what building meets.
 pub fn ensure_images(dirs: &Dirs, mirror: Option<&str>) -> Result<PathBuf> {
-    machine::prepare()?;
+    machine::prepare(dirs)?;
     let tree = Tree::ensure(dirs, mirror)?;
     let finished = dirs.images().join(recipe_hash(&tree));
     if finished.exists() {

@@ -76,7 +76,7 @@ impl Testbed {
     /// is taken; [`Error::NotReady`], with the end of the log, when a node doesn't come up. What was started until
     /// then is taken away again.
     pub fn up(options: Options) -> Result<Self> {
-        host::prepare()?;
+        host::prepare(&options.dirs)?;
         let tree = Tree::ensure(&options.dirs, options.mirror.as_deref())?;
         match collect_garbage(&options.dirs) {
             Ok(names) if names.is_empty() => {}

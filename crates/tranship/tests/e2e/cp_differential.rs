@@ -47,11 +47,11 @@ const PARTS: [&str; 14] = [
     "ln -s f1 lf",
     "ln -s d1 ld",
     "ln -s nowhere lx",
-    "echo $S >a:b",
+    "echo $S >x:y",
     "echo $S >'sp ace'",
 ];
 const NAMES: [&str; 16] = [
-    "f1", "f2", "d1", "d1/b", "d1/a", "d2", "d2/d1", "lf", "ld", "lx", "ld/a", "a:b", "'sp ace'", "new",
+    "f1", "f2", "d1", "d1/b", "d1/a", "d2", "d2/d1", "lf", "ld", "lx", "ld/a", "x:y", "'sp ace'", "new",
     "new/x", "f1/x",
 ];
 const ENDS: [&str; 9] = ["", "", "", "", "/", "/", "/.", "/..", "//"];

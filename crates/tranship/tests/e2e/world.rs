@@ -283,7 +283,7 @@ pub fn get(address: Ipv4Addr, port: u16) -> bool {
 
 /// Waits until something is so, and at most a minute.
 #[track_caller]
-pub fn wait_until(condition: impl Fn() -> bool) {
+pub fn wait_until(mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < deadline, "it did not come true within a minute");
