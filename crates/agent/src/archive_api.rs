@@ -32,9 +32,10 @@ fn status_of(fault: &Fault) -> StatusCode {
         _ if code.ends_with(".not-found") => StatusCode::NOT_FOUND,
         "request.path" | "request.invalid" => StatusCode::BAD_REQUEST,
         "file.read-only" => StatusCode::FORBIDDEN,
-        "container.changed" | "archive.overwrite-directory" | "archive.overwrite-non-directory" => {
-            StatusCode::CONFLICT
-        }
+        "container.changed"
+        | "container.moving"
+        | "archive.overwrite-directory"
+        | "archive.overwrite-non-directory" => StatusCode::CONFLICT,
         "archive.not-a-directory" if fault.message.starts_with("extraction point") => StatusCode::BAD_REQUEST,
         _ if code.starts_with("archive.filter-") => StatusCode::BAD_REQUEST,
         _ => StatusCode::INTERNAL_SERVER_ERROR,

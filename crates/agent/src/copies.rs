@@ -228,6 +228,14 @@ impl Copies {
             .map(|_| ())
     }
 
+    /// The volume that a copy fills.
+    ///
+    /// # Errors
+    /// `copy.not-found`.
+    pub fn volume_of(&self, id: &MigrationId) -> Result<String, Fault> {
+        Ok(self.find(id)?.volume.name.clone())
+    }
+
     fn find(&self, id: &MigrationId) -> Result<Arc<Receiving>, Fault> {
         self.all().get(id).cloned().ok_or_else(|| {
             Fault::new(

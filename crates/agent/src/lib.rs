@@ -33,6 +33,7 @@ mod unfinished;
 mod views;
 mod volumes;
 mod ways;
+mod writes;
 
 pub use archives::Imported;
 pub use client::{AgentClient, CopyEvents, FilesEvents};

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use tranship_core::event::Event;
 use tranship_core::fault::FaultKind;
+use tranship_core::storage::ElementAt;
 use tranship_core::{Engine, Fault, MigrationId};
 use tranship_migrate::departure::Order;
 use tranship_migrate::destination::ArrivalState;
@@ -23,6 +24,7 @@ use crate::node::now_ms;
 use crate::store::{Damaged, FileRecords};
 use crate::views::{arrival_view, departure_view};
 use crate::ways::Ways;
+use crate::writes::{self, Writes, Writing};
 
 /// How often what a restart left open is tried again.
 const RECOVER_AGAIN: Duration = Duration::from_secs(2);
@@ -56,6 +58,8 @@ pub struct Registry {
     arrivals: Mutex<HashMap<MigrationId, Arc<Arrival>>>,
     departure_records: Mutex<HashMap<MigrationId, DepartureRecord>>,
     arrival_records: Mutex<HashMap<MigrationId, ArrivalRecord>>,
+    /// What copies write to; looked at and changed while `departures` is locked.
+    writes: Arc<Writes>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -118,6 +122,7 @@ impl Registry {
             records,
             locks,
             damaged,
+            writes: Arc::default(),
             departures: Mutex::default(),
             arrivals: Mutex::default(),
             departure_records: Mutex::new(
@@ -217,7 +222,7 @@ impl Registry {
     /// Looks whether a migration from this node may begin, and keeps others from beginning with the same containers.
     ///
     /// # Errors
-    /// `migrate.busy` when a container is on its way already; `migrate.known` when the id was used before.
+    /// `migrate.busy` when a container is on its way already; `container.copying`; `migrate.known` when the id was used before.
     pub fn prepare_departure(self: &Arc<Self>, plan: Plan) -> Result<Prepared, Fault> {
         let id = plan.id.clone();
         let containers: Vec<_> = plan.members().into_iter().map(|m| m.create.spec.id).collect();
@@ -246,6 +251,9 @@ impl Registry {
         if let Some(other) = arriving {
             return Err(busy(&other.plan, &format!("here from {}", other.plan.source)));
         }
+        if self.writes.touch(&writes::of_departure(&plan)) {
+            return Err(writes::being_written(&plan));
+        }
         let locks = self.locks.take(&id, &containers)?;
         let task = Arc::new(self.task(plan));
         running.insert(id, Arc::clone(&task));
@@ -254,6 +262,29 @@ impl Registry {
             task,
             locks,
         })
+    }
+
+    /// Notes that something is about to be written to these, which keeps a migration from beginning until it is over.
+    ///
+    /// # Errors
+    /// `container.moving` if a migration takes or brings one of them at the moment.
+    pub(crate) fn begin_write(&self, elements: Vec<ElementAt>) -> Result<Writing, Fault> {
+        let running = locked(&self.departures);
+        let leaving =
+            |task: &&Arc<DepartureTask>| writes::overlap(&writes::of_departure(&task.plan), &elements);
+        if let Some(task) = running.values().find(leaving) {
+            let whither = format!("to {}", task.plan.destination);
+            return Err(writes::on_its_way(&task.plan, &whither));
+        }
+        let arriving = locked(&self.arrivals)
+            .values()
+            .map(|arrival| arrival.record())
+            .find(|record| !is_over(record) && writes::overlap(&writes::of_arrival(record), &elements));
+        if let Some(record) = arriving {
+            let whither = format!("here from {}", record.plan.source);
+            return Err(writes::on_its_way(&record.plan, &whither));
+        }
+        Ok(self.writes.begin(elements))
     }
 
     fn run(

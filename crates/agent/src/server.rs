@@ -356,7 +356,7 @@ impl Handler for PeerHandler {
             let (response, stream) = h2::duplex_response(request);
             let (agent, id) = (Arc::clone(&self.agent), self.id.clone());
             tokio::spawn(async move {
-                if let Err(fault) = agent.copies.round(&id, Box::new(stream)).await {
+                if let Err(fault) = agent.copy_round(&id, Box::new(stream)).await {
                     tracing::warn!("a round of copy {id} failed: {fault}");
                 }
             });

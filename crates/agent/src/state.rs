@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tranship_core::ids::ContainerName;
 use tranship_core::node::{ContainerReport, NodeFacts, Survey, SurveyRequest};
-use tranship_core::storage::VolumeSpec;
+use tranship_core::storage::{ElementAt, Pipe, VolumeSpec};
 use tranship_core::{Engine, Fault, MigrationId};
 use tranship_migrate::elements::Target;
 use tranship_migrate::record::ArrivalRecord;
@@ -114,6 +114,16 @@ impl Agent {
                 agent.incoming.reopen(&agent, id).await;
             }
         }
+    }
+
+    /// Takes in one round of a copy of a volume.
+    ///
+    /// # Errors
+    /// As [`Copies::round`]; `container.moving`.
+    pub(crate) async fn copy_round(&self, id: &MigrationId, pipe: Pipe) -> Result<(), Fault> {
+        let name = self.copies.volume_of(id)?;
+        let _writing = self.registry.begin_write(vec![ElementAt::Volume { name }])?;
+        self.copies.round(id, pipe).await
     }
 
     pub(crate) fn engine(&self) -> &dyn Engine {

@@ -6,7 +6,7 @@
 //! | 400 | the id is no path, or the query is no filter |
 //! | 403 | nothing can be written there |
 //! | 404 | no such store, container, volume, directory, snapshot or path |
-//! | 409 | the container does not run, or was stopped or started meanwhile; a directory would replace something else, or the other way round; a mount covers the place |
+//! | 409 | the container does not run, is being moved, or was stopped or started meanwhile; a directory would replace something else, or the other way round; a mount covers the place |
 //! | 422 | the filter does not fit what it is applied to, the element has no such ancestor, or the archive is none |
 //! | 500 | the system or the engine failed |
 
@@ -43,6 +43,7 @@ fn status_of(fault: &Fault) -> StatusCode {
         _ if code.starts_with("archive.filter-") => StatusCode::BAD_REQUEST,
         "file.read-only" | "archive.read-only" => StatusCode::FORBIDDEN,
         "container.changed"
+        | "container.moving"
         | "container.not-running"
         | "element.covered"
         | "archive.busy"
@@ -123,6 +124,7 @@ mod tests {
             ("archive.not-found", 404),
             ("snapshot.not-found", 404),
             ("container.changed", 409),
+            ("container.moving", 409),
             ("container.not-running", 409),
             ("archive.overwrite-directory", 409),
             ("element.covered", 409),

@@ -30,6 +30,7 @@ use self::request::{Ancestor, Element, ElementRequest};
 use crate::files::bridge::{self, Pieces, StreamReader};
 use crate::files::{RemoteStat, Unpacked, blocking, live_way, rewrite, spool};
 use crate::state::Agent;
+use crate::writes;
 
 /// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
 const OVERLAY: rustix::fs::FsWord = 0x794c_7630;
@@ -290,6 +291,19 @@ impl Agent {
             return Err(Fault::new("request.invalid", FaultKind::Usage, text));
         }
         let opened = self.open_element(element).await?;
+        let elements = match (&opened.spec, element) {
+            (Some(spec), _) => writes::of_container(spec),
+            (None, Element::Bind(path)) => vec![ElementAt::Bind { path: path.clone() }],
+            (None, Element::Volume(name)) => vec![ElementAt::Volume { name: name.clone() }],
+            (None, Element::Layer(_) | Element::Tmpfs(..)) => Vec::new(),
+        };
+        let writing = match self.registry.begin_write(elements) {
+            Ok(writing) => writing,
+            Err(fault) => {
+                self.let_go(&opened.place).await;
+                return Err(fault);
+            }
+        };
         let done = self
             .unpack_opened_element(element, &opened, asked.spec, archive)
             .await;
@@ -298,6 +312,7 @@ impl Agent {
             (done, _) => done,
         };
         self.let_go(&opened.place).await;
+        drop(writing);
         done
     }
 

@@ -32,6 +32,7 @@ pub use self::request::{Owner, PathRequest};
 pub use self::rewrite::rewrite;
 pub use self::stat::RemoteStat;
 use crate::state::Agent;
+use crate::writes::{self, Writing};
 
 /// What was unpacked.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +82,8 @@ struct Opened {
     process: i64,
     /// What has to be released.
     place: Option<ElementPlace>,
+    /// Keeps migrations from beginning, if it is written to.
+    writing: Option<Writing>,
 }
 
 /// Docker's words for a path that is not there.
@@ -112,6 +115,7 @@ impl Agent {
                     spec: None,
                     process: 0,
                     place: Some(place),
+                    writing: None,
                 })
             }
         }
@@ -153,6 +157,7 @@ impl Agent {
                 spec: Some(Box::new(spec)),
                 process,
                 place: None,
+                writing: None,
             });
         }
         Err(changed(holder))
@@ -160,7 +165,19 @@ impl Agent {
 
     /// What the engine writes to is looked at first, so that a mistake is told before everything is sent.
     async fn open_to_write(&self, holder: &Holder, asked: &PathRequest) -> Result<Opened, Fault> {
-        let opened = self.open(holder).await?;
+        let mut opened = self.open(holder).await?;
+        let elements = match (&opened.spec, holder) {
+            (Some(spec), _) => writes::of_container(spec),
+            (None, Holder::Volume(name)) => vec![ElementAt::Volume { name: name.clone() }],
+            (None, Holder::Container(_)) => Vec::new(),
+        };
+        match self.registry.begin_write(elements) {
+            Ok(writing) => opened.writing = Some(writing),
+            Err(fault) => {
+                self.close(opened).await;
+                return Err(fault);
+            }
+        }
         if let Way::Engine(container, prefix) = &opened.way {
             let seen = engine_way::stat(self.engine(), container, prefix, &asked.path, holder).await;
             if let Err(fault) = seen {
@@ -261,7 +278,7 @@ impl Agent {
     /// Unpacks an archive, compressed or not, into a directory.
     ///
     /// # Errors
-    /// As [`Agent::path_stat`]; `file.read-only`; what is wrong with the archive; `container.changed` if the container was stopped
+    /// As [`Agent::path_stat`]; `container.moving`; `file.read-only`; what is wrong with the archive; `container.changed` if the container was stopped
     /// or started meanwhile.
     pub async fn unpack<S, E>(
         self: &Arc<Self>,

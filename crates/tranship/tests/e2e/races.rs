@@ -1,6 +1,7 @@
 //! What happens to a container while it is on its way, by somebody else's hand.
 
-use std::process::Child;
+use std::io::Write as _;
+use std::process::{Child, Stdio};
 
 use crate::world::{Outcome, World, finish, get, inspect, is_running, migrate_args, wait_until};
 
@@ -144,4 +145,78 @@ fn a_container_that_still_arrives_does_not_leave_again() {
     let options = ["--mode", "cold", "--replace", "--volume-conflict", "replace"];
     world.migrate_between("b", "a", &options).expect(0);
     assert!(get(world.a.address(), 8080) && !is_running(&world.b, "web"));
+}
+
+#[test]
+fn nothing_is_copied_into_what_moves_and_nothing_moves_under_a_copy() {
+    let world = world!();
+    let write = |name: &str| {
+        let path = world.state.path().join(name);
+        std::fs::write(&path, name).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let late = write("late");
+    write("later");
+    let clean = || {
+        for node in [&world.a, &world.b] {
+            node.sh("docker rm -fv web; docker volume rm -f data").unwrap();
+        }
+    };
+    for place in PLACES {
+        world.serve(&["-v", "data:/data"]);
+        let child = hold(&world, "warm", place);
+        // What were written after the last look at the source would be acknowledged, and lost.
+        for inside in ["web:/data", "web:/", "volume:data:/"] {
+            let outcome = world.run(&["cp", &late, &format!("ssh://root@a//{inside}")]);
+            assert_eq!(outcome.code, 1, "{place}, {inside}: {outcome:?}");
+            outcome.saying(&["container.moving", "on its way to", "tranship status"]);
+        }
+        world
+            .run(&["cp", "ssh://root@a//web:/etc/hostname", "-"])
+            .expect(0);
+        let_go(&world, child).expect(0);
+        world.run(&["cp", &late, "ssh://root@b//web:/data"]).expect(0);
+        clean();
+    }
+
+    world.serve(&["-v", "data:/data"]);
+    let archive = std::process::Command::new("tar")
+        .args([
+            "-cf",
+            "-",
+            "-C",
+            world.state.path().to_str().unwrap(),
+            "late",
+            "later",
+        ])
+        .output()
+        .unwrap();
+    let mut copying = world
+        .command(&["cp", "-", "ssh://root@a//web:/data"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The first entry and the header of the second, whose content comes when the test says so.
+    let mut input = copying.stdin.take().unwrap();
+    input.write_all(&archive.stdout[..1536]).unwrap();
+    wait_until(|| {
+        let there = world.a.sh("ls /var/lib/docker/volumes/data/_data").unwrap();
+        there.contains("late")
+    });
+    world
+        .run(&migrate_args("web", "a", "b", &["--mode", "cold"]))
+        .expect(1)
+        .saying(&["container.copying", "hint:"]);
+    assert!(get(world.a.address(), 8080));
+    input.write_all(&archive.stdout[1536..]).unwrap();
+    drop(input);
+    finish(copying).expect(0);
+    world
+        .run(&migrate_args("web", "a", "b", &["--mode", "cold"]))
+        .expect(0);
+    let there = world
+        .b
+        .sh("cd /var/lib/docker/volumes/data/_data && cat late later")
+        .unwrap();
+    assert_eq!(there, "latelater");
 }

@@ -1,0 +1,221 @@
+//! What copies write to at the moment. A migration does not begin under them, and they do not begin under a migration: what were
+//! written after the source was read for the last time would stay behind.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tranship_core::ContainerId;
+use tranship_core::container::{ContainerSpec, MountKind};
+use tranship_core::fault::FaultKind;
+use tranship_core::storage::ElementAt;
+use tranship_core::{Fault, storage};
+use tranship_migrate::Plan;
+use tranship_migrate::elements::Target;
+use tranship_migrate::record::ArrivalRecord;
+
+/// The writes under way, by a number each.
+#[derive(Debug, Default)]
+pub(crate) struct Writes(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    last: u64,
+    open: Vec<(u64, Vec<ElementAt>)>,
+}
+
+/// A write under way, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Writing {
+    writes: Arc<Writes>,
+    number: u64,
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        let mut inner = self.writes.inner();
+        inner.open.retain(|(number, _)| *number != self.number);
+    }
+}
+
+impl Writes {
+    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a write that begins.
+    pub(crate) fn begin(self: &Arc<Self>, elements: Vec<ElementAt>) -> Writing {
+        let mut inner = self.inner();
+        inner.last += 1;
+        let number = inner.last;
+        inner.open.push((number, elements));
+        Writing {
+            writes: Arc::clone(self),
+            number,
+        }
+    }
+
+    /// Whether something is being written to any of these.
+    pub(crate) fn touch(&self, elements: &[ElementAt]) -> bool {
+        self.inner().open.iter().any(|(_, open)| overlap(open, elements))
+    }
+}
+
+/// Everything that is reached through the files of a container.
+pub(crate) fn of_container(spec: &ContainerSpec) -> Vec<ElementAt> {
+    let mut elements = vec![ElementAt::Layer {
+        container: spec.id.clone(),
+    }];
+    elements.extend(spec.mounts.iter().filter_map(|mount| match mount.kind {
+        MountKind::Volume => Some(ElementAt::Volume {
+            name: mount.name.clone(),
+        }),
+        MountKind::Bind => Some(ElementAt::Bind {
+            path: mount.source.clone(),
+        }),
+        MountKind::Tmpfs | MountKind::Other => None,
+    }));
+    elements
+}
+
+/// What a migration takes from its source.
+pub(crate) fn of_departure(plan: &Plan) -> Vec<ElementAt> {
+    let members = plan.members();
+    let mut elements: Vec<ElementAt> = members
+        .iter()
+        .flat_map(|member| of_container(&member.create.spec))
+        // Of the host's paths only those that travel.
+        .filter(|element| !matches!(element, ElementAt::Bind { .. }))
+        .collect();
+    elements.extend(plan.elements.iter().map(|element| element.at.clone()));
+    elements
+}
+
+/// What a migration fills at its destination.
+pub(crate) fn of_arrival(record: &ArrivalRecord) -> Vec<ElementAt> {
+    let containers = record.containers.values();
+    let layers = containers.map(|container| ElementAt::Layer {
+        container: container.clone(),
+    });
+    let targets = record
+        .plan
+        .elements
+        .iter()
+        .filter_map(|element| match &element.target {
+            Target::Volume { name, .. } => Some(ElementAt::Volume { name: name.clone() }),
+            Target::Bind { path, .. } => Some(ElementAt::Bind { path: path.clone() }),
+            _ => None,
+        });
+    layers.chain(targets).collect()
+}
+
+/// Whether something of the one is, or is in, something of the other.
+pub(crate) fn overlap(some: &[ElementAt], others: &[ElementAt]) -> bool {
+    some.iter().any(|one| others.iter().any(|other| meet(one, other)))
+}
+
+fn meet(one: &ElementAt, other: &ElementAt) -> bool {
+    match (one, other) {
+        (ElementAt::Volume { name }, ElementAt::Volume { name: other }) => name == other,
+        (ElementAt::Bind { path }, ElementAt::Bind { path: other }) => {
+            storage::mount_touches(Path::new(path), true, Path::new(other))
+        }
+        _ => match (container(one), container(other)) {
+            (Some(one), Some(other)) => one == other,
+            _ => false,
+        },
+    }
+}
+
+fn container(element: &ElementAt) -> Option<&ContainerId> {
+    match element {
+        ElementAt::Layer { container } | ElementAt::Tmpfs { container, .. } => Some(container),
+        ElementAt::Volume { .. } | ElementAt::Bind { .. } => None,
+    }
+}
+
+/// Why a migration does not begin.
+pub(crate) fn being_written(plan: &Plan) -> Fault {
+    let name = &plan.spec().name;
+    Fault::new(
+        "container.copying",
+        FaultKind::Environment,
+        format!("files are being copied into {name} or a volume of it"),
+    )
+    .on_container(name.clone())
+    .with_hint("wait until that copy has ended, or end it, and move the container then")
+}
+
+/// Why a copy does not begin.
+pub(crate) fn on_its_way(plan: &Plan, whither: &str) -> Fault {
+    let name = &plan.spec().name;
+    Fault::new(
+        "container.moving",
+        FaultKind::Environment,
+        format!(
+            "{name} is on its way {whither}, by migration {}: what is written now might stay behind",
+            plan.id
+        ),
+    )
+    .on_container(name.clone())
+    .with_hint(format!(
+        "copy when it has arrived; `tranship status {}` shows how far it is",
+        plan.id
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(name: &str) -> ElementAt {
+        ElementAt::Volume { name: name.into() }
+    }
+
+    fn bind(path: &str) -> ElementAt {
+        ElementAt::Bind { path: path.into() }
+    }
+
+    fn layer(letter: &str) -> ElementAt {
+        ElementAt::Layer {
+            container: ContainerId::new(letter.repeat(64)).unwrap(),
+        }
+    }
+
+    #[test]
+    fn what_is_the_same_or_in_the_other_meets() {
+        let tmpfs = ElementAt::Tmpfs {
+            container: ContainerId::new("a".repeat(64)).unwrap(),
+            path: "/run".into(),
+        };
+        for (one, other, expected) in [
+            (volume("v"), volume("v"), true),
+            (volume("v"), volume("w"), false),
+            (volume("v"), bind("v"), false),
+            (bind("/a"), bind("/a/b"), true),
+            (bind("/a/b"), bind("/a"), true),
+            (bind("/a"), bind("/ab"), false),
+            (layer("a"), layer("a"), true),
+            (layer("a"), layer("b"), false),
+            (layer("a"), tmpfs, true),
+            (layer("a"), volume("a"), false),
+        ] {
+            assert_eq!(
+                overlap(&[volume("x"), one.clone()], &[other.clone()]),
+                expected,
+                "{one:?} {other:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_write_is_seen_until_it_is_over() {
+        let writes = Arc::new(Writes::default());
+        let first = writes.begin(vec![volume("v")]);
+        let second = writes.begin(vec![volume("v"), layer("a")]);
+        assert!(writes.touch(&[volume("v")]) && writes.touch(&[layer("a")]) && !writes.touch(&[layer("b")]));
+        drop(second);
+        assert!(writes.touch(&[volume("v")]) && !writes.touch(&[layer("a")]));
+        drop(first);
+        assert!(!writes.touch(&[volume("v")]));
+    }
+}
