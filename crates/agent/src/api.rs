@@ -6,7 +6,9 @@
 //! | `GET /v1/node` | caller | facts about node and engine |
 //! | `GET /v1/containers/NAME` | caller | a container, for a plan |
 //! | `HEAD`, `GET`, `PUT /v1/containers/NAME/archive?path=` | caller | files in and out, see [`crate::files::PathRequest`]; `GET` with `stat=true` tells what is there, with `glob=true` which paths a pattern matches |
-//! | `HEAD`, `GET`, `PUT /v1/volumes/NAME/files?path=` | caller | the same for a volume |
+//! | `POST /v1/containers/NAME/archive?path=&index=true` | caller | names of files → what is there of them, see [`crate::files::delta`] |
+//! | `POST /v1/containers/NAME/archive?path=` | caller | such an index → an archive without what it has |
+//! | `HEAD`, `GET`, `PUT`, `POST /v1/volumes/NAME/files?path=` | caller | the same for a volume |
 //! | `HEAD`, `GET`, `PUT /v1/elements/STORE/ID/archive` | caller | one storage element (`volume/NAME`, `layer/CONTAINER`, `bind/PATH`, `tmpfs/CONTAINER:PATH`), by a [`tranship_archive::filter::FilterSpec`] in the query; `headers-only=true` and `ancestor=…` beside it, see `docs/cp.md` |
 //! | `POST /v1/files/ID/receive` | caller | [`ReceiveFiles`] → [`Expected`]: opens the way in for files of another agent |
 //! | `POST /v1/files/ID/send` | caller | [`SendFiles`] → server-sent [`FilesEvent`]s: packs files and sends them to another agent |

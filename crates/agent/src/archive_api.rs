@@ -22,7 +22,7 @@ use tranship_wire::PeerIdentity;
 use tranship_wire::h2::{self, Body, Handler};
 
 use crate::files::bridge::{self, Pieces};
-use crate::files::{Holder, PathRequest, RemoteStat};
+use crate::files::{Holder, PathRequest, RemoteStat, delta};
 use crate::state::Agent;
 
 /// The status that fits a fault.
@@ -69,7 +69,9 @@ pub(crate) async fn answer(
     };
     let (stat, glob) = (asks("stat=true"), asks("glob=true"));
     let head = request.method() == Method::HEAD;
-    let done = if stat || glob {
+    let done = if request.method() == Method::POST {
+        compare(agent, &holder, request).await
+    } else if stat || glob {
         match PathRequest::from_query(request.uri().query().unwrap_or_default()) {
             Ok(asked) if glob => agent
                 .find(&holder, &asked.path)
@@ -88,6 +90,48 @@ pub(crate) async fn answer(
         head,
         done.unwrap_or_else(|fault| h2::fault_response_with(status_of(&fault), &fault)),
     )
+}
+
+/// `POST`: with `index=true`, what is here of the files whose names come; else an archive without what the index has that comes.
+async fn compare(
+    agent: &Arc<Agent>,
+    holder: &Holder,
+    request: Request<RequestBody>,
+) -> Result<Response<Body>, Fault> {
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let asked = PathRequest::from_query(&query)?;
+    let for_index = query.split('&').any(|part| part == "index=true");
+    let most = delta::LARGEST_INDEX.max(delta::LARGEST_LIST);
+    let body = collected(h2::read_stream(request), most).await?;
+    let pieces = if for_index {
+        let names = delta::read_names(&body)?;
+        agent.index(holder, &asked.path, names).await?
+    } else {
+        let index = delta::Index::parse(&body)?;
+        drop(body);
+        agent.pack_against(holder, &asked, index).await?.1
+    };
+    Ok(h2::stream_response(HeaderMap::new(), pieces))
+}
+
+/// All of a stream that is not longer than `most` bytes.
+///
+/// # Errors
+/// `request.invalid` if it is; what the stream says.
+pub(crate) async fn collected<E: Into<Fault>>(
+    mut stream: impl Stream<Item = Result<bytes::Bytes, E>> + Unpin,
+    most: usize,
+) -> Result<Vec<u8>, Fault> {
+    let mut all = Vec::new();
+    while let Some(piece) = stream.next().await {
+        let piece = piece.map_err(Into::into)?;
+        if all.len() + piece.len() > most {
+            let text = format!("more than {most} bytes came where that is the most");
+            return Err(Fault::new("request.invalid", FaultKind::Usage, text));
+        }
+        all.extend_from_slice(&piece);
+    }
+    Ok(all)
 }
 
 /// The answer without its body if it is one to `HEAD`, which has none: over HTTP/2 one would break the stream.

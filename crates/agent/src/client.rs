@@ -15,8 +15,9 @@ use crate::api::{
     CopyEvent, Depart, Expect, Expected, FilesEvent, Hello, Leaving, MigrationView, Reach, Reached,
     ReceiveCopy, ReceiveFiles, Resolve, SendCopy, SendFiles, TakeSnapshot, VolumeInfo,
 };
+use crate::archive_api::collected;
 use crate::archives::Imported;
-use crate::files::{Holder, PathRequest, RemoteStat, Unpacked};
+use crate::files::{Holder, PathRequest, RemoteStat, Unpacked, delta};
 
 fn archive_path(holder: &Holder, asked: &PathRequest) -> String {
     let what = match holder {
@@ -134,6 +135,36 @@ impl AgentClient {
     pub async fn pack(&self, holder: &Holder, asked: &PathRequest) -> Result<ByteStream, Fault> {
         let received = self.client.receive_stream(&archive_path(holder, asked)).await;
         Ok(received.map_err(WireError::into_fault)?.1)
+    }
+
+    /// What a container or volume has of the files of an archive that would be unpacked at the path that is asked for; `names` as
+    /// [`delta::names_of`] writes them.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn index(
+        &self,
+        holder: &Holder,
+        asked: &PathRequest,
+        names: Vec<u8>,
+    ) -> Result<Vec<u8>, Fault> {
+        let path = format!("{}&index=true", archive_path(holder, asked));
+        let index = self.client.post_stream(&path, names).await;
+        collected(index.map_err(WireError::into_fault)?, delta::LARGEST_INDEX).await
+    }
+
+    /// As [`AgentClient::pack`], without what the index has, as [`delta::encode`] writes it.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn pack_against(
+        &self,
+        holder: &Holder,
+        asked: &PathRequest,
+        index: Vec<u8>,
+    ) -> Result<ByteStream, Fault> {
+        let received = self.client.post_stream(&archive_path(holder, asked), index).await;
+        received.map_err(WireError::into_fault)
     }
 
     /// Unpacks an archive in a container or volume.

@@ -104,15 +104,17 @@ impl Handler for OwnerHandler {
                 Ok(name) => self.agent.container(&name).await,
                 Err(fault) => Err(fault),
             }),
-            (&Method::GET | &Method::HEAD | &Method::PUT, ["v1", "containers", name, "archive"]) => {
-                match parse::<ContainerName>(name) {
-                    Ok(name) => archive_api::answer(&self.agent, Holder::Container(name), request).await,
-                    Err(fault) => answer::<()>(Err(fault)),
-                }
-            }
-            (&Method::GET | &Method::HEAD | &Method::PUT, ["v1", "volumes", name, "files"]) => {
-                archive_api::answer(&self.agent, Holder::Volume((*name).to_owned()), request).await
-            }
+            (
+                &Method::GET | &Method::HEAD | &Method::PUT | &Method::POST,
+                ["v1", "containers", name, "archive"],
+            ) => match parse::<ContainerName>(name) {
+                Ok(name) => archive_api::answer(&self.agent, Holder::Container(name), request).await,
+                Err(fault) => answer::<()>(Err(fault)),
+            },
+            (
+                &Method::GET | &Method::HEAD | &Method::PUT | &Method::POST,
+                ["v1", "volumes", name, "files"],
+            ) => archive_api::answer(&self.agent, Holder::Volume((*name).to_owned()), request).await,
             (&Method::GET | &Method::HEAD | &Method::PUT, ["v1", "elements", store, id, "archive"]) => {
                 crate::elements::answer(&self.agent, store, id, request).await
             }

@@ -147,6 +147,7 @@ impl Agent {
                 "path.direct",
                 "path.relay",
                 "files.direct",
+                "files.delta",
             ]
             .map(String::from)
             .to_vec(),

@@ -200,7 +200,7 @@ mod tests {
             (layer("a"), volume("a"), false),
         ] {
             assert_eq!(
-                overlap(&[volume("x"), one.clone()], &[other.clone()]),
+                overlap(&[volume("x"), one.clone()], std::slice::from_ref(&other)),
                 expected,
                 "{one:?} {other:?}"
             );

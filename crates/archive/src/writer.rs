@@ -189,6 +189,11 @@ impl<W: Write> Writer<W> {
         self.end_entry()
     }
 
+    /// The stream. Whoever writes to it writes into the archive.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
+    }
+
     /// Ends the archive and gives the stream back.
     ///
     /// # Errors

@@ -349,6 +349,9 @@ pub struct CpArgs {
     /// Take *, ? and [...] in the paths of containers and volumes for patterns, as a shell does; quote them
     #[arg(long)]
     pub glob: bool,
+    /// Send only what the files at the destination do not hold already. Both ends are read and compared by content
+    #[arg(long)]
+    pub delta: bool,
     /// From host to host, copy through this machine, although the hosts may reach each other
     #[arg(long)]
     pub relay: bool,

@@ -1,6 +1,6 @@
 //! Through the engine's own archive API.
 
-use std::io::{BufWriter, Seek as _};
+use std::io::{BufWriter, Read, Seek as _};
 
 use futures_util::StreamExt as _;
 use tranship_archive::copy_rules::means_contents;
@@ -12,7 +12,7 @@ use tranship_core::fault::FaultKind;
 use tranship_core::{ContainerId, Engine, EngineError, Fault};
 
 use super::bridge::{self, Pieces};
-use super::spool::{self, Incoming};
+use super::spool;
 use super::{Holder, PathRequest, RemoteStat, Unpacked, blocking, no_file, rewrite};
 
 /// The engine's path for a path of the holder.
@@ -164,7 +164,7 @@ pub(super) async fn unpack(
     asked: &PathRequest,
     spool_directory: std::path::PathBuf,
     holder: &Holder,
-    archive: Incoming,
+    archive: impl Read + Send + 'static,
 ) -> Result<Unpacked, Fault> {
     let path = whole(prefix, &asked.path)?;
     let owner = asked.owner;

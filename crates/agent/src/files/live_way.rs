@@ -1,6 +1,7 @@
 //! Straight through a directory.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -14,7 +15,6 @@ use tranship_core::Fault;
 use tranship_core::fault::{Explain as _, FaultKind};
 
 use super::bridge::{self, Pieces};
-use super::spool::Incoming;
 use super::{Holder, Opened, PathRequest, RemoteStat, Unpacked, blocking, names, no_file, rewrite};
 
 /// The only attribute that docker writes to archives.
@@ -55,7 +55,7 @@ pub(super) async fn pack(root: Arc<Root>, asked: PathRequest, holder: &Holder) -
         } else {
             Attributes::Only(vec![CAPABILITY.to_vec()])
         },
-        headers_only: false,
+        headers_only: asked.headers_only,
         expand_holes: !asked.rich,
         whole_seconds: true,
         skip_kernel: matches!(holder, Holder::Container(_)),
@@ -82,7 +82,7 @@ pub(super) async fn unpack(
     root: Arc<Root>,
     asked: PathRequest,
     opened: &Opened,
-    archive: Incoming,
+    archive: impl Read + Send + 'static,
 ) -> Result<Unpacked, Fault> {
     let holder = opened.holder.clone();
     let mut user = String::new();

@@ -6,6 +6,7 @@
 //! upload or download, and two copies in opposite directions would wait for each other for ever (`spool`).
 
 pub mod bridge;
+pub mod delta;
 mod engine_way;
 pub(crate) mod live_way;
 mod names;
@@ -14,6 +15,7 @@ pub(crate) mod rewrite;
 pub(crate) mod spool;
 mod stat;
 
+use std::io::Read;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +29,7 @@ use tranship_core::storage::{ElementAt, ElementPlace};
 use tranship_core::{ContainerId, ContainerSpec, EngineError, Fault};
 
 use self::bridge::Pieces;
+use self::delta::{Decoder, Index};
 pub(crate) use self::request::decode;
 pub use self::request::{Owner, PathRequest};
 pub use self::rewrite::rewrite;
@@ -304,12 +307,24 @@ impl Agent {
                 return Err(fault);
             }
         };
-        let done = match &opened.way {
-            Way::Live(root) => live_way::unpack(Arc::clone(root), asked.clone(), &opened, archive).await,
-            Way::Engine(container, prefix) => {
-                let (engine, holder) = (self.engine(), &opened.holder);
-                engine_way::unpack(engine, container, prefix, asked, spool, holder, archive).await
+        let done = if asked.delta {
+            let place = match &opened.way {
+                Way::Live(root) => {
+                    TreePath::of_request(&asked.path).map(|base| Some((Arc::clone(root), base)))
+                }
+                Way::Engine(..) => Ok(None),
+            };
+            match place {
+                Ok(place) => {
+                    let decoder = Decoder::new(archive, place);
+                    let broken = decoder.broken();
+                    let done = self.unpack_opened(&opened, asked, spool, decoder).await;
+                    done.map_err(|fault| broken.or(fault))
+                }
+                Err(error) => Err(error.into()),
             }
+        } else {
+            self.unpack_opened(&opened, asked, spool, archive).await
         };
         let done = match (done, &opened.spec) {
             (Ok(done), Some(spec)) if opened.process != 0 => {
@@ -324,6 +339,54 @@ impl Agent {
         };
         self.close(opened).await;
         done
+    }
+
+    async fn unpack_opened(
+        &self,
+        opened: &Opened,
+        asked: &PathRequest,
+        spool: std::path::PathBuf,
+        archive: impl Read + Send + 'static,
+    ) -> Result<Unpacked, Fault> {
+        match &opened.way {
+            Way::Live(root) => live_way::unpack(Arc::clone(root), asked.clone(), opened, archive).await,
+            Way::Engine(container, prefix) => {
+                let (engine, holder) = (self.engine(), &opened.holder);
+                engine_way::unpack(engine, container, prefix, asked, spool, holder, archive).await
+            }
+        }
+    }
+
+    /// What there is of the files that an archive would bring, for [`delta::encode`]. Nothing where only the engine reaches them.
+    ///
+    /// # Errors
+    /// As [`Agent::path_stat`].
+    pub async fn index(&self, holder: &Holder, path: &[u8], names: Vec<Vec<u8>>) -> Result<Pieces, Fault> {
+        let base = TreePath::of_request(path)?;
+        let opened = self.open(holder).await?;
+        let pieces = match &opened.way {
+            Way::Live(root) => {
+                let root = Arc::clone(root);
+                bridge::writer(move |out| delta::write_index(&root, &base, &names, out)).await
+            }
+            Way::Engine(..) => bridge::writer(delta::write_empty_index).await,
+        };
+        self.close(opened).await;
+        pieces
+    }
+
+    /// As [`Agent::pack`], without what the index has, as [`delta::encode`] writes it.
+    ///
+    /// # Errors
+    /// As [`Agent::pack`]; what is wrong with the index.
+    pub async fn pack_against(
+        self: &Arc<Self>,
+        holder: &Holder,
+        asked: &PathRequest,
+        index: Index,
+    ) -> Result<(RemoteStat, Pieces), Fault> {
+        let (stat, pieces) = self.pack(holder, asked).await?;
+        Ok((stat, delta::encoded(pieces, index).await?))
     }
 }
 

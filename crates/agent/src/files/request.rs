@@ -35,6 +35,10 @@ pub struct PathRequest {
     pub copy_uid_gid: bool,
     /// Files become those of this owner.
     pub owner: Option<Owner>,
+    /// Pack files as empty ones: only what there is, not what is in it.
+    pub headers_only: bool,
+    /// What is unpacked comes as [`super::delta`] writes it.
+    pub delta: bool,
 }
 
 impl PathRequest {
@@ -53,6 +57,8 @@ impl PathRequest {
             ("rich", self.rich),
             ("noOverwriteDirNonDir", self.no_overwrite_dir_non_dir),
             ("copyUIDGID", self.copy_uid_gid),
+            ("headersOnly", self.headers_only),
+            ("delta", self.delta),
         ] {
             if value {
                 parts.push(format!("{key}=true"));
@@ -83,6 +89,8 @@ impl PathRequest {
                 "rich" => asked.rich = is_true(&value),
                 "noOverwriteDirNonDir" => asked.no_overwrite_dir_non_dir = is_true(&value),
                 "copyUIDGID" => asked.copy_uid_gid = is_true(&value),
+                "headersOnly" => asked.headers_only = is_true(&value),
+                "delta" => asked.delta = is_true(&value),
                 "owner" => {
                     let owner = std::str::from_utf8(&value).ok().and_then(parse_owner);
                     asked.owner = Some(owner.ok_or_else(|| invalid("an owner is written UID:GID"))?);
@@ -205,6 +213,8 @@ mod tests {
             no_overwrite_dir_non_dir: true,
             copy_uid_gid: true,
             owner: Some(Owner { uid: 1, gid: 2 }),
+            headers_only: true,
+            delta: true,
         };
         assert_eq!(PathRequest::from_query(&asked.to_query()).unwrap(), asked);
     }

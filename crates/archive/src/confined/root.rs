@@ -172,6 +172,21 @@ impl Root {
         Ok(bytes)
     }
 
+    /// The regular file at a path, to be read; none if there is anything else or nothing. A link that is the path itself is not
+    /// followed.
+    #[must_use]
+    pub fn file(&self, path: &TreePath) -> Option<std::fs::File> {
+        let fd = self.resolve(path, OFlags::PATH | OFlags::NOFOLLOW).ok()?;
+        let stat = rustix::fs::fstat(&fd).ok()?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return None;
+        }
+        // The descriptor pins it: what is opened is what was looked at.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = rustix::fs::open(proc_path(fd.as_fd()), flags, Mode::empty()).ok()?;
+        Some(file.into())
+    }
+
     /// The absolute path in the tree that a link leads to in the end; where it leads to nothing, its text made absolute.
     fn target_of(&self, request: &[u8], link: &OwnedFd) -> Result<Vec<u8>, LocateError> {
         let path = TreePath::of_request(request)?;

@@ -1,5 +1,5 @@
-//! Random trees and random forms of the command, by `docker cp` and by `tranship cp`: what is there afterwards is equal in every
-//! respect, and so is the exit code.
+//! Random trees and random forms of the command, by `docker cp` and by `tranship cp`, with `--delta` every other time: what is there
+//! afterwards is equal in every respect, and so is the exit code.
 //!
 //! `TRANSHIP_CP_SEEDS=0..5000` says which forms are tried. `docs/cp.md` lists the differences that are meant; the forms that
 //! lead to them are not made here.
@@ -36,7 +36,7 @@ impl Chance {
 /// What may be in a tree; the content of files is the seed's.
 const PARTS: [&str; 14] = [
     "echo $S >f1; chmod 640 f1",
-    "echo 2$S >f2; chown 7:8 f2; chmod 4755 f2",
+    "seq 1 40000 >f2; echo 2$S >>f2; chown 7:8 f2; chmod 4755 f2",
     "mkdir d1; echo a$S >d1/a; mkdir -p d1/b; echo c >d1/b/c; chmod 700 d1/b",
     "mkdir -p d1/e; chmod 1777 d1/e",
     "mkdir -p d1; mkfifo d1/p",
@@ -125,6 +125,7 @@ fn random_forms_do_what_docker_does() {
             .env("BUILD", here)
             .env("BUILD_INSIDE", inside)
             .env("FORM", &form)
+            .env("OPTIONS", if seed % 2 == 1 { "--delta" } else { "" })
             .output()
             .unwrap();
         if !done.status.success() {

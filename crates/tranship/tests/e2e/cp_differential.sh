@@ -1,5 +1,6 @@
 # One form of `docker cp` and of `tranship cp`, each from the same state. In: $BUILD makes a tree where it runs, $FORM is the rest of
-# the command with @ for the container. Out: how each ended and what was there afterwards, in /srv/seen.docker and /srv/seen.tranship.
+# the command with @ for the container, $OPTIONS are tranship's own. Out: how each ended and what was there afterwards, in
+# /srv/seen.docker and /srv/seen.tranship.
 
 list() {
     # Times of what was made just now are not compared.
@@ -13,7 +14,8 @@ for program in docker tranship; do
     rm -rf /srv/h "$inside"; mkdir -p /srv/h "$inside"
     (cd /srv/h && eval "$BUILD"; cd "$inside" && eval "$BUILD_INSIDE")
     cd /srv/h || exit 1
-    eval "timeout 30 $program cp $(echo "$FORM" | sed "s/@/c$program/g")" >/srv/said.$program 2>&1 </dev/null
+    options=; [ $program = docker ] || options=$OPTIONS
+    eval "timeout 30 $program cp $options $(echo "$FORM" | sed "s/@/c$program/g")" >/srv/said.$program 2>&1 </dev/null
     code=$?
     cd /
     { echo "ended with $code"; echo "-- here"; list /srv/h; echo "-- inside"; list "$inside"; } >/srv/seen.$program

@@ -21,6 +21,7 @@ mod connections;
 mod cp;
 mod cp_across;
 mod cp_cases;
+mod cp_delta;
 mod cp_differential;
 mod cp_elements;
 mod cp_races;

@@ -239,6 +239,17 @@ impl Client {
         Ok((parts.headers, ByteStream::new(body, place)))
     }
 
+    /// Sends bytes and gets a stream back. It ends without an error only if the other end finished it.
+    ///
+    /// # Errors
+    /// Any [`WireError`]; [`WireError::Remote`] for a fault of the other end.
+    pub async fn post_stream(&self, path: &str, bytes: impl Into<Bytes>) -> Result<ByteStream, WireError> {
+        let place = self.place(&Method::POST, path);
+        let request = self.build(Method::POST, path, HeaderMap::new(), full_body(bytes))?;
+        let body = self.send(request, &place).await?.into_body();
+        Ok(ByteStream::new(body, place))
+    }
+
     /// Asks for the headers that a `GET` would bring.
     ///
     /// # Errors

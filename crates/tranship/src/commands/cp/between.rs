@@ -32,6 +32,11 @@ pub enum Way {
     Within,
     /// Through this process.
     Relay,
+    /// Through this process, as what differs.
+    Difference {
+        /// Bytes that were sent.
+        bytes: u64,
+    },
 }
 
 impl Way {
@@ -40,7 +45,7 @@ impl Way {
         match self {
             Self::Direct { .. } => "directly between the hosts",
             Self::Within => "within the host",
-            Self::Relay => "through this machine",
+            Self::Relay | Self::Difference { .. } => "through this machine",
         }
     }
 }

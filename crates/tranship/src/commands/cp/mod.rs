@@ -1,6 +1,7 @@
 //! `tranship cp`: copies files between containers, volumes, this machine and archives.
 
 mod between;
+mod delta;
 mod local;
 mod remote;
 mod transfer;
@@ -55,6 +56,11 @@ pub async fn run(context: &Context, args: &CpArgs) -> Result<(), Fault> {
         return Err(usage("one source goes to standard output"));
     }
     let mut nodes = remote::Nodes::default();
+    if args.delta && (operands.contains(&Operand::Stream) || last == Operand::Stream) {
+        return Err(usage(
+            "--delta compares files, and an archive has none to compare with",
+        ));
+    }
     let destination = end(context, &mut nodes, last).await?;
     let mut done = Unpacked::default();
     let mut sources = Vec::new();
@@ -72,9 +78,13 @@ pub async fn run(context: &Context, args: &CpArgs) -> Result<(), Fault> {
     }
     let mut ways = Ways::new(context, args.relay);
     let mut taken: Vec<Way> = Vec::new();
+    let mut sent = 0;
     for source in sources {
         let line = Line::new(&context.ui);
         let (copied, way) = copy(args, &mut ways, source, &destination, several, line).await?;
+        if let Some(Way::Difference { bytes }) = way {
+            sent += bytes;
+        }
         taken.extend(way);
         done.entries += copied.entries;
         done.bytes += copied.bytes;
@@ -92,16 +102,20 @@ pub async fn run(context: &Context, args: &CpArgs) -> Result<(), Fault> {
             "bytes": done.bytes,
             "skipped": done.skipped,
             "ways": taken,
+            "sent": args.delta.then_some(sent),
             "milliseconds": u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         }));
     }
-    let how = taken.first().map_or("", Way::in_words);
+    let how = match taken.first() {
+        Some(Way::Difference { .. }) => format!(", {} sent", bytes(sent)),
+        Some(way) => format!(", {}", way.in_words()),
+        None => String::new(),
+    };
     context.ui.say(&format!(
-        "copied {} in {} entries to {}{}{how}",
+        "copied {} in {} entries to {}{how}",
         bytes(done.bytes),
         done.entries,
         shown.to_string_lossy(),
-        if how.is_empty() { "" } else { ", " },
     ));
     Ok(())
 }
@@ -183,7 +197,11 @@ async fn copy(
                 place(&source.path, source.is_directory, &target, present).map_err(|e| rule(&e))?;
             asked.name = Some(name_of(&placement));
             asked.path = source.path;
-            transfer::from_here(asked, to, &writing(args, placement.directory), line).await
+            let writing = writing(args, placement.directory);
+            if args.delta {
+                return delta::copy(None, asked, delta::To::Remote(to, writing), line).await;
+            }
+            transfer::from_here(asked, to, &writing, line).await
         }
         (End::Remote(from), End::Stream) => {
             let stat = from.source(args.follow_link).await?;
@@ -200,6 +218,10 @@ async fn copy(
             asked.name = Some(name_of(&placement));
             asked.path.clone_from(&from.path);
             let directory = OsStr::from_bytes(&placement.directory);
+            if args.delta {
+                let to = delta::To::Here(directory, args.chown);
+                return delta::copy(Some(&from), asked, to, line).await;
+            }
             transfer::to_here(&from, &asked, directory, args.chown, line).await
         }
         (End::Remote(from), End::Remote(to)) => {
@@ -213,6 +235,9 @@ async fn copy(
                 within(&from.path, &target)?;
             }
             let writing = writing(args, placement.directory);
+            if args.delta {
+                return delta::copy(Some(&from), asked, delta::To::Remote(to, writing), line).await;
+            }
             let (done, way) = ways.copy(&from, &asked, to, &writing, line).await?;
             return Ok((done, Some(way)));
         }

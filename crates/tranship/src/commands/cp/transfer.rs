@@ -56,7 +56,7 @@ impl Meter {
 }
 
 /// The stream, with its progress shown.
-fn watched<E: Send + 'static>(
+pub(super) fn watched<E: Send + 'static>(
     stream: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
     line: Line,
 ) -> impl Stream<Item = Result<Bytes, E>> + Send + 'static {
@@ -92,7 +92,7 @@ where
     (stream, fault)
 }
 
-async fn send<E>(
+pub(super) async fn send<E>(
     stream: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
     to: &Remote,
     writing: &PathRequest,
@@ -121,13 +121,14 @@ pub async fn from_here(
     send(pack(asked).await?, to, writing, line).await
 }
 
-async fn pack(asked: PathRequest) -> Result<Pieces, Fault> {
+pub(super) async fn pack(asked: PathRequest) -> Result<Pieces, Fault> {
     let (filter, name) = (asked.filter()?, asked.base()?);
     bridge::writer(move |out| {
         let root = Root::open(Path::new("/"), Links::InRoot)?;
         let options = ExportOptions {
             follow: asked.follow,
             whole_seconds: true,
+            headers_only: asked.headers_only,
             ..ExportOptions::default()
         };
         let mut writer = Writer::new(out);
@@ -217,7 +218,7 @@ pub async fn to_here(
         .map_err(|fault| from.explain(fault))
 }
 
-fn unpack(reader: impl Read, directory: &OsStr, owner: Option<Owner>) -> Result<Unpacked, Fault> {
+pub(super) fn unpack(reader: impl Read, directory: &OsStr, owner: Option<Owner>) -> Result<Unpacked, Fault> {
     let root = Root::open(Path::new(directory), Links::Beneath)?;
     let buffered = std::io::BufReader::with_capacity(262_144, reader);
     let mut reader = Reader::new(buffered, ReadOptions::strict());

@@ -1,0 +1,179 @@
+//! Copies that send only what differs (`--delta`).
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use tranship_agent::files::delta::{self, Decoder, Index};
+use tranship_agent::files::{Owner, PathRequest, Unpacked, bridge};
+use tranship_archive::confined::{Links, Root};
+use tranship_archive::path::TreePath;
+use tranship_core::{Fault, FaultKind};
+use tranship_wire::WireError;
+
+use super::between::Way;
+use super::remote::Remote;
+use super::transfer::{pack, send, unpack, watched};
+use crate::progress::Line;
+
+/// What an agent says that it can do.
+const CAPABILITY: &str = "files.delta";
+
+/// Where a copy goes.
+pub enum To<'a> {
+    /// Into a container or volume.
+    Remote(&'a Remote, PathRequest),
+    /// Into a directory of this machine, to be this owner's.
+    Here(&'a OsStr, Option<Owner>),
+}
+
+fn able(end: &Remote) -> Result<(), Fault> {
+    if end.node.hello.capabilities.iter().any(|can| can == CAPABILITY) {
+        return Ok(());
+    }
+    let text = "the agent there is of a version that knows no --delta";
+    Err(end.explain(
+        Fault::new("cp.delta", FaultKind::Environment, text)
+            .with_hint("copy without --delta, or use the same version of tranship at both ends"),
+    ))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|e| Err(Fault::new("cp.task", FaultKind::Bug, e.to_string())))
+}
+
+/// Copies from a container or volume, or from this machine if there is none.
+pub async fn copy(
+    from: Option<&Remote>,
+    asked: PathRequest,
+    to: To<'_>,
+    line: Line,
+) -> Result<(Unpacked, Option<Way>), Fault> {
+    for end in from.into_iter().chain(match &to {
+        To::Remote(remote, _) => Some(*remote),
+        To::Here(..) => None,
+    }) {
+        able(end)?;
+    }
+    let names = names(from, &asked).await?;
+    let index = index(&to, names).await?;
+    let sent = Arc::new(AtomicU64::new(0));
+    let done = match from {
+        None => {
+            let index = Index::parse(&index)?;
+            let frames = delta::encoded(pack(asked).await?, index).await?;
+            finish(counted(frames, &sent), to, line).await?
+        }
+        Some(from) => {
+            let frames = from.node.client.pack_against(&from.holder, &asked, index).await;
+            let frames = frames.map_err(|fault| from.explain(fault))?;
+            let frames = frames.map(|piece| piece.map_err(WireError::into_fault));
+            let here = matches!(to, To::Here(..));
+            let done = finish(counted(frames, &sent), to, line).await;
+            done.map_err(|fault| if here { from.explain(fault) } else { fault })?
+        }
+    };
+    let bytes = sent.load(Ordering::Relaxed);
+    Ok((done, Some(Way::Difference { bytes })))
+}
+
+/// The names of what will be copied.
+async fn names(from: Option<&Remote>, asked: &PathRequest) -> Result<Vec<u8>, Fault> {
+    let headers = PathRequest {
+        headers_only: true,
+        ..asked.clone()
+    };
+    match from {
+        None => {
+            let archive = bridge::reader(pack(headers).await?);
+            blocking(move || delta::names_of(archive)).await
+        }
+        Some(from) => {
+            let archive = from.node.client.pack(&from.holder, &headers).await;
+            let archive = bridge::reader(archive.map_err(|fault| from.explain(fault))?);
+            blocking(move || delta::names_of(archive))
+                .await
+                .map_err(|fault| from.explain(fault))
+        }
+    }
+}
+
+/// What the destination has of them.
+async fn index(to: &To<'_>, names: Vec<u8>) -> Result<Vec<u8>, Fault> {
+    match to {
+        To::Remote(to, writing) => {
+            let index = to.node.client.index(&to.holder, writing, names).await;
+            // What is wrong with the destination is told as it is without --delta, when the copy begins.
+            Ok(match index {
+                Ok(index) => index,
+                Err(fault) if fault.code.starts_with("wire.") => return Err(to.explain(fault)),
+                Err(_) => empty()?,
+            })
+        }
+        To::Here(directory, _) => {
+            let directory = (*directory).to_owned();
+            blocking(move || {
+                let Ok(root) = Root::open(Path::new(&directory), Links::Beneath) else {
+                    return empty();
+                };
+                let mut index = Vec::new();
+                let names = delta::read_names(&names)?;
+                delta::write_index(&root, &TreePath::root(), &names, &mut index)?;
+                Ok(index)
+            })
+            .await
+        }
+    }
+}
+
+fn empty() -> Result<Vec<u8>, Fault> {
+    let mut index = Vec::new();
+    delta::write_empty_index(&mut index)?;
+    Ok(index)
+}
+
+fn counted<E: Send + 'static>(
+    frames: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
+    sent: &Arc<AtomicU64>,
+) -> impl Stream<Item = Result<Bytes, E>> + Send + 'static {
+    let sent = Arc::clone(sent);
+    frames.inspect(move |piece| {
+        if let Ok(piece) = piece {
+            sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        }
+    })
+}
+
+async fn finish(
+    frames: impl Stream<Item = Result<Bytes, Fault>> + Send + 'static,
+    to: To<'_>,
+    line: Line,
+) -> Result<Unpacked, Fault> {
+    match to {
+        To::Remote(to, writing) => {
+            let writing = PathRequest {
+                delta: true,
+                ..writing
+            };
+            send(frames, to, &writing, line).await
+        }
+        To::Here(directory, owner) => {
+            let reader = bridge::reader(Box::pin(watched(frames, line)));
+            let directory = directory.to_owned();
+            blocking(move || {
+                let root = Arc::new(Root::open(Path::new(&directory), Links::Beneath)?);
+                let decoder = Decoder::new(reader, Some((root, TreePath::root())));
+                let broken = decoder.broken();
+                unpack(decoder, &directory, owner).map_err(|fault| broken.or(fault))
+            })
+            .await
+        }
+    }
+}
