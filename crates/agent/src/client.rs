@@ -153,7 +153,7 @@ impl AgentClient {
         collected(index.map_err(WireError::into_fault)?, delta::LARGEST_INDEX).await
     }
 
-    /// As [`AgentClient::pack`], without what the index has, as [`delta::encode`] writes it.
+    /// As [`AgentClient::pack`], without what the index has, as [`delta::encode()`] writes it.
     ///
     /// # Errors
     /// As [`AgentClient::hello`].

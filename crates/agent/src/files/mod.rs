@@ -357,7 +357,7 @@ impl Agent {
         }
     }
 
-    /// What there is of the files that an archive would bring, for [`delta::encode`]. Nothing where only the engine reaches them.
+    /// What there is of the files that an archive would bring, for [`delta::encode()`]. Nothing where only the engine reaches them.
     ///
     /// # Errors
     /// As [`Agent::path_stat`].
@@ -375,7 +375,7 @@ impl Agent {
         pieces
     }
 
-    /// As [`Agent::pack`], without what the index has, as [`delta::encode`] writes it.
+    /// As [`Agent::pack`], without what the index has, as [`delta::encode()`] writes it.
     ///
     /// # Errors
     /// As [`Agent::pack`]; what is wrong with the index.

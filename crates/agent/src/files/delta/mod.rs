@@ -2,7 +2,7 @@
 //!
 //! The destination cuts the files that it has under the names of the archive by content and says what each chunk hashes to (an
 //! [`Index`]). Whoever packs the archive cuts its files in the same way and sends, in place of a chunk that the destination has
-//! in the file of the same name, where that is ([`encode`]). The destination puts the archive together again ([`Decoder`]) and
+//! in the file of the same name, where that is ([`encode()`]). The destination puts the archive together again ([`Decoder`]) and
 //! unpacks it as any other. So the result is that of a copy without `--delta`: sizes and times are never believed, and a chunk
 //! that is not what it was is an error, not damage.
 //!
@@ -68,7 +68,7 @@ pub fn write_empty_index(out: &mut impl std::io::Write) -> Result<(), Fault> {
 /// The frames of an archive that is a stream.
 ///
 /// # Errors
-/// As [`encode`], and what the stream ends with.
+/// As [`encode()`], and what the stream ends with.
 pub async fn encoded(pieces: Pieces, index: Index) -> Result<Pieces, Fault> {
     let broken = Arc::new(Mutex::new(None));
     let slot = Arc::clone(&broken);
