@@ -13,6 +13,11 @@
 //! | `POST /v1/files/ID/receive` | caller | [`ReceiveFiles`] → [`Expected`]: opens the way in for files of another agent |
 //! | `POST /v1/files/ID/send` | caller | [`SendFiles`] → server-sent [`FilesEvent`]s: packs files and sends them to another agent |
 //! | `POST /v1/files/ID/forget` | caller | closes that way in, if nobody came |
+//! | `POST /v1/images/find` | caller | a tag, digest or id → [`crate::images::FoundImage`] or nothing |
+//! | `POST /v1/images/held` | caller | layers → how many of the lowest are here |
+//! | `POST /v1/images/export` | caller | [`crate::images::ExportImage`] → an archive without the lowest layers |
+//! | `PUT /v1/images/import` | caller | such an archive |
+//! | `POST /v1/images/settle` | caller | [`crate::images::SettleImage`]: looks at what came, and tags it |
 //! | `POST /v1/survey` | caller | what if these containers came to you? |
 //! | `POST /v1/arrivals` | caller | [`Expect`] → [`Expected`]: open the direct path for one migration |
 //! | `POST /v1/reach` | caller | [`Reach`] → [`Reached`]: can the direct path be dialled from here? |

@@ -15,6 +15,7 @@ mod events;
 pub mod files;
 mod guids;
 mod host;
+pub mod images;
 mod incoming;
 mod journal;
 mod locks;

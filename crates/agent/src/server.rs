@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tranship_core::engine::ByteStream;
 use tranship_core::fault::FaultKind;
-use tranship_core::ids::ContainerName;
+use tranship_core::ids::{ContainerName, Digest};
 use tranship_core::{EngineError, Fault, MigrationId};
 use tranship_migrate::{Arrival, Plan};
 use tranship_wire::h2::{self, Body, Handler};
@@ -25,6 +25,7 @@ use crate::api::{
 use crate::archive_api;
 use crate::events::Cursor;
 use crate::files::Holder;
+use crate::images::{ExportImage, SettleImage};
 use crate::registry::not_found;
 use crate::state::Agent;
 
@@ -118,6 +119,7 @@ impl Handler for OwnerHandler {
             (&Method::GET | &Method::HEAD | &Method::PUT, ["v1", "elements", store, id, "archive"]) => {
                 crate::elements::answer(&self.agent, store, id, request).await
             }
+            (_, ["v1", "images", what]) => self.images(what, request).await,
             (&Method::POST, ["v1", "survey"]) => answer(match body(request).await {
                 Ok(asked) => self.agent.survey(&asked).await,
                 Err(fault) => Err(fault),
@@ -276,6 +278,44 @@ impl OwnerHandler {
             .map(|p| p.map_err(|e| std::io::Error::other(e.into_fault().to_string())));
         let imported = regardless(async move { agent.import_volume(&spec, Box::pin(parts)).await });
         answer(imported.await)
+    }
+
+    async fn images(&self, what: &str, request: Request<RequestBody>) -> Response<Body> {
+        let agent = Arc::clone(&self.agent);
+        match (request.method(), what) {
+            (&Method::POST, "find") => answer(match body::<String>(request).await {
+                Ok(reference) => agent.find_image(&reference).await,
+                Err(fault) => Err(fault),
+            }),
+            (&Method::POST, "held") => answer(match body::<Vec<Digest>>(request).await {
+                Ok(layers) => agent.engine().layers_held(&layers).await.map_err(Fault::from),
+                Err(fault) => Err(fault),
+            }),
+            (&Method::POST, "export") => {
+                let archive = match body::<ExportImage>(request).await {
+                    Ok(asked) => agent.export_image(&asked).await,
+                    Err(fault) => Err(fault),
+                };
+                match archive {
+                    Ok(archive) => {
+                        let stream = archive
+                            .stream
+                            .map(|part| part.map_err(|e| Box::new(Fault::from(e))));
+                        h2::stream_response(http::HeaderMap::new(), stream)
+                    }
+                    Err(fault) => answer::<()>(Err(fault)),
+                }
+            }
+            (&Method::PUT, "import") => {
+                let archive = image_stream(request);
+                answer(regardless(async move { agent.import_image(archive).await }).await)
+            }
+            (&Method::POST, "settle") => answer(match body::<SettleImage>(request).await {
+                Ok(asked) => agent.settle_image(&asked).await,
+                Err(fault) => Err(fault),
+            }),
+            _ => h2::not_found(&request),
+        }
     }
 
     async fn files(&self, id: MigrationId, what: &str, request: Request<RequestBody>) -> Response<Body> {
@@ -475,11 +515,14 @@ fn unknown(id: &MigrationId) -> Fault {
 /// When the sender goes away, the stream ends with an error, and so does the engine's call: it is waited for, because an
 /// engine that has the whole archive goes on taking it in.
 async fn image(arrival: &Arc<Arrival>, member: usize, request: Request<RequestBody>) -> Result<(), Fault> {
-    let stream: ByteStream = Box::pin(h2::read_stream(request).map(|part| {
+    arrival.image(member, Some(image_stream(request))).await
+}
+
+fn image_stream(request: Request<RequestBody>) -> ByteStream {
+    Box::pin(h2::read_stream(request).map(|part| {
         part.map_err(|error| EngineError::Uncertain {
             action: "receive the image".into(),
             message: error.into_fault().to_string(),
         })
-    }));
-    arrival.image(member, Some(stream)).await
+    }))
 }

@@ -144,6 +144,7 @@ impl Agent {
                 "migrate.warm",
                 "elements",
                 "image.thin",
+                "images",
                 "path.direct",
                 "path.relay",
                 "files.direct",

@@ -1,5 +1,7 @@
 //! The command line: arguments and help texts, nothing else.
 
+mod image;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -10,6 +12,7 @@ use tranship_core::storage::Compression;
 use tranship_core::{Fault, NodeAddress};
 use tranship_migrate::options::{ModeRequest, MoveOptions, OnSource, VolumeConflict};
 
+pub use self::image::{ImageArgs, ImageCommand, ImageLayersArgs};
 use crate::hooks;
 use crate::volume_address::VolumeAddress;
 
@@ -79,6 +82,8 @@ pub enum Command {
     Logs(OneArgs),
     /// List, copy, keep and compare volumes
     Volume(VolumeArgs),
+    /// Bring images from node to node without a registry
+    Image(ImageArgs),
     /// Say what nodes can do, and what to change
     Doctor(DoctorArgs),
     /// Serve one end of migrations (started by tranship itself, over ssh)

@@ -81,6 +81,7 @@ async fn run(context: &Context, command: &Command) -> Vec<Fault> {
         Command::Resolve(args) => commands::settle::resolve(context, args).await,
         Command::Logs(args) => commands::settle::logs(context, args).await,
         Command::Volume(args) => one(commands::volume::run(context, args).await),
+        Command::Image(args) => one(commands::image::run(context, args).await),
         Command::Doctor(args) => commands::doctor::run(context, args).await,
         Command::Agent(args) => one(commands::agent::run(context, args).await),
         Command::Completions(args) => one(commands::completions::run(context, args)),

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod completions;
 pub mod cp;
 pub mod doctor;
+pub mod image;
 pub mod list;
 pub mod migrate;
 pub mod plan;

@@ -27,6 +27,7 @@ mod cp_elements;
 mod cp_races;
 mod failures;
 mod fidelity;
+mod images;
 mod journals;
 mod moves;
 mod output;

@@ -19,6 +19,7 @@ use tranship_core::{Fault, FaultKind};
 use self::between::{Way, Ways};
 use self::local::LocalSource;
 use self::remote::Remote;
+pub use self::transfer::Meter;
 use super::Context;
 use crate::cli::CpArgs;
 use crate::progress::Line;
