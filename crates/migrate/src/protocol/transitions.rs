@@ -167,6 +167,55 @@ fn a_timer_ends_a_rest_and_nothing_else() {
 }
 
 #[test]
+fn an_answer_moves_only_the_question_that_it_fits() {
+    use source::{Action, Doing, Input};
+    for asked in MESSAGES {
+        for (answer, fitting) in [
+            (Answer::Prepared, None),
+            (
+                Answer::Started,
+                (asked == Message::Start).then_some(Action::Ask(Message::Ready)),
+            ),
+            (
+                Answer::Ready,
+                (asked == Message::Ready).then_some(Action::Ask(Message::Adopt)),
+            ),
+            (Answer::Adopted, Some(Action::Save(DepartureState::HandedOver))),
+            (Answer::Discarded, Some(Action::Save(DepartureState::Returning))),
+            (Answer::Unknown, None),
+            (
+                Answer::Failed,
+                matches!(asked, Message::Start | Message::Ready | Message::Adopt)
+                    .then_some(Action::Ask(Message::Discard)),
+            ),
+        ] {
+            let mut source = at(Doing::Ask(asked));
+            source.on(Input::Answer(answer));
+            let expected = fitting.unwrap_or(Action::Ask(asked));
+            assert_eq!(source.action(), expected, "{asked:?}, {answer:?}");
+        }
+    }
+}
+
+#[test]
+fn only_a_destination_that_was_asked_for_something_is_told_to_discard() {
+    use source::{Action, Input};
+    let mut source = Source::new();
+    source.on(Input::Saved);
+    for input in [Input::Failed, Input::Done] {
+        source.on(input);
+    }
+    assert_eq!(source.action(), Action::Tell(Message::Discard), "it had prepared");
+    let mut source = Source::restarted(DepartureState::Returning);
+    source.on(Input::Done);
+    assert_eq!(
+        source.action(),
+        Action::Save(DepartureState::RolledBack),
+        "it had discarded"
+    );
+}
+
+#[test]
 fn what_is_heard_while_nothing_was_asked_changes_nothing() {
     use source::{Doing, Input};
     let answers = [
