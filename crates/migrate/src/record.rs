@@ -260,3 +260,42 @@ pub trait Records: Send + Sync {
     /// Saves the destination's record, durably, in place of the one before.
     async fn save_arrival(&self, record: &ArrivalRecord) -> Result<(), RecordError>;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_called_by_what_a_person_has_to_know() {
+        for (state, label, over) in [
+            (DepartureState::Preparing, "in-progress", false),
+            (DepartureState::Frozen, "in-progress", false),
+            (DepartureState::Committed, "in-progress", false),
+            (DepartureState::Returning, "in-progress", false),
+            (DepartureState::HandedOver, "in-progress", false),
+            (DepartureState::Complete, "complete", true),
+            (DepartureState::RolledBack, "failed (rolled back)", true),
+            (DepartureState::InDoubt, "in-doubt", false),
+            (
+                DepartureState::NotResumed,
+                "in-doubt (the source is stopped)",
+                false,
+            ),
+        ] {
+            assert_eq!((state.label(), state.is_over()), (label, over), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_is_explained() {
+        use tranship_core::fault::Explain as _;
+        let error = RecordError {
+            id: MigrationId::new("m1").unwrap(),
+            path: "/x".into(),
+            reason: "full".into(),
+        };
+        assert_eq!(error.code(), "record.write");
+        assert!(error.hint().is_some_and(|hint| hint.contains("space")));
+        assert_eq!(Fault::from(error).code, "record.write");
+    }
+}
