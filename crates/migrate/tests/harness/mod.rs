@@ -1,6 +1,8 @@
 //! Both halves of a migration over engines in memory, without a wire in between.
 #![allow(dead_code, reason = "each test uses its part of it")]
 
+pub mod link;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
