@@ -1,0 +1,989 @@
+//! The destination's half by itself: what it makes, takes back, insists on, and answers in each of its states.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests may panic as tests do"
+)]
+
+mod harness;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use harness::link::{Disk, World, group, options, world};
+use harness::ports;
+use tranship_core::container::{ContainerState, Health, MountKind, MountSpec, RestartPolicy};
+use tranship_core::fault::FaultKind;
+use tranship_core::storage::ElementAt;
+use tranship_core::{ContainerId, ContainerSpec, Fault};
+use tranship_migrate::Arrival;
+use tranship_migrate::destination::{ArrivalState, UNKNOWN, link_lost, meaning};
+use tranship_migrate::options::{ModeRequest, MoveOptions, VolumeConflict};
+use tranship_migrate::plan::Plan;
+use tranship_migrate::protocol::{Answer, Owner};
+use tranship_migrate::record::{ArrivalRecord, Undo};
+use tranship_testkit::memory::{self, Failure, MemoryEngine};
+
+const STATES: [ArrivalState; 6] = [
+    ArrivalState::Receiving,
+    ArrivalState::Prepared,
+    ArrivalState::Started,
+    ArrivalState::Adopted,
+    ArrivalState::Discarding,
+    ArrivalState::Discarded,
+];
+
+fn mount(kind: MountKind, name: &str, path: &str) -> MountSpec {
+    MountSpec {
+        kind,
+        name: name.into(),
+        source: String::new(),
+        destination: path.into(),
+        driver: "local".into(),
+        writable: true,
+        anonymous: false,
+    }
+}
+
+/// An arrival whose image is here and whose containers are made.
+async fn prepared(world: &World) {
+    world.destination.add_image(&world.plan.transfer.image);
+    world.arrival.open().await.unwrap();
+    for member in 0..world.plan.members().len() {
+        world.arrival.image(member, None).await.unwrap();
+    }
+    world.arrival.prepare().await.unwrap();
+    world.arrival.create().await.unwrap();
+}
+
+fn code<T>(result: &Result<T, Fault>) -> &str {
+    result.as_ref().err().map_or("", |fault| fault.code.as_str())
+}
+
+/// The arrival as an agent finds it that starts with this record.
+fn found(world: &World, state: ArrivalState) -> Arrival {
+    let record = ArrivalRecord {
+        state,
+        ..world.arrival.record()
+    };
+    Arrival::from_record(ports(&world.destination), world.disk.clone(), record)
+}
+
+fn count(engine: &MemoryEngine, call: &str) -> usize {
+    engine.calls().iter().filter(|c| **c == call).count()
+}
+
+#[test]
+fn what_a_destination_says_has_one_meaning() {
+    let fault = |code: &str| Fault::new(code, FaultKind::Environment, "x");
+    for (code, means, lost) in [
+        ("arrival.adopted", Answer::Adopted, false),
+        ("arrival.discarded", Answer::Discarded, false),
+        (UNKNOWN, Answer::Unknown, false),
+        ("arrival.stuck", Answer::Failed, false),
+        ("wire.lost", Answer::Failed, true),
+    ] {
+        assert_eq!(
+            (meaning(&fault(code)), link_lost(&fault(code))),
+            (means, lost),
+            "{code}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_state_answers_each_question_in_its_own_way() {
+    use ArrivalState::{Adopted, Discarded, Discarding, Prepared, Started};
+    for mode in [ModeRequest::Cold, ModeRequest::Stateless] {
+        for state in STATES {
+            let at = async || {
+                let world = world(&options(mode), |_| {});
+                prepared(&world).await;
+                let arrival = found(&world, state);
+                (world, arrival)
+            };
+            let what = format!("{mode:?} {state:?}");
+            let over = matches!(state, Adopted | Discarded);
+            let (_world, arrival) = at().await;
+            assert_eq!(arrival.is_over(), over, "{what}");
+            assert!(format!("{arrival:?}").contains(&format!("{state:?}")));
+            let for_good = match state {
+                Adopted => "arrival.adopted",
+                Discarding | Discarded => "arrival.discarded",
+                _ => "",
+            };
+            let order = |right: bool| match (for_good, right) {
+                ("", false) => "arrival.order",
+                (for_good, _) => for_good,
+            };
+            assert_eq!(
+                code(&arrival.start().await),
+                order(matches!(state, Prepared | Started)),
+                "{what}"
+            );
+            let (_world, arrival) = at().await;
+            let expected = match state {
+                // It was told to start, and never did.
+                Started => "health.timeout",
+                _ => order(false),
+            };
+            assert_eq!(code(&arrival.ready().await), expected, "{what}");
+            let (_world, arrival) = at().await;
+            let expected = if state == Adopted {
+                ""
+            } else {
+                order(state == Started)
+            };
+            assert_eq!(code(&arrival.adopt().await), expected, "{what}");
+            let (world, arrival) = at().await;
+            let expected = if state == Adopted { "arrival.adopted" } else { "" };
+            assert_eq!(code(&arrival.discard().await), expected, "{what}");
+            let left = if matches!(state, Adopted | Discarded) {
+                1
+            } else {
+                0
+            };
+            assert_eq!(world.destination.all().len(), left, "{what}");
+            // What is not under way any more takes nothing in.
+            let (_world, arrival) = at().await;
+            let closed = matches!(state, Discarding | Discarded);
+            let expected = if closed { "arrival.discarded" } else { "" };
+            assert_eq!(code(&arrival.open().await), expected, "{what}");
+            assert_eq!(code(&arrival.image(0, None).await), expected, "{what}");
+            assert_eq!(code(&arrival.prepare().await), expected, "{what}");
+            assert_eq!(code(&arrival.go_on().await), expected, "{what}");
+            if mode == ModeRequest::Cold {
+                let expected = match (closed, state) {
+                    (true, _) => "arrival.discarded",
+                    (_, Prepared) => "",
+                    _ => "arrival.order",
+                };
+                assert_eq!(code(&arrival.open_element(0).await), expected, "{what}");
+                let (pipe, _other) = tokio::io::duplex(8);
+                let taken = tokio::time::timeout(Duration::from_secs(1), arrival.element(0, Box::new(pipe)));
+                match taken.await {
+                    Ok(ended) => assert_eq!(code(&ended), expected, "{what}"),
+                    Err(_) => assert_eq!(state, Prepared, "{what}: it waits for the source"),
+                }
+            }
+            let (_world, arrival) = at().await;
+            assert_eq!(
+                code(&arrival.image(1, None).await),
+                if closed {
+                    "arrival.discarded"
+                } else {
+                    "request.invalid"
+                },
+                "{what}"
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_alone_ends_what_nobody_has_decided() {
+    use ArrivalState::{Adopted, Discarded, Discarding, Prepared, Receiving, Started};
+    for (mode, state, ends) in [
+        (ModeRequest::Cold, Receiving, true),
+        (ModeRequest::Cold, Prepared, true),
+        (ModeRequest::Cold, Started, false),
+        (ModeRequest::Cold, Adopted, false),
+        (ModeRequest::Cold, Discarding, true),
+        (ModeRequest::Cold, Discarded, false),
+        (ModeRequest::Stateless, Receiving, true),
+        (ModeRequest::Stateless, Prepared, true),
+        // Two may run: the source serves.
+        (ModeRequest::Stateless, Started, true),
+        (ModeRequest::Stateless, Adopted, false),
+        (ModeRequest::Stateless, Discarding, true),
+        (ModeRequest::Stateless, Discarded, false),
+    ] {
+        let world = world(&options(mode), |_| {});
+        prepared(&world).await;
+        let arrival = found(&world, state);
+        let what = format!("{mode:?} {state:?}");
+        assert_eq!(arrival.ends_with_its_link(), ends, "{what}");
+        let before = world.destination.inventory();
+        arrival.alone().await.unwrap();
+        let expected = if ends { Discarded } else { state };
+        assert_eq!(arrival.record().state, expected, "{what}");
+        assert_eq!(world.destination.all().is_empty(), ends, "{what}");
+        if !ends {
+            assert_eq!(world.destination.inventory(), before, "{what}");
+        }
+        // After a restart, what was told to start runs, and what was being taken away goes.
+        let world = self::world(&options(mode), |_| {});
+        prepared(&world).await;
+        let arrival = found(&world, state);
+        arrival.recover().await.unwrap();
+        let runs = mode == ModeRequest::Cold && state == Started;
+        let state_there = world.there().0;
+        match state {
+            Discarding => assert_eq!((state_there.as_str(), arrival.is_over()), ("", true), "{what}"),
+            _ if runs => assert_eq!(state_there, "running", "{what}"),
+            _ => assert_eq!(state_there, "created", "{what}"),
+        }
+    }
+    // What could not be undone is to be tried again.
+    let world = world(&options(ModeRequest::Cold), |_| {});
+    prepared(&world).await;
+    let calls = world.destination.calls().len();
+    world.destination.fail(&[(calls, Failure::Before)]);
+    let stuck = world.arrival.alone().await;
+    assert_eq!(code(&stuck), "arrival.stuck");
+    assert_eq!(stuck.unwrap_err().kind, FaultKind::InDoubt);
+    assert_eq!(world.arrival.record().state, ArrivalState::Discarding);
+    world.arrival.alone().await.unwrap();
+    assert!(world.arrival.is_over() && world.destination.all().is_empty());
+    // The same holds after a restart.
+    let world = self::world(&options(ModeRequest::Cold), |_| {});
+    prepared(&world).await;
+    let arrival = found(&world, ArrivalState::Started);
+    let calls = world.destination.calls().len();
+    world.destination.fail(&[(calls, Failure::Before)]);
+    assert_eq!(code(&arrival.recover().await), "engine.failed");
+    arrival.recover().await.unwrap();
+    assert_eq!(world.there().0, "running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_person_decides_what_is_not_decided_yet() {
+    use ArrivalState::{Adopted, Discarded, Discarding, Prepared, Receiving, Started};
+    for (state, to_source, to_destination) in [
+        (Receiving, "", "arrival.order"),
+        (Prepared, "", ""),
+        (Started, "", ""),
+        (Adopted, "arrival.adopted", ""),
+        (Discarding, "", "arrival.discarded"),
+        (Discarded, "", "arrival.discarded"),
+    ] {
+        for (owner, expected) in [(Owner::Source, to_source), (Owner::Destination, to_destination)] {
+            let world = world(&options(ModeRequest::Cold), |_| {});
+            prepared(&world).await;
+            let arrival = found(&world, state);
+            if state == Prepared {
+                arrival.open_element(0).await.unwrap();
+            }
+            let what = format!("{state:?} {owner}");
+            assert_eq!(code(&arrival.resolve(owner).await), expected, "{what}");
+            if expected.is_empty() && state != Discarded && state != Adopted {
+                match owner {
+                    Owner::Source => assert!(world.destination.all().is_empty(), "{what}"),
+                    Owner::Destination => {
+                        assert_eq!(world.there(), ("running".into(), "always".into()), "{what}");
+                        assert_eq!(arrival.record().state, Adopted, "{what}");
+                    }
+                }
+            }
+        }
+    }
+    // Only who gives it back breaks off what is under way.
+    for (owner, breaks) in [(Owner::Source, true), (Owner::Destination, false)] {
+        let world = world(&options(ModeRequest::Cold), |_| {});
+        prepared(&world).await;
+        let arrival = Arc::new(found(&world, Started));
+        arrival.start().await.unwrap();
+        let proving = tokio::spawn({
+            let arrival = Arc::clone(&arrival);
+            async move { arrival.ready().await }
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        arrival.resolve(owner).await.unwrap();
+        let proved = proving.await.unwrap();
+        assert_eq!(
+            code(&proved) == "arrival.cancelled",
+            breaks,
+            "{owner}: {proved:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_insists_for_a_minute_where_going_back_would_lose_something() {
+    let away =
+        |from: usize, times: usize| -> Vec<_> { (from..from + times).map(|n| (n, Failure::After)).collect() };
+    // Calls are repeated each 300 ms: 200 of them are a minute.
+    for (times, ends) in [(0, ""), (5, ""), (200, ""), (201, "engine.uncertain")] {
+        let world = world(&options(ModeRequest::Cold), |_| {});
+        prepared(&world).await;
+        let calls = world.destination.calls().len();
+        world.destination.fail(&away(calls, times));
+        let begun = tokio::time::Instant::now();
+        assert_eq!(code(&world.arrival.start().await), ends, "{times}");
+        let tries = u64::try_from(times.min(200)).unwrap();
+        assert_eq!(begun.elapsed(), Duration::from_millis(300 * tries), "{times}");
+        assert_eq!(count(&world.destination, "start"), times.min(200) + 1);
+    }
+    // One that refuses is not asked again to start, but to keep a policy.
+    let world = world(&options(ModeRequest::Cold), |_| {});
+    prepared(&world).await;
+    let calls = world.destination.calls().len();
+    world.destination.fail(&[(calls, Failure::Before)]);
+    assert_eq!(code(&world.arrival.start().await), "engine.failed");
+    world.arrival.start().await.unwrap();
+    let calls = world.destination.calls().len();
+    let refuses: Vec<_> = (calls..calls + 3).map(|n| (n, Failure::Before)).collect();
+    world.destination.fail(&refuses);
+    world.arrival.adopt().await.unwrap();
+    assert_eq!(world.there(), ("running".into(), "always".into()));
+    // A container that is gone will not have one.
+    let world = self::world(&options(ModeRequest::Cold), |_| {});
+    prepared(&world).await;
+    world.arrival.start().await.unwrap();
+    let id = world.destination.all().remove(0).spec.id;
+    let gone = tranship_core::Engine::remove_container(world.destination.as_ref(), &id);
+    gone.await.unwrap();
+    let begun = tokio::time::Instant::now();
+    assert_eq!(code(&world.arrival.adopt().await), "container.not-found");
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    // Whoever gives up does not wait.
+    let world = self::world(&options(ModeRequest::Cold), |_| {});
+    prepared(&world).await;
+    let calls = world.destination.calls().len();
+    world.destination.fail(&away(calls, 50));
+    let arrival = Arc::clone(&world.arrival);
+    let starting = tokio::spawn(async move { arrival.start().await });
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let arrival = Arc::clone(&world.arrival);
+    let discarding = tokio::spawn(async move { arrival.discard().await });
+    assert_eq!(code(&starting.await.unwrap()), "engine.uncertain");
+    assert!(count(&world.destination, "start") <= 4);
+    let _ = discarding.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_record_of_an_adoption_waits_for_room_and_others_do_not() {
+    for (state, refuses, waits) in [
+        (ArrivalState::Adopted, 5, true),
+        (ArrivalState::Started, 1, false),
+        (ArrivalState::Prepared, 1, false),
+        (ArrivalState::Discarding, 1, false),
+        (ArrivalState::Discarded, 1, false),
+    ] {
+        let world = world(&options(ModeRequest::Cold), |_| {});
+        world.destination.add_image(&world.plan.transfer.image);
+        world.arrival.open().await.unwrap();
+        world.arrival.image(0, None).await.unwrap();
+        *world.disk.refuses_there.lock().unwrap() = vec![(state, refuses)];
+        let begun = tokio::time::Instant::now();
+        let all = async {
+            world.arrival.create().await?;
+            world.arrival.start().await?;
+            if matches!(state, ArrivalState::Discarding | ArrivalState::Discarded) {
+                world.arrival.discard().await.map(|_| ())
+            } else {
+                world.arrival.adopt().await.map(|_| ())
+            }
+        };
+        let done = all.await;
+        assert_eq!(code(&done), if waits { "" } else { "record.write" }, "{state:?}");
+        let waited = if waits { 1_500 } else { 0 };
+        assert_eq!(begun.elapsed(), Duration::from_millis(waited), "{state:?}");
+        let now = world.arrival.record().state;
+        assert_eq!(now == state, waits, "{state:?}: what is not saved is not so");
+        let saved = world.disk.arrivals.lock().unwrap().last().cloned().unwrap();
+        assert_eq!(saved, world.arrival.record(), "{state:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_container_that_was_asked_for_is_the_one_that_is_named() {
+    for health in [None, Some(Health::Healthy)] {
+        let world = group(&options(ModeRequest::Cold), &["web", "worker"], |_| {});
+        prepared(&world).await;
+        world.arrival.start().await.unwrap();
+        if let Some(health) = health {
+            world.destination.set_health(health);
+        }
+        let proved = world.arrival.ready().await.unwrap();
+        assert_eq!(proved.healthy, health.is_some());
+        let adopted = world.arrival.adopt().await.unwrap();
+        let web = world.destination.all().into_iter().find(|c| c.spec.name == "web");
+        assert_eq!(proved.container_id, web.unwrap().spec.id.to_string());
+        assert_eq!(adopted.container_id, proved.container_id);
+    }
+    // What ends while it proves itself is started again in its policy's place; where the source serves, it goes back.
+    for (mode, expected) in [(ModeRequest::Cold, ""), (ModeRequest::Stateless, "health.exited")] {
+        let world = world(&options(mode), |_| {});
+        prepared(&world).await;
+        world.arrival.start().await.unwrap();
+        let id = world.destination.all().remove(0).spec.id;
+        world.destination.alter(&id, |c| c.state = ContainerState::Exited);
+        let proved = world.arrival.ready().await;
+        assert_eq!(code(&proved), expected, "{mode:?}");
+        if let Err(fault) = proved {
+            assert_eq!(fault.container.as_deref(), Some("web"));
+        }
+    }
+    // One that says it is unhealthy has the time that the user gave it.
+    for (given, expected) in [(None, "health.unhealthy"), (Some(4_000), "health.timeout")] {
+        let options = MoveOptions {
+            health_timeout_ms: given,
+            ..options(ModeRequest::Cold)
+        };
+        let world = world(&options, |_| {});
+        prepared(&world).await;
+        world.arrival.start().await.unwrap();
+        world.destination.set_health(Health::Unhealthy);
+        assert_eq!(code(&world.arrival.ready().await), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_waits_for_its_memory_is_not_started_by_a_restart() {
+    let options = MoveOptions {
+        include_tmpfs: vec!["/scratch".into()],
+        ..options(ModeRequest::Warm)
+    };
+    let world = group(&options, &["web", "worker"], |s| {
+        if s.name == "web" {
+            s.mounts.push(mount(MountKind::Tmpfs, "", "/scratch"));
+        }
+    });
+    prepared(&world).await;
+    let arrival = found(&world, ArrivalState::Started);
+    arrival.recover().await.unwrap();
+    let of = |name| World::of_container(&world.destination, name).unwrap().0;
+    assert_eq!((of("web"), of("worker")), ("created".into(), "running".into()));
+    for _ in 0..2 {
+        // Asked twice, it waits as before.
+        arrival.start().await.unwrap();
+        assert_eq!((of("web"), of("worker")), ("paused".into(), "running".into()));
+        assert_eq!(count(&world.destination, "pause"), 1);
+    }
+    arrival.go_on().await.unwrap();
+    assert_eq!((of("web"), of("worker")), ("running".into(), "running".into()));
+    assert_eq!(count(&world.destination, "unpause"), 1);
+}
+
+fn with_record(world: &World, undo: Vec<Undo>) -> Arrival {
+    let record = ArrivalRecord {
+        plan: world.plan.clone(),
+        state: ArrivalState::Receiving,
+        begun_at_ms: 0,
+        undo,
+        containers: BTreeMap::new(),
+        left_behind: Vec::new(),
+    };
+    Arrival::from_record(ports(&world.destination), Arc::new(Disk::default()), record)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_crash_left_without_an_id_is_found_by_its_name_and_kind() {
+    let world = || world(&options(ModeRequest::Cold), |_| {});
+    let container = |name: &str| Undo::Container {
+        name: name.into(),
+        id: None,
+    };
+    // A container of that name goes if it was made from this image.
+    for (image, name, goes) in [
+        ("app:1", "web", true),
+        ("other:1", "web", false),
+        ("app:1", "another", false),
+    ] {
+        let world = world();
+        let layers = if image == "app:1" { 3 } else { 2 };
+        let _made = world.destination.run(name, &memory::image(image, layers), |_| {});
+        let left = with_record(&world, vec![container("web")])
+            .discard()
+            .await
+            .unwrap();
+        assert_eq!(world.destination.all().is_empty(), goes, "{image} {name}");
+        assert_eq!(left.left_behind, [""; 0]);
+    }
+    // An engine that does not tell leaves it open.
+    let world_ = world();
+    let calls = world_.destination.calls().len();
+    world_.destination.fail(&[(calls, Failure::Before)]);
+    let stuck = with_record(&world_, vec![container("web")]).discard().await;
+    assert_eq!(code(&stuck), "arrival.stuck");
+    // A network of that name goes while nobody uses it.
+    for (name, used, goes) in [
+        ("back", false, true),
+        ("back", true, false),
+        ("front", false, false),
+    ] {
+        let world = world();
+        let mut network = harness::network();
+        network.name = name.into();
+        let id = tranship_core::Engine::create_network(world.destination.as_ref(), &network, false)
+            .await
+            .unwrap();
+        if used {
+            network.id = id.clone();
+            network.used.insert("other".into(), Vec::new());
+            let _user = world.destination.run("other", &memory::image("x:1", 1), |s| {
+                s.networks = vec![network];
+            });
+        }
+        let note = Undo::Network {
+            name: "back".into(),
+            id: None,
+        };
+        with_record(&world, vec![note]).discard().await.unwrap();
+        let left = world.destination.inventory().contains(&format!("network {name}"));
+        assert_eq!(!left, goes, "{name} {used}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tag_goes_back_to_what_it_meant_and_an_image_that_was_here_stays() {
+    let options = options(ModeRequest::Cold);
+    let image = memory::image("app:1", 3);
+    let other = memory::image("other:1", 2);
+    let tag = |previous: Option<&tranship_core::ImageSpec>| Undo::Tag {
+        tag: "app:1".into(),
+        previous: previous.map(|i| i.id.to_string()),
+    };
+    let brought = Undo::Image {
+        id: image.id.to_string(),
+    };
+    let lines = |world: &World, what: &str| {
+        let all = world.destination.inventory();
+        all.into_iter()
+            .filter(|l| l.starts_with(what))
+            .collect::<Vec<_>>()
+    };
+    // It meant another image before.
+    let world = || self::world(&options, |_| {});
+    let w = world();
+    w.destination.add_image(&image);
+    w.destination.add_image(&other);
+    with_record(&w, vec![tag(Some(&other))]).discard().await.unwrap();
+    assert_eq!(
+        lines(&w, "tag app:1"),
+        [format!("tag app:1 {}", other.id)],
+        "it means that again"
+    );
+    // Somebody gave it to a third one since.
+    let w = world();
+    let third = memory::image("app:1", 1);
+    w.destination.add_image(&third);
+    w.destination.add_image(&other);
+    with_record(&w, vec![tag(Some(&other))]).discard().await.unwrap();
+    assert_eq!(lines(&w, "tag app:1"), [format!("tag app:1 {}", third.id)]);
+    // It was not there, and the image was brought along.
+    let w = world();
+    w.destination.add_image(&image);
+    let left = with_record(&w, vec![brought.clone(), tag(None)])
+        .discard()
+        .await
+        .unwrap();
+    assert_eq!((lines(&w, "tag"), lines(&w, "image")), (vec![], vec![]));
+    assert_eq!(left.left_behind, [""; 0]);
+    // It was not there, and the image was: under another name, or without any.
+    for named in [true, false] {
+        let w = world();
+        w.destination.add_image(&image);
+        if named {
+            tranship_core::Engine::tag_image(w.destination.as_ref(), &image.id, "mine:1")
+                .await
+                .unwrap();
+        }
+        let left = with_record(&w, vec![tag(None)]).discard().await.unwrap();
+        assert_eq!(lines(&w, "image").len(), 1, "{named}");
+        assert_eq!(lines(&w, "tag app:1").is_empty(), named);
+        assert_eq!(left.left_behind.len(), usize::from(!named));
+        let said = left
+            .left_behind
+            .iter()
+            .all(|l| l.starts_with("the image tag app:1: "));
+        assert!(said, "{:?}", left.left_behind);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_taken_back_is_named() {
+    let options = options(ModeRequest::Cold);
+    for (note, text) in [
+        (
+            Undo::Image {
+                id: "sha256:0".into(),
+            },
+            "the image sha256:0: ",
+        ),
+        (
+            Undo::Network {
+                name: "back".into(),
+                id: Some("n".into()),
+            },
+            "the network \"back\": ",
+        ),
+        (
+            Undo::Volume {
+                name: "data".into(),
+                guid: String::new(),
+            },
+            "the volume \"data\": ",
+        ),
+        (
+            Undo::Aside {
+                at: ElementAt::Volume { name: "data".into() },
+                key: "k".into(),
+            },
+            "what volume data held before: ",
+        ),
+        (
+            Undo::Directory {
+                path: "/srv/x".into(),
+            },
+            "the directory /srv/x: ",
+        ),
+        (
+            Undo::SetAside {
+                id: ContainerId::new("0f").unwrap(),
+                name: "web".into(),
+                was_running: true,
+                policy: RestartPolicy::never(),
+            },
+            "the container \"web\" that made way: ",
+        ),
+    ] {
+        let world = world(&options, |_| {});
+        let calls = world.destination.calls().len();
+        world.destination.fail(&[(calls, Failure::Before)]);
+        let arrival = with_record(&world, vec![note]);
+        let left = arrival.discard().await.unwrap();
+        assert_eq!(left.left_behind.len(), 1, "{text}");
+        assert!(left.left_behind[0].starts_with(text), "{:?}", left.left_behind);
+        assert_eq!(arrival.record().left_behind, left.left_behind);
+        assert!(arrival.record().undo.is_empty() && arrival.is_over());
+        // Said once more to who asks once more.
+        assert_eq!(arrival.discard().await.unwrap(), left);
+    }
+    let world = world(&options, |_| {});
+    let calls = world.destination.calls().len();
+    world.destination.fail(&[(calls, Failure::Before)]);
+    let note = Undo::Container {
+        name: "web".into(),
+        id: Some(ContainerId::new("0f").unwrap()),
+    };
+    assert_eq!(
+        code(&with_record(&world, vec![note]).discard().await),
+        "arrival.stuck"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_made_way_comes_back_as_it_was() {
+    for (was_running, renamed) in [(true, true), (true, false), (false, true), (false, false)] {
+        let world = world(&options(ModeRequest::Cold), |_| {});
+        let name = if renamed { "web.replaced-m1" } else { "web" };
+        let image = memory::image("old:1", 1);
+        let ours = world.destination.run(name, &image, |_| {});
+        // Another one whose name looks as if it had made way.
+        let theirs = world.destination.run("else.replaced-m1", &image, |_| {});
+        for id in [&ours.id, &theirs.id] {
+            world.destination.alter(id, |c| {
+                c.state = ContainerState::Exited;
+                c.policy = RestartPolicy::never();
+            });
+        }
+        let note = Undo::SetAside {
+            id: ours.id.clone(),
+            name: "web".into(),
+            was_running,
+            policy: ours.restart_policy.clone(),
+        };
+        with_record(&world, vec![note]).discard().await.unwrap();
+        let state = if was_running { "running" } else { "exited" };
+        assert_eq!(world.there(), (state.into(), "always".into()));
+        assert_eq!(count(&world.destination, "rename"), usize::from(renamed));
+        let other = World::of_container(&world.destination, "else.replaced-m1");
+        assert_eq!(other, Some(("exited".into(), "no".into())));
+    }
+    // In the end it goes, with whatever was kept of it.
+    for state in [
+        ContainerState::Running,
+        ContainerState::Exited,
+        ContainerState::Restarting,
+    ] {
+        let options = MoveOptions {
+            replace: true,
+            ..options(ModeRequest::Cold)
+        };
+        for adopted in [true, false] {
+            let world = world(&options, |_| {});
+            let old = world.destination.run("web", &memory::image("old:1", 1), |_| {});
+            world.destination.alter(&old.id, |c| c.state = state);
+            prepared(&world).await;
+            world.arrival.start().await.unwrap();
+            let left = world.destination.all().into_iter().find(|c| c.spec.id == old.id);
+            assert_eq!(left.unwrap().spec.name, "web.replaced-m1");
+            if adopted {
+                world.arrival.adopt().await.unwrap();
+                assert_eq!(world.destination.all().len(), 1);
+                assert!(world.arrival.record().undo.is_empty());
+            } else {
+                world.arrival.discard().await.unwrap();
+                let again = match state {
+                    ContainerState::Exited => "exited",
+                    _ => "running",
+                };
+                assert_eq!(world.there(), (again.into(), "always".into()));
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn networks_are_made_once_and_only_where_they_are_missing() {
+    for there in [false, true] {
+        let world = group(&options(ModeRequest::Cold), &["web", "worker"], |s| {
+            s.networks.push(harness::network());
+            if s.name == "worker" {
+                let mut front = harness::network();
+                front.name = "front".into();
+                front.id = "n2".into();
+                s.networks.push(front);
+            }
+        });
+        if there {
+            let network = harness::network();
+            let made = tranship_core::Engine::create_network(world.destination.as_ref(), &network, false);
+            made.await.unwrap();
+        }
+        let before = count(&world.destination, "create network");
+        prepared(&world).await;
+        let made = count(&world.destination, "create network") - before;
+        assert_eq!(made, if there { 1 } else { 2 });
+        let networks = |name: &str| {
+            let line = format!("network {name}");
+            world
+                .destination
+                .inventory()
+                .iter()
+                .filter(|l| **l == line)
+                .count()
+        };
+        assert_eq!((networks("back"), networks("front")), (1, 1));
+        world.arrival.discard().await.unwrap();
+        assert_eq!((networks("back"), networks("front")), (usize::from(there), 0));
+    }
+    let world = world(&options(ModeRequest::Cold), |_| {});
+    prepared(&world).await;
+    assert_eq!(count(&world.destination, "networks"), 0, "there are none to make");
+}
+
+/// A plan with this mount, at a destination that may have changed since.
+fn with_mount(options: &MoveOptions, mount: &MountSpec) -> World {
+    world(options, |s: &mut ContainerSpec| s.mounts.push(mount.clone()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_somebody_made_since_is_neither_used_nor_removed() {
+    for without in [true, false] {
+        let options = MoveOptions {
+            without_volumes: without,
+            ..options(ModeRequest::Cold)
+        };
+        for (name, refused) in [("data", true), ("another", false)] {
+            let world = with_mount(&options, &mount(MountKind::Volume, "data", "/data"));
+            world.destination.add_image(&world.plan.transfer.image);
+            world.destination.add_volume(name);
+            let all = async {
+                world.arrival.open().await?;
+                world.arrival.prepare().await?;
+                world.arrival.create().await
+            };
+            let done = all.await;
+            let what = format!("{without} {name}");
+            assert_eq!(code(&done), if refused { "volume.exists" } else { "" }, "{what}");
+            world.arrival.discard().await.unwrap();
+            let volumes: Vec<String> = world
+                .destination
+                .inventory()
+                .into_iter()
+                .filter(|l| l.starts_with("volume"))
+                .collect();
+            assert_eq!(volumes, [format!("volume {name}")], "{what}");
+        }
+    }
+    // Two mounts that come empty, one of them without a name: only the other one has to be free.
+    let options = MoveOptions {
+        without_volumes: true,
+        ..options(ModeRequest::Cold)
+    };
+    let world = world(&options, |s| {
+        let mut nameless = mount(MountKind::Volume, "nameless", "/n");
+        nameless.anonymous = true;
+        s.mounts = vec![nameless, mount(MountKind::Tmpfs, "", "/t")];
+    });
+    world.destination.add_volume("nameless");
+    prepared(&world).await;
+    world.arrival.discard().await.unwrap();
+    assert!(
+        world
+            .destination
+            .inventory()
+            .contains(&"volume nameless".to_owned())
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_arrived_of_a_volume_is_kept_for_the_next_try() {
+    for (guid, kept) in [("guid-1", true), ("", false)] {
+        let world = with_mount(
+            &options(ModeRequest::Cold),
+            &mount(MountKind::Volume, "data", "/data"),
+        );
+        let mut plan: Plan = world.plan.clone();
+        plan.elements[0].volume.as_mut().unwrap().guid = guid.into();
+        let world = World::of(world.source, world.destination, plan);
+        prepared(&world).await;
+        let at = ElementAt::Volume { name: "data".into() };
+        let path = World::path_of(&world.destination, &at);
+        world.destination.storage().put(&path, "rows", "half of them");
+        world.arrival.discard().await.unwrap();
+        assert_eq!(world.destination.storage().get(&path), None);
+        let again = World::of(world.source, world.destination, world.plan);
+        prepared(&again).await;
+        let held = again.destination.storage().get(&path).unwrap();
+        assert_eq!(held.contains_key("rows"), kept, "{guid:?}");
+        // Another volume does not get it.
+        again.arrival.discard().await.unwrap();
+        let mut plan = again.plan.clone();
+        plan.elements[0].volume.as_mut().unwrap().guid = "guid-2".into();
+        let other = World::of(again.source, again.destination, plan);
+        prepared(&other).await;
+        assert!(other.destination.storage().get(&path).unwrap().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_is_made_or_emptied_and_given_back_as_it_was() {
+    let bind = MountSpec {
+        source: "/srv/files".into(),
+        ..mount(MountKind::Bind, "", "/files")
+    };
+    let at = ElementAt::Bind {
+        path: "/srv/files".into(),
+    };
+    for there in [None, Some("")] {
+        for adopted in [true, false] {
+            for replace in [true, false] {
+                let options = MoveOptions {
+                    include_bind: vec!["/files".into()],
+                    volume_conflict: if replace {
+                        VolumeConflict::Replace
+                    } else {
+                        VolumeConflict::Refuse
+                    },
+                    ..options(ModeRequest::Cold)
+                };
+                let world = with_mount(&options, &bind);
+                let storage = world.destination.storage();
+                let path = World::path_of(&world.destination, &at);
+                if there.is_some() {
+                    storage.put(&path, "theirs", "precious");
+                }
+                prepared(&world).await;
+                let what = format!("{there:?} {adopted} {replace}");
+                assert!(storage.get(&path).is_some_and(|c| c.is_empty()), "{what}");
+                storage.put(&path, "mine", "arrived");
+                if adopted {
+                    world.arrival.start().await.unwrap();
+                    world.arrival.adopt().await.unwrap();
+                    let held = storage.get(&path).unwrap();
+                    assert!(held.contains_key("mine") && held.len() == 1, "{what}");
+                } else {
+                    world.arrival.discard().await.unwrap();
+                    let held = storage.get(&path);
+                    match there {
+                        None => assert_eq!(held, None, "{what}"),
+                        Some(_) => {
+                            let held = held.unwrap();
+                            assert!(held.contains_key("theirs") && held.len() == 1, "{what}");
+                        }
+                    }
+                }
+                // Nothing that made way is left in either case.
+                let asides = storage.inventory();
+                assert!(!asides.iter().any(|l| l.starts_with("aside")), "{what}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_makes_way_in_two_migrations_or_two_places_is_kept_apart() {
+    let options = MoveOptions {
+        include_bind: vec!["/a".into(), "/b".into()],
+        ..options(ModeRequest::Cold)
+    };
+    let world = world(&options, |s| {
+        for path in ["/a", "/b"] {
+            s.mounts.push(MountSpec {
+                source: format!("/srv{path}"),
+                ..mount(MountKind::Bind, "", path)
+            });
+        }
+    });
+    let storage = world.destination.storage();
+    let paths: Vec<_> = ["/srv/a", "/srv/b"]
+        .map(|p| World::path_of(&world.destination, &ElementAt::Bind { path: p.into() }))
+        .to_vec();
+    for path in &paths {
+        storage.put(path, "theirs", path.display().to_string());
+    }
+    prepared(&world).await;
+    let asides = storage.inventory();
+    let asides = asides
+        .iter()
+        .filter(|l| l.starts_with("aside replaced-m1-"))
+        .count();
+    assert_eq!(asides, 2);
+    world.arrival.discard().await.unwrap();
+    for path in &paths {
+        let held = storage.get(path).unwrap();
+        assert_eq!(held["theirs"], path.display().to_string().into_bytes());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_is_not_what_was_announced_is_refused() {
+    let world = world(&options(ModeRequest::Cold), |_| {});
+    let mut other = world.plan.transfer.image.clone();
+    other.layers.pop();
+    world.destination.add_image(&other);
+    world.arrival.open().await.unwrap();
+    assert_eq!(code(&world.arrival.image(0, None).await), "image.corrupt");
+    // One that went away after it was looked for.
+    let world = self::world(&options(ModeRequest::Cold), |_| {});
+    world.arrival.open().await.unwrap();
+    assert_eq!(code(&world.arrival.image(0, None).await), "image.missing");
+    // What is here already is said of each image.
+    for (held, layers, expected) in [
+        (true, 0, (true, 3)),
+        (false, 2, (false, 2)),
+        (false, 0, (false, 0)),
+    ] {
+        let world = self::world(&options(ModeRequest::Cold), |_| {});
+        if held {
+            world.destination.add_image(&world.plan.transfer.image);
+        }
+        if layers > 0 {
+            world.destination.add_image(&memory::image("old:1", layers));
+        }
+        let opened = world.arrival.open().await.unwrap();
+        assert_eq!(opened.len(), 1);
+        assert_eq!((opened[0].image_held, opened[0].layers_held), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_hides_its_files_gives_no_directory_and_keeps_no_helper() {
+    let world = with_mount(
+        &options(ModeRequest::Cold),
+        &mount(MountKind::Volume, "data", "/data"),
+    );
+    world.destination.add_volume("data");
+    let at = ElementAt::Volume { name: "data".into() };
+    let node = ports(&world.destination);
+    assert!(node.directory(&at).await.is_ok());
+    assert_eq!(count(&world.destination, "release"), 0);
+    world.destination.set_indirect(true);
+    assert_eq!(code(&node.directory(&at).await), "content.route");
+    assert!(world.destination.all().is_empty(), "the helper is gone");
+}
