@@ -115,3 +115,46 @@ pub use switched_on::{read_from, setting};
 pub(crate) async fn reach(_name: &str) -> Result<(), Fault> {
     Ok(())
 }
+
+#[cfg(all(test, feature = "fail-points"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_fails_waits_or_holds_as_its_line_says() {
+        let directory = std::env::temp_dir().join(format!("tranship-fail-points-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("points");
+        assert!(reach("source.check").await.is_ok(), "nothing is armed");
+        assert_eq!(setting("name"), None);
+        read_from(file.clone());
+        assert!(reach("source.check").await.is_ok(), "there is no file");
+
+        std::fs::write(
+            &file,
+            "source.image=fail\nsource.prepare=wait:700\nsource.create=hold\n",
+        )
+        .unwrap();
+        assert!(reach("source.check").await.is_ok());
+        let fault = reach("source.image").await.unwrap_err();
+        assert_eq!(fault.code, "test.fail-point");
+        assert!(fault.message.contains("source.image"));
+        let begun = tokio::time::Instant::now();
+        assert!(reach("source.prepare").await.is_ok());
+        assert_eq!(begun.elapsed().as_millis(), 700);
+        let held = tokio::spawn(reach("source.create"));
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        assert!(!held.is_finished());
+        std::fs::write(&file, "").unwrap();
+        assert!(held.await.unwrap().is_ok());
+
+        let reached = std::fs::read_to_string(directory.join("points.reached")).unwrap();
+        assert_eq!(
+            reached,
+            "source.check\nsource.check\nsource.image\nsource.prepare\nsource.create\n"
+        );
+        std::fs::write(directory.join("points.name"), " value\n").unwrap();
+        assert_eq!(setting("name").as_deref(), Some("value"));
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}
