@@ -15,7 +15,7 @@ use harness::link::{Disk, World, group, options, world};
 use harness::ports;
 use tranship_core::container::{ContainerState, Health, MountKind, MountSpec, RestartPolicy};
 use tranship_core::fault::FaultKind;
-use tranship_core::storage::ElementAt;
+use tranship_core::storage::{ElementAt, ElementRoute};
 use tranship_core::{ContainerId, ContainerSpec, Fault};
 use tranship_migrate::Arrival;
 use tranship_migrate::destination::{ArrivalState, UNKNOWN, link_lost, meaning};
@@ -823,13 +823,22 @@ async fn a_volume_that_somebody_made_since_is_neither_used_nor_removed() {
 
 #[tokio::test(start_paused = true)]
 async fn what_arrived_of_a_volume_is_kept_for_the_next_try() {
-    for (guid, kept) in [("guid-1", true), ("", false)] {
+    // Only a tree that is copied can make use of it.
+    for (guid, copied, route, kept) in [
+        ("guid-1", true, ElementRoute::Tree, true),
+        ("guid-1", true, ElementRoute::Archive, false),
+        ("guid-1", false, ElementRoute::Tree, false),
+        ("", true, ElementRoute::Tree, false),
+    ] {
         let world = with_mount(
             &options(ModeRequest::Cold),
             &mount(MountKind::Volume, "data", "/data"),
         );
         let mut plan: Plan = world.plan.clone();
         plan.elements[0].volume.as_mut().unwrap().guid = guid.into();
+        plan.elements[0].copied = copied;
+        plan.elements[0].route = route;
+        let plan_again = plan.clone();
         let world = World::of(world.source, world.destination, plan);
         prepared(&world).await;
         let at = ElementAt::Volume { name: "data".into() };
@@ -837,10 +846,10 @@ async fn what_arrived_of_a_volume_is_kept_for_the_next_try() {
         world.destination.storage().put(&path, "rows", "half of them");
         world.arrival.discard().await.unwrap();
         assert_eq!(world.destination.storage().get(&path), None);
-        let again = World::of(world.source, world.destination, world.plan);
+        let again = World::of(world.source, world.destination, plan_again);
         prepared(&again).await;
         let held = again.destination.storage().get(&path).unwrap();
-        assert_eq!(held.contains_key("rows"), kept, "{guid:?}");
+        assert_eq!(held.contains_key("rows"), kept, "{guid:?} {copied} {route:?}");
         // Another volume does not get it.
         again.arrival.discard().await.unwrap();
         let mut plan = again.plan.clone();

@@ -557,6 +557,26 @@ fn what_makes_a_container_stateful_is_what_would_come_along() {
 }
 
 #[test]
+fn a_group_stops_as_a_whole_where_one_of_it_keeps_state() {
+    let mut sides = sides(vec![volume("data", "/data")]);
+    sides.reports.push(report("worker", "02", Vec::new()));
+    let plan = sides.plan();
+    fine(&plan);
+    assert_eq!((plan.mode, plan.options.mode), (Mode::Cold, ModeRequest::Auto));
+    // What the other one writes until the freeze comes along as well.
+    let layers: Vec<&Target> = plan
+        .elements
+        .iter()
+        .map(|e| &e.target)
+        .filter(|t| matches!(t, Target::Layer { .. }))
+        .collect();
+    assert_eq!(
+        layers,
+        [&Target::Layer { member: 0 }, &Target::Layer { member: 1 }]
+    );
+}
+
+#[test]
 fn a_layer_that_stays_behind_is_said_when_it_holds_something() {
     for (files, said) in [(0, false), (1, true), (2, true)] {
         for stateless in [true, false] {
