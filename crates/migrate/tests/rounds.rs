@@ -14,7 +14,7 @@ use tranship_core::container::{ContainerState, MountKind, MountSpec, RestartPoli
 use tranship_core::engine::ExecOutcome;
 use tranship_core::event::{Event, Phase};
 use tranship_core::fault::FaultKind;
-use tranship_core::storage::ElementAt;
+use tranship_core::storage::{Compression, ElementAt, ElementRoute, SyncOptions};
 use tranship_core::{ContainerId, ContainerSpec};
 use tranship_migrate::departure::resume;
 use tranship_migrate::options::{Hook, HookPlace, HookTime, ModeRequest, MoveOptions, OnSource};
@@ -817,4 +817,63 @@ async fn the_others_come_back_whatever_becomes_of_one() {
     assert_eq!(fault.container, Some(first.name));
     let states: Vec<_> = world.source.all().into_iter().map(|c| c.state).collect();
     assert_eq!(states, [ContainerState::Running]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn elements_are_read_as_the_user_and_the_plan_say() {
+    let options = MoveOptions {
+        include_tmpfs: vec!["/scratch".into()],
+        exclude: vec!["/cache".into()],
+        compression: Compression::Zstd(5),
+        limit_rate: Some(1 << 20),
+        ..options(ModeRequest::Warm)
+    };
+    for route in [ElementRoute::Tree, ElementRoute::Archive] {
+        let mut world = world(&options, |s| {
+            with_volume(s);
+            s.mounts.push(mount(MountKind::Tmpfs, "", "/scratch"));
+        });
+        let volume = world.plan.elements.iter_mut().find(|e| e.at == at_volume());
+        volume.unwrap().route = route;
+        let world = World::of(world.source, world.destination, world.plan);
+        let storage = world.source.storage();
+        let path = |at| World::path_of(&world.source, &at);
+        let container = world.plan.spec().id.clone();
+        let (data, layer, scratch) = (
+            path(at_volume()),
+            path(ElementAt::Layer {
+                container: container.clone(),
+            }),
+            path(ElementAt::Tmpfs {
+                container,
+                path: "/scratch".into(),
+            }),
+        );
+        storage.put(&scratch, "lock", "mine");
+        let record = world.run().await;
+        assert_eq!(record.state, DepartureState::Complete, "{:?}", record.fault);
+        let read = |route, mounts_stay| SyncOptions {
+            exclude: vec!["/cache".into()],
+            compression: Compression::Zstd(5),
+            limit_rate: Some(1 << 20),
+            mounts_stay,
+            route,
+        };
+        // In a container other things are mounted, by its own doing.
+        let mut expected = vec![
+            (data.clone(), read(route, false)),
+            (layer, read(ElementRoute::Tree, false)),
+            (scratch, read(ElementRoute::Tree, true)),
+        ];
+        if route == ElementRoute::Archive {
+            // It is read once, while nothing changes.
+            expected.swap(0, 1);
+        }
+        assert_eq!(storage.sources(), expected, "{route:?}");
+        let live = storage
+            .rounds()
+            .iter()
+            .any(|(path, options)| *path == data && !options.frozen);
+        assert_eq!(live, route == ElementRoute::Tree);
+    }
 }

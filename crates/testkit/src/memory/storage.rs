@@ -38,6 +38,7 @@ struct State {
     names: Vec<&'static str>,
     fail: Vec<(usize, Failure)>,
     rounds: Vec<(PathBuf, RoundOptions)>,
+    sources: Vec<(PathBuf, SyncOptions)>,
 }
 
 /// Reads and writes storage elements that are in memory only. Clones share what they hold.
@@ -145,6 +146,12 @@ impl MemoryStorage {
     #[must_use]
     pub fn rounds(&self) -> Vec<(PathBuf, RoundOptions)> {
         self.with(|s| s.rounds.clone())
+    }
+
+    /// The sources that were opened, in order: of which element, and how.
+    #[must_use]
+    pub fn sources(&self) -> Vec<(PathBuf, SyncOptions)> {
+        self.with(|s| s.sources.clone())
     }
 
     /// Everything that is there, as sorted lines, for comparing before with after.
@@ -263,6 +270,7 @@ impl Storage for MemoryStorage {
                 &format!("nothing at {}", path.display()),
             ));
         }
+        self.with(|s| s.sources.push((path.clone(), options.clone())));
         let source = MemorySource {
             storage: self.clone(),
             path,
