@@ -996,3 +996,43 @@ async fn an_engine_that_hides_its_files_gives_no_directory_and_keeps_no_helper()
     assert_eq!(code(&node.directory(&at).await), "content.route");
     assert!(world.destination.all().is_empty(), "the helper is gone");
 }
+
+#[tokio::test(start_paused = true)]
+async fn only_what_an_image_changes_is_noted_and_only_once() {
+    let image = memory::image("app:1", 3);
+    let old = memory::image("old:1", 1);
+    let brought = Undo::Image {
+        id: image.id.to_string(),
+    };
+    let tag = |previous: Option<&tranship_core::ImageSpec>| Undo::Tag {
+        tag: "app:1".into(),
+        previous: previous.map(|i| i.id.to_string()),
+    };
+    // Whether the image is here, and what its tag means here.
+    for (held, means, notes) in [
+        (false, None, vec![brought.clone(), tag(None)]),
+        (false, Some(&old), vec![brought, tag(Some(&old))]),
+        (true, None, vec![tag(None)]),
+        (true, Some(&old), vec![tag(Some(&old))]),
+        (true, Some(&image), Vec::new()),
+    ] {
+        let world = world(&options(ModeRequest::Cold), |_| {});
+        if held {
+            world.destination.add_image(&image);
+            world.destination.forget_tag("app:1");
+        }
+        if let Some(other) = means {
+            let mut other = other.clone();
+            other.tags = vec!["app:1".into()];
+            world.destination.add_image(&other);
+        }
+        world.arrival.open().await.unwrap();
+        for _ in 0..2 {
+            // An image that is not here cannot come out of nothing, and that it was to come is noted before.
+            let done = world.arrival.image(0, None).await;
+            assert_eq!(code(&done), if held { "" } else { "image.missing" });
+            let means = means.map(|i| &i.id);
+            assert_eq!(world.arrival.record().undo, notes, "{held} {means:?}");
+        }
+    }
+}
