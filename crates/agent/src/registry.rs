@@ -427,16 +427,24 @@ impl Registry {
     }
 
     /// The arrival of this plan's migration, begun now if it is new.
-    #[must_use]
-    pub fn open_arrival(self: &Arc<Self>, plan: Plan) -> Arc<Arrival> {
-        let records: Arc<dyn Records> = Arc::new(Published(Arc::clone(self)));
+    ///
+    /// # Errors
+    /// `container.copying` if it is new and something is being written to what it would fill.
+    pub fn open_arrival(self: &Arc<Self>, plan: Plan) -> Result<Arc<Arrival>, Fault> {
+        // Held so that no write begins between the look and the entry.
+        let _writes = locked(&self.departures);
         let mut arrivals = locked(&self.arrivals);
-        let ports = self.ports.clone();
-        Arc::clone(
-            arrivals
-                .entry(plan.id.clone())
-                .or_insert_with(|| Arc::new(Arrival::new(ports, records, plan, now_ms()))),
-        )
+        if let Some(known) = arrivals.get(&plan.id) {
+            return Ok(Arc::clone(known));
+        }
+        if self.writes.touch(&writes::targets(&plan)) {
+            return Err(writes::being_written(&plan));
+        }
+        let records: Arc<dyn Records> = Arc::new(Published(Arc::clone(self)));
+        let id = plan.id.clone();
+        let arrival = Arc::new(Arrival::new(self.ports.clone(), records, plan, now_ms()));
+        arrivals.insert(id, Arc::clone(&arrival));
+        Ok(arrival)
     }
 
     /// Number of migrations that are not over.

@@ -345,7 +345,7 @@ impl OwnerHandler {
         let agent = Arc::clone(&self.agent);
         match what {
             "receive" => answer(match body::<ReceiveCopy>(request).await {
-                Ok(asked) => regardless(async move { agent.copies.receive(&id, asked).await }).await,
+                Ok(asked) => regardless(async move { agent.receive_copy(&id, asked).await }).await,
                 Err(fault) => Err(fault),
             }),
             "complete" => answer(regardless(async move { agent.end_copy(&id, true).await }).await),
@@ -499,7 +499,7 @@ impl PeerHandler {
                 format!("this way in is for migration {}, not {}", self.id, plan.id),
             ));
         }
-        let arrival = self.agent.registry.open_arrival(plan);
+        let arrival = self.agent.registry.open_arrival(plan)?;
         regardless(async move { arrival.open().await }).await
     }
 }

@@ -11,7 +11,7 @@ use tranship_migrate::elements::Target;
 use tranship_migrate::record::ArrivalRecord;
 use tranship_wire::tls::PeerKey;
 
-use crate::api::{Depart, Hello, PROTOCOL_MAX, PROTOCOL_MIN, Route};
+use crate::api::{Depart, Hello, PROTOCOL_MAX, PROTOCOL_MIN, ReceiveCopy, Route};
 use crate::copies::Copies;
 use crate::guids::Guids;
 use crate::incoming::Incoming;
@@ -114,6 +114,17 @@ impl Agent {
                 agent.incoming.reopen(&agent, id).await;
             }
         }
+    }
+
+    /// Makes ready to take in a copy of a volume.
+    ///
+    /// # Errors
+    /// As [`Copies::receive`]; `container.moving`.
+    pub(crate) async fn receive_copy(&self, id: &MigrationId, asked: ReceiveCopy) -> Result<(), Fault> {
+        // Each round looks again; what stands in the way now is told to whoever asks for the copy.
+        let name = asked.volume.name.clone();
+        drop(self.registry.begin_write(vec![ElementAt::Volume { name }])?);
+        self.copies.receive(id, asked).await
     }
 
     /// Takes in one round of a copy of a volume.

@@ -60,33 +60,57 @@ impl Writes {
     }
 }
 
-/// Everything that is reached through the files of a container.
+/// A path of the host, with links followed where it is there.
+pub(crate) fn bind(path: &str) -> ElementAt {
+    let real = std::fs::canonicalize(path).ok();
+    let real = real.and_then(|real| real.into_os_string().into_string().ok());
+    ElementAt::Bind {
+        path: real.unwrap_or_else(|| path.to_owned()),
+    }
+}
+
+/// A volume, by its name and by its directory, which other containers may reach through a bind mount.
+fn volume(name: &str, directory: &str) -> Vec<ElementAt> {
+    let mut elements = vec![ElementAt::Volume {
+        name: name.to_owned(),
+    }];
+    if directory.starts_with('/') {
+        elements.push(bind(directory));
+    }
+    elements
+}
+
+/// Everything that can be written to through the files of a container.
 pub(crate) fn of_container(spec: &ContainerSpec) -> Vec<ElementAt> {
     let mut elements = vec![ElementAt::Layer {
         container: spec.id.clone(),
     }];
-    elements.extend(spec.mounts.iter().filter_map(|mount| match mount.kind {
-        MountKind::Volume => Some(ElementAt::Volume {
-            name: mount.name.clone(),
-        }),
-        MountKind::Bind => Some(ElementAt::Bind {
-            path: mount.source.clone(),
-        }),
-        MountKind::Tmpfs | MountKind::Other => None,
-    }));
+    for mount in spec.mounts.iter().filter(|mount| mount.writable) {
+        match mount.kind {
+            MountKind::Volume => elements.extend(volume(&mount.name, &mount.source)),
+            MountKind::Bind => elements.push(bind(&mount.source)),
+            MountKind::Tmpfs | MountKind::Other => {}
+        }
+    }
     elements
 }
 
 /// What a migration takes from its source.
 pub(crate) fn of_departure(plan: &Plan) -> Vec<ElementAt> {
-    let members = plan.members();
-    let mut elements: Vec<ElementAt> = members
-        .iter()
-        .flat_map(|member| of_container(&member.create.spec))
-        // Of the host's paths only those that travel.
-        .filter(|element| !matches!(element, ElementAt::Bind { .. }))
-        .collect();
-    elements.extend(plan.elements.iter().map(|element| element.at.clone()));
+    let mut elements = Vec::new();
+    for member in plan.members() {
+        let spec = &member.create.spec;
+        elements.push(ElementAt::Layer {
+            container: spec.id.clone(),
+        });
+        // Of the host's paths only those that travel, which are among the plan's elements.
+        let volumes = spec.mounts.iter().filter(|mount| mount.kind == MountKind::Volume);
+        elements.extend(volumes.flat_map(|mount| volume(&mount.name, &mount.source)));
+    }
+    elements.extend(plan.elements.iter().map(|element| match &element.at {
+        ElementAt::Bind { path } => bind(path),
+        other => other.clone(),
+    }));
     elements
 }
 
@@ -96,16 +120,17 @@ pub(crate) fn of_arrival(record: &ArrivalRecord) -> Vec<ElementAt> {
     let layers = containers.map(|container| ElementAt::Layer {
         container: container.clone(),
     });
-    let targets = record
-        .plan
-        .elements
-        .iter()
-        .filter_map(|element| match &element.target {
-            Target::Volume { name, .. } => Some(ElementAt::Volume { name: name.clone() }),
-            Target::Bind { path, .. } => Some(ElementAt::Bind { path: path.clone() }),
-            _ => None,
-        });
-    layers.chain(targets).collect()
+    layers.chain(targets(&record.plan)).collect()
+}
+
+/// The same of one that has made no containers yet.
+pub(crate) fn targets(plan: &Plan) -> Vec<ElementAt> {
+    let targets = plan.elements.iter().filter_map(|element| match &element.target {
+        Target::Volume { name, .. } => Some(ElementAt::Volume { name: name.clone() }),
+        Target::Bind { path, .. } => Some(bind(path)),
+        _ => None,
+    });
+    targets.collect()
 }
 
 /// Whether something of the one is, or is in, something of the other.
@@ -135,13 +160,20 @@ fn container(element: &ElementAt) -> Option<&ContainerId> {
 
 /// Why a migration does not begin.
 pub(crate) fn being_written(plan: &Plan) -> Fault {
-    let name = &plan.spec().name;
+    let names: Vec<String> = plan
+        .members()
+        .iter()
+        .map(|m| m.create.spec.name.clone())
+        .collect();
     Fault::new(
         "container.copying",
         FaultKind::Environment,
-        format!("files are being copied into {name} or a volume of it"),
+        format!(
+            "files are being copied into what belongs to this move of {}",
+            names.join(", ")
+        ),
     )
-    .on_container(name.clone())
+    .on_container(plan.spec().name.clone())
     .with_hint("wait until that copy has ended, or end it, and move the container then")
 }
 

@@ -293,7 +293,7 @@ impl Agent {
         let opened = self.open_element(element).await?;
         let elements = match (&opened.spec, element) {
             (Some(spec), _) => writes::of_container(spec),
-            (None, Element::Bind(path)) => vec![ElementAt::Bind { path: path.clone() }],
+            (None, Element::Bind(path)) => vec![writes::bind(path)],
             (None, Element::Volume(name)) => vec![ElementAt::Volume { name: name.clone() }],
             (None, Element::Layer(_) | Element::Tmpfs(..)) => Vec::new(),
         };

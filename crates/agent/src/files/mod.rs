@@ -272,7 +272,12 @@ impl Agent {
         let pieces = match &opened.way {
             Way::Live(root) => live_way::pack(Arc::clone(root), asked.clone(), &opened.holder).await?,
             Way::Engine(container, prefix) => {
-                engine_way::pack(self.engine(), container, prefix, asked, &stat, &opened.holder).await?
+                let pieces =
+                    engine_way::pack(self.engine(), container, prefix, asked, &stat, &opened.holder).await?;
+                match asked.headers_only {
+                    true => rewrite::headers_only(pieces).await?,
+                    false => pieces,
+                }
             }
         };
         Ok((stat, pieces))

@@ -10,7 +10,28 @@ use tranship_archive::writer::Writer;
 use tranship_core::Fault;
 use tranship_core::fault::FaultKind;
 
+use super::bridge::{self, Pieces};
 use super::{Owner, Unpacked};
+
+/// The archive with all files empty: the engine gives whole ones only, and their content is not to travel.
+///
+/// # Errors
+/// What is wrong with the archive.
+pub(super) async fn headers_only(pieces: Pieces) -> Result<Pieces, Fault> {
+    let from = bridge::reader(pieces);
+    bridge::writer(move |out| {
+        let mut reader = open(from)?;
+        let mut writer = Writer::new(out);
+        while let Some(mut entry) = reader.next_entry()? {
+            entry.size = 0;
+            entry.sparse = None;
+            writer.start(&entry)?;
+        }
+        writer.finish()?;
+        Ok(())
+    })
+    .await
+}
 
 /// A reader of an archive as users send it: of any format that is known.
 ///

@@ -73,7 +73,41 @@ async fn bring(
     from: &NodeAddress,
     to: &NodeAddress,
 ) -> Result<(), Fault> {
+    // An interrupt drops the streams, and the engine there gives up what it had of an image.
+    tokio::select! {
+        done = bring_all(context, images, from, to) => done,
+        _ = tokio::signal::ctrl_c() => {
+            let text = "bringing images over was aborted on request; those that were told of are there";
+            Err(Fault::new("image.aborted", FaultKind::RolledBack, text))
+        }
+    }
+}
+
+/// The id of an image depends on how the engine keeps it.
+async fn same_store(from: &Connection, to: &Connection) -> Result<(), Fault> {
+    let facts = from
+        .client
+        .node()
+        .await
+        .map_err(|f| f.on_node(from.label.clone()))?;
+    let there = to.client.node().await.map_err(|f| f.on_node(to.label.clone()))?;
+    if facts.engine.image_store == there.engine.image_store {
+        return Ok(());
+    }
+    let text = "the engines keep their images in stores of different kinds, in which the same image has different ids";
+    Err(Fault::new("image.store", FaultKind::Environment, text)
+        .with_hint("`docker info` shows the storage driver: set `containerd-snapshotter` alike at both")
+        .on_node(to.label.clone()))
+}
+
+async fn bring_all(
+    context: &Context,
+    images: &[String],
+    from: &NodeAddress,
+    to: &NodeAddress,
+) -> Result<(), Fault> {
     let (from, to) = (node(context, from).await?, node(context, to).await?);
+    same_store(&from, &to).await?;
     // All of them are looked for before the first one travels.
     let mut found = Vec::new();
     for reference in images {
@@ -176,13 +210,7 @@ async fn send(
         meter.at(now);
         Ok::<_, Fault>(part)
     });
-    let taken_in = tokio::select! {
-        done = to.client.import_image(archive) => done,
-        _ = tokio::signal::ctrl_c() => {
-            let text = "bringing the image over was aborted on request";
-            return Err(Fault::new("image.aborted", FaultKind::RolledBack, text));
-        }
-    };
+    let taken_in = to.client.import_image(archive).await;
     taken_in.map_err(|fault| {
         if fault.node.is_some() {
             fault
@@ -205,7 +233,16 @@ async fn layers(context: &Context, args: &ImageLayersArgs) -> Result<(), Fault> 
     let (from, on) = (node(context, &args.from).await?, node(context, &args.on).await?);
     let found = find(&from, &args.image).await?;
     let there = |fault: Fault| fault.on_node(on.label.clone());
-    let held = on.client.layers_held(&found.image.layers).await.map_err(there)?;
+    let whole = on
+        .client
+        .find_image(found.image.id.as_str())
+        .await
+        .map_err(there)?
+        .is_some();
+    let held = match whole {
+        true => found.image.layers.len(),
+        false => on.client.layers_held(&found.image.layers).await.map_err(there)?,
+    };
     let size = |at: usize| Some(found.sizes.get(at)?.saturating_sub(*found.sizes.get(at + 1)?));
     let layers: Vec<Layer<'_>> = found
         .image

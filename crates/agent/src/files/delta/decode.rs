@@ -110,6 +110,11 @@ impl<R: Read> Decoder<R> {
     }
 
     fn take(&mut self, offset: u64, length: usize, hash: &[u8; 32]) -> io::Result<()> {
+        if self.place.is_none() {
+            let text = "the container was stopped while it was compared";
+            let fault = Fault::new("container.changed", FaultKind::Environment, text);
+            return Err(self.fault.with(fault.with_hint("run the copy again")));
+        }
         if self.file.is_none() {
             let path = TreePath::of_entry(&self.path).ok();
             self.file = match (&self.place, path) {

@@ -138,6 +138,9 @@ pub fn write_index<W: Write>(
             .ok()
             .and_then(|path| root.file(&path.under(base)));
         let Some(file) = file else { continue };
+        if left < RECORD {
+            break;
+        }
         let Ok(record) = record_of(name, &file, left) else {
             continue;
         };
@@ -184,6 +187,9 @@ fn record_of(name: &[u8], file: &File, most: usize) -> io::Result<Vec<u8>> {
             offset += length as u64;
         }
         at = end;
+    }
+    if count == 0 || record.len() > most {
+        return Ok(Vec::new());
     }
     if let Some(place) = record.get_mut(count_at..count_at + 4) {
         place.copy_from_slice(&count.to_le_bytes());
