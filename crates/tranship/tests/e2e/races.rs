@@ -220,3 +220,47 @@ fn nothing_is_copied_into_what_moves_and_nothing_moves_under_a_copy() {
         .unwrap();
     assert_eq!(there, "latelater");
 }
+
+#[test]
+fn nothing_arrives_in_a_volume_that_is_being_copied_into() {
+    let world = world!();
+    world.serve(&["-v", "data:/data"]);
+    world.b.sh("docker volume create data").unwrap();
+    let before = world.inventories();
+    for name in ["late", "later"] {
+        std::fs::write(world.state.path().join(name), name).unwrap();
+    }
+    let archive = std::process::Command::new("tar")
+        .args([
+            "-cf",
+            "-",
+            "-C",
+            world.state.path().to_str().unwrap(),
+            "late",
+            "late",
+        ])
+        .output()
+        .unwrap();
+    let mut copying = world
+        .command(&["cp", "-", "ssh://root@b//volume:data:/"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = copying.stdin.take().unwrap();
+    input.write_all(&archive.stdout[..1536]).unwrap();
+    wait_until(|| {
+        let there = world.b.sh("ls /var/lib/docker/volumes/data/_data").unwrap();
+        there.contains("late")
+    });
+    // What is replaced makes way: the copy would go on in it, and be thrown away with it.
+    let replace = ["--mode", "cold", "--volume-conflict", "replace"];
+    let outcome = world.run(&migrate_args("web", "a", "b", &replace));
+    assert_ne!(outcome.code, 0);
+    outcome.saying(&["container.copying", "hint:"]);
+    assert!(get(world.a.address(), 8080));
+    input.write_all(&archive.stdout[1536..]).unwrap();
+    drop(input);
+    finish(copying).expect(0);
+    assert_eq!(world.inventories(), before);
+    world.run(&migrate_args("web", "a", "b", &replace)).expect(0);
+}
