@@ -82,6 +82,7 @@ impl DepartureRecord {
             rounds: Vec::new(),
             predicted_downtime_ms: None,
             hooked: false,
+            memory_sent: false,
             downtime_ms: None,
             total_ms: 0,
             destination_container: None,
@@ -135,6 +136,9 @@ pub struct DepartureRecord {
     /// A pre-freeze hook was run, so that going back has to run the thaw hooks.
     #[serde(default)]
     pub hooked: bool,
+    /// What the containers hold in a tmpfs is at the destination: it is not sent again, and may be gone here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub memory_sent: bool,
     /// Milliseconds during which nobody served, if the source was stopped.
     pub downtime_ms: Option<u64>,
     /// Milliseconds from beginning to end.
@@ -225,6 +229,9 @@ pub struct ArrivalRecord {
     /// The containers that are made, by their place in the plan.
     #[serde(default)]
     pub containers: BTreeMap<usize, ContainerId>,
+    /// Those that waited for a tmpfs were told to go on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub went_on: bool,
     /// What could not be undone.
     pub left_behind: Vec<String>,
 }

@@ -455,6 +455,22 @@ async fn a_container_that_waits_for_its_memory_is_not_started_by_a_restart() {
     arrival.go_on().await.unwrap();
     assert_eq!((of("web"), of("worker")), ("running".into(), "running".into()));
     assert_eq!(count(&world.destination, "unpause"), 1);
+    // What went on is not held up by a source that did not hear so, nor by one of its agent's ends.
+    for arrival in [
+        &arrival,
+        &Arrival::from_record(ports(&world.destination), world.disk.clone(), arrival.record()),
+    ] {
+        arrival.start().await.unwrap();
+        assert_eq!(of("web"), "running");
+        arrival.go_on().await.unwrap();
+        assert_eq!(
+            (
+                count(&world.destination, "pause"),
+                count(&world.destination, "unpause")
+            ),
+            (1, 1)
+        );
+    }
 }
 
 fn with_record(world: &World, undo: Vec<Undo>) -> Arrival {
@@ -464,6 +480,7 @@ fn with_record(world: &World, undo: Vec<Undo>) -> Arrival {
         begun_at_ms: 0,
         undo,
         containers: BTreeMap::new(),
+        went_on: false,
         left_behind: Vec::new(),
     };
     Arrival::from_record(ports(&world.destination), Arc::new(Disk::default()), record)

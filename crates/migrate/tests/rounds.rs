@@ -355,7 +355,8 @@ async fn a_tmpfs_is_filled_while_the_container_waits_for_it() {
         let path = World::path_of(&world.source, &at);
         world.source.storage().put(path, "lock", "mine");
     };
-    for deaf in [None, Some("start")] {
+    // A container that went on is neither filled nor paused again because its answer was lost.
+    for deaf in [None, Some("start"), Some("go on")] {
         let world = world(&options, scratch);
         filled(&world);
         if let Some(call) = deaf {
@@ -380,6 +381,8 @@ async fn a_tmpfs_is_filled_while_the_container_waits_for_it() {
             first("unpause") < first("exec"),
             "nothing looks before it goes on"
         );
+        assert_eq!(calls.iter().filter(|c| **c == "pause").count(), 1, "{what}");
+        assert_eq!(calls.iter().filter(|c| **c == "unpause").count(), 1, "{what}");
         if deaf.is_none() {
             assert_eq!(world.destination.execs().len(), 1);
             // It holds what travels until it has.

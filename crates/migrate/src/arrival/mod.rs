@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
+use tranship_core::container::ContainerState;
 use tranship_core::engine::ByteStream;
 use tranship_core::fault::FaultKind;
 use tranship_core::{ContainerId, EngineError, Fault};
@@ -60,6 +61,7 @@ impl Arrival {
             begun_at_ms,
             undo: Vec::new(),
             containers: BTreeMap::new(),
+            went_on: false,
             left_behind: Vec::new(),
         };
         Self::from_record(ports, records, record)
@@ -240,11 +242,22 @@ impl Arrival {
     /// # Errors
     /// What the engine says; `hook.failed`.
     pub async fn go_on(&self) -> Result<(), Fault> {
-        let record = self.record.lock().await;
+        let mut record = self.record.lock().await;
         Self::refuse_if_over(&record)?;
-        for index in record.plan.start_order() {
-            if waits_for_memory(&record, index) {
-                self.ports.engine.unpause(&container_of(&record, index)?).await?;
+        if !record.went_on {
+            // Noted first: one that runs must not be paused again because nobody heard that it does.
+            record.went_on = true;
+            self.save(&record).await?;
+        }
+        for index in record
+            .plan
+            .start_order()
+            .into_iter()
+            .filter(|i| has_memory(&record, *i))
+        {
+            let id = container_of(&record, index)?;
+            if self.ports.engine.status(&id).await?.state == ContainerState::Paused {
+                self.ports.engine.unpause(&id).await?;
             }
         }
         self.post_start(&record).await
@@ -265,6 +278,11 @@ impl Arrival {
 
 /// Whether the container waits after its start for a tmpfs to be filled.
 fn waits_for_memory(record: &ArrivalRecord, index: usize) -> bool {
+    !record.went_on && has_memory(record, index)
+}
+
+/// Whether the container has a tmpfs that comes along.
+fn has_memory(record: &ArrivalRecord, index: usize) -> bool {
     record
         .plan
         .elements

@@ -335,19 +335,17 @@ impl Departure {
         Ok(())
     }
 
-    /// Sends what tmpfs hold to containers that run there already and wait for it; says whether there was any.
-    pub(super) async fn fill_memory(&mut self) -> Result<bool, Fault> {
+    /// Sends what tmpfs hold to containers that run there already and wait for it.
+    pub(super) async fn fill_memory(&mut self) -> Result<(), Fault> {
         let options = SyncOptions {
             // In a container other things are mounted in it, by the container's own doing.
             mounts_stay: true,
             ..self.sync_options()
         };
-        let mut some = false;
         for (index, element) in self.record.plan.elements.clone().into_iter().enumerate() {
             if !element.copied || !matches!(element.target, Target::Tmpfs { .. }) {
                 continue;
             }
-            some = true;
             let place = self.ports.engine.locate(&element.at).await?;
             let source = self.ports.storage.source(&place, &options).await?;
             let mut open = OpenElement {
@@ -365,7 +363,7 @@ impl Departure {
             self.elements.push(open);
             self.record.bytes_sent += report?.wire_bytes;
         }
-        Ok(some)
+        Ok(())
     }
 }
 

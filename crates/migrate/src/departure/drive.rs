@@ -396,7 +396,13 @@ impl Departure {
             Message::Start => {
                 failpoint::reach("source.start").await?;
                 self.destination.start().await?;
-                if self.fill_memory().await? {
+                if self.carries_memory() {
+                    if !self.record.memory_sent {
+                        self.fill_memory().await?;
+                        self.record.memory_sent = true;
+                        // Before it is gone here: whoever asks again after a restart must not look for it.
+                        self.save().await?;
+                    }
                     if self.plan().mode == Mode::Warm {
                         self.end_paused().await?;
                     }
