@@ -17,14 +17,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use harness::{Direct, node, ports};
+use harness::{Direct, node, ports, survey};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tranship_core::container::{ContainerState, LayerChanges};
 use tranship_core::engine::ByteStream;
 use tranship_core::event::Silent;
 use tranship_core::fault::FaultKind;
-use tranship_core::node::{ArrivalFacts, ContainerReport, Survey};
+use tranship_core::node::{ArrivalFacts, ContainerReport};
 use tranship_core::storage::Pipe;
 use tranship_core::{Fault, MigrationId};
 use tranship_migrate::destination::{Adopted, ArrivalState, Discarded, Opened};
@@ -239,15 +239,7 @@ fn world(seed: u64, mode: ModeRequest) -> Arc<World> {
         mounted_below: Default::default(),
         notes: Default::default(),
     };
-    let survey = Survey {
-        node: node("b"),
-        containers: Vec::new(),
-        networks: Vec::new(),
-        volumes: Vec::new(),
-        volume_specs: Vec::new(),
-        ports: Vec::new(),
-        arrivals: vec![ArrivalFacts::default()],
-    };
+    let survey = survey(vec![ArrivalFacts::default()]);
     let options = MoveOptions {
         mode,
         ..MoveOptions::default()

@@ -10,12 +10,12 @@ mod harness;
 
 use std::sync::{Arc, Mutex};
 
-use harness::{network, node};
+use harness::{network, node, survey};
 use tokio::sync::watch;
 use tranship_core::container::{ContainerState, Health, LayerChanges, MountKind, MountSpec};
 use tranship_core::event::{Event, Reporter, Silent};
 use tranship_core::fault::FaultKind;
-use tranship_core::node::{ArrivalFacts, ContainerReport, Survey};
+use tranship_core::node::{ArrivalFacts, ContainerReport};
 use tranship_core::{ContainerSpec, MigrationId};
 use tranship_migrate::options::{ModeRequest, MoveOptions, OnSource};
 use tranship_migrate::plan::{Plan, PlanInput, plan};
@@ -49,18 +49,10 @@ fn scene(options: &MoveOptions, change: impl FnOnce(&mut ContainerSpec)) -> Scen
         mounted_below: Default::default(),
         notes: Default::default(),
     };
-    let survey = Survey {
-        node: node("b"),
-        containers: Vec::new(),
-        networks: Vec::new(),
-        volumes: Vec::new(),
-        volume_specs: Vec::new(),
-        ports: Vec::new(),
-        arrivals: vec![ArrivalFacts {
-            layers_held: 1,
-            ..ArrivalFacts::default()
-        }],
-    };
+    let survey = survey(vec![ArrivalFacts {
+        layers_held: 1,
+        ..ArrivalFacts::default()
+    }]);
     let containers = [(MigrationId::new("m1").unwrap(), vec![report])];
     let mut plans = plan(&PlanInput {
         source: "a",

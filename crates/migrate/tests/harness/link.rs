@@ -11,7 +11,7 @@ use tranship_core::container::LayerChanges;
 use tranship_core::engine::ByteStream;
 use tranship_core::event::{Event, Reporter};
 use tranship_core::fault::FaultKind;
-use tranship_core::node::{ArrivalFacts, ContainerReport, Survey};
+use tranship_core::node::{ArrivalFacts, ContainerReport};
 use tranship_core::storage::{ElementAt, Pipe};
 use tranship_core::{ContainerSpec, Engine, Fault, MigrationId};
 use tranship_migrate::departure::Order;
@@ -22,7 +22,7 @@ use tranship_migrate::record::{ArrivalRecord, DepartureRecord, DepartureState, R
 use tranship_migrate::{Arrival, Departure, Destination};
 use tranship_testkit::memory::{self, MemoryEngine, MemoryStorage};
 
-use super::{Direct, node, ports};
+use super::{Direct, node, ports, survey};
 
 /// How a call ends.
 #[derive(Debug, Clone, Copy)]
@@ -275,15 +275,7 @@ pub fn group(options: &MoveOptions, names: &[&str], change: impl Fn(&mut Contain
             notes: Default::default(),
         })
         .collect();
-    let survey = Survey {
-        node: node("b"),
-        containers: Vec::new(),
-        networks: Vec::new(),
-        volumes: Vec::new(),
-        volume_specs: Vec::new(),
-        ports: Vec::new(),
-        arrivals: vec![ArrivalFacts::default(); names.len()],
-    };
+    let survey = survey(vec![ArrivalFacts::default(); names.len()]);
     let plan = plan(&PlanInput {
         source: "a",
         destination: "b",

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
+use tranship_core::container::{MountKind, MountSpec};
 use tranship_core::engine::{ByteStream, ExecOutcome};
 use tranship_core::event::Reporter;
-use tranship_core::node::NodeFacts;
+use tranship_core::node::{ArrivalFacts, NodeFacts, Survey};
 use tranship_core::storage::Pipe;
 use tranship_core::{Fault, NetworkSpec};
 use tranship_migrate::destination::{Adopted, ArrivalState, Discarded, Opened};
@@ -159,5 +160,35 @@ pub fn node(host: &str) -> NodeFacts {
         direct_files: true,
         addresses: Vec::new(),
         limits: Vec::new(),
+    }
+}
+
+/// A mount that may be written to.
+pub fn mount(kind: MountKind, name: &str, path: &str) -> MountSpec {
+    MountSpec {
+        kind,
+        name: name.into(),
+        source: String::new(),
+        destination: path.into(),
+        driver: if kind == MountKind::Volume {
+            "local".into()
+        } else {
+            String::new()
+        },
+        writable: true,
+        anonymous: false,
+    }
+}
+
+/// A destination with nothing on it that would be in the way.
+pub fn survey(arrivals: Vec<ArrivalFacts>) -> Survey {
+    Survey {
+        node: node("b"),
+        containers: Vec::new(),
+        networks: Vec::new(),
+        volumes: Vec::new(),
+        volume_specs: Vec::new(),
+        ports: Vec::new(),
+        arrivals,
     }
 }

@@ -1,7 +1,9 @@
 //! What happens to a container while it is on its way, by somebody else's hand.
 
 use std::io::Write as _;
-use std::process::{Child, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use tranship_testkit::testbed::Node;
 
 use crate::world::{Outcome, World, finish, get, inspect, is_running, migrate_args, wait_until};
 
@@ -147,16 +149,52 @@ fn a_container_that_still_arrives_does_not_leave_again() {
     assert!(get(world.a.address(), 8080) && !is_running(&world.b, "web"));
 }
 
+/// A copy of two files into the volume `data`, the first of which is there.
+struct Upload {
+    copying: Child,
+    input: ChildStdin,
+    rest: Vec<u8>,
+}
+
+impl Upload {
+    fn begin(world: &World, node: &Node, target: &str) -> Self {
+        let directory = world.state.path();
+        for name in ["late", "later"] {
+            std::fs::write(directory.join(name), name).unwrap();
+        }
+        let mut tar = Command::new("tar");
+        let archive = tar
+            .arg("-C")
+            .arg(directory)
+            .args(["-cf", "-", "late", "later"])
+            .output();
+        let mut archive = archive.unwrap().stdout;
+        // The first entry and the header of the second, whose content comes when the test says so.
+        let rest = archive.split_off(1536);
+        let mut command = world.command(&["cp", "-", target]);
+        let mut copying = command.stdin(Stdio::piped()).spawn().unwrap();
+        let mut input = copying.stdin.take().unwrap();
+        input.write_all(&archive).unwrap();
+        wait_until(|| {
+            let there = node.sh("ls /var/lib/docker/volumes/data/_data").unwrap();
+            there.contains("late")
+        });
+        Self { copying, input, rest }
+    }
+
+    fn end(mut self) -> Outcome {
+        self.input.write_all(&self.rest).unwrap();
+        drop(self.input);
+        finish(self.copying)
+    }
+}
+
 #[test]
 fn nothing_is_copied_into_what_moves_and_nothing_moves_under_a_copy() {
     let world = world!();
-    let write = |name: &str| {
-        let path = world.state.path().join(name);
-        std::fs::write(&path, name).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
-    let late = write("late");
-    write("later");
+    let late = world.state.path().join("late");
+    std::fs::write(&late, "late").unwrap();
+    let late = late.to_str().unwrap();
     let clean = || {
         for node in [&world.a, &world.b] {
             node.sh("docker rm -fv web; docker volume rm -f data").unwrap();
@@ -167,7 +205,7 @@ fn nothing_is_copied_into_what_moves_and_nothing_moves_under_a_copy() {
         let child = hold(&world, "warm", place);
         // What were written after the last look at the source would be acknowledged, and lost.
         for inside in ["web:/data", "web:/", "volume:data:/"] {
-            let outcome = world.run(&["cp", &late, &format!("ssh://root@a//{inside}")]);
+            let outcome = world.run(&["cp", late, &format!("ssh://root@a//{inside}")]);
             assert_eq!(outcome.code, 1, "{place}, {inside}: {outcome:?}");
             outcome.saying(&["container.moving", "on its way to", "tranship status"]);
         }
@@ -175,42 +213,18 @@ fn nothing_is_copied_into_what_moves_and_nothing_moves_under_a_copy() {
             .run(&["cp", "ssh://root@a//web:/etc/hostname", "-"])
             .expect(0);
         let_go(&world, child).expect(0);
-        world.run(&["cp", &late, "ssh://root@b//web:/data"]).expect(0);
+        world.run(&["cp", late, "ssh://root@b//web:/data"]).expect(0);
         clean();
     }
 
     world.serve(&["-v", "data:/data"]);
-    let archive = std::process::Command::new("tar")
-        .args([
-            "-cf",
-            "-",
-            "-C",
-            world.state.path().to_str().unwrap(),
-            "late",
-            "later",
-        ])
-        .output()
-        .unwrap();
-    let mut copying = world
-        .command(&["cp", "-", "ssh://root@a//web:/data"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // The first entry and the header of the second, whose content comes when the test says so.
-    let mut input = copying.stdin.take().unwrap();
-    input.write_all(&archive.stdout[..1536]).unwrap();
-    wait_until(|| {
-        let there = world.a.sh("ls /var/lib/docker/volumes/data/_data").unwrap();
-        there.contains("late")
-    });
+    let upload = Upload::begin(&world, &world.a, "ssh://root@a//web:/data");
     world
         .run(&migrate_args("web", "a", "b", &["--mode", "cold"]))
         .expect(1)
         .saying(&["container.copying", "hint:"]);
     assert!(get(world.a.address(), 8080));
-    input.write_all(&archive.stdout[1536..]).unwrap();
-    drop(input);
-    finish(copying).expect(0);
+    upload.end().expect(0);
     world
         .run(&migrate_args("web", "a", "b", &["--mode", "cold"]))
         .expect(0);
@@ -227,40 +241,14 @@ fn nothing_arrives_in_a_volume_that_is_being_copied_into() {
     world.serve(&["-v", "data:/data"]);
     world.b.sh("docker volume create data").unwrap();
     let before = world.inventories();
-    for name in ["late", "later"] {
-        std::fs::write(world.state.path().join(name), name).unwrap();
-    }
-    let archive = std::process::Command::new("tar")
-        .args([
-            "-cf",
-            "-",
-            "-C",
-            world.state.path().to_str().unwrap(),
-            "late",
-            "late",
-        ])
-        .output()
-        .unwrap();
-    let mut copying = world
-        .command(&["cp", "-", "ssh://root@b//volume:data:/"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut input = copying.stdin.take().unwrap();
-    input.write_all(&archive.stdout[..1536]).unwrap();
-    wait_until(|| {
-        let there = world.b.sh("ls /var/lib/docker/volumes/data/_data").unwrap();
-        there.contains("late")
-    });
+    let upload = Upload::begin(&world, &world.b, "ssh://root@b//volume:data:/");
     // What is replaced makes way: the copy would go on in it, and be thrown away with it.
     let replace = ["--mode", "cold", "--volume-conflict", "replace"];
     let outcome = world.run(&migrate_args("web", "a", "b", &replace));
     assert_ne!(outcome.code, 0);
     outcome.saying(&["container.copying", "hint:"]);
     assert!(get(world.a.address(), 8080));
-    input.write_all(&archive.stdout[1536..]).unwrap();
-    drop(input);
-    finish(copying).expect(0);
+    upload.end().expect(0);
     assert_eq!(world.inventories(), before);
     world.run(&migrate_args("web", "a", "b", &replace)).expect(0);
 }

@@ -16,7 +16,7 @@ use tranship_wire::WireError;
 
 use super::between::Way;
 use super::remote::Remote;
-use super::transfer::{pack, send, unpack, watched};
+use super::transfer::{blocking, pack, send, unpack, watched};
 use crate::progress::Line;
 
 /// What an agent says that it can do.
@@ -39,14 +39,6 @@ fn able(end: &Remote) -> Result<(), Fault> {
         Fault::new("cp.delta", FaultKind::Environment, text)
             .with_hint("copy without --delta, or use the same version of tranship at both ends"),
     ))
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
-) -> Result<T, Fault> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|e| Err(Fault::new("cp.task", FaultKind::Bug, e.to_string())))
 }
 
 /// Copies from a container or volume, or from this machine if there is none.

@@ -225,9 +225,17 @@ pub async fn to_here(
     let stream = stream.map_err(|fault| from.explain(fault))?;
     let reader = bridge::reader(Box::pin(watched(stream, line)));
     let directory = directory.to_owned();
-    let done = tokio::task::spawn_blocking(move || unpack(reader, &directory, owner)).await;
-    done.unwrap_or_else(|e| Err(Fault::new("cp.task", FaultKind::Bug, e.to_string())))
-        .map_err(|fault| from.explain(fault))
+    let done = blocking(move || unpack(reader, &directory, owner)).await;
+    done.map_err(|fault| from.explain(fault))
+}
+
+/// Does what may block on a thread for that.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|e| Err(Fault::new("cp.task", FaultKind::Bug, e.to_string())))
 }
 
 pub(super) fn unpack(reader: impl Read, directory: &OsStr, owner: Option<Owner>) -> Result<Unpacked, Fault> {
