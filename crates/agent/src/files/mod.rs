@@ -286,8 +286,8 @@ impl Agent {
     /// Unpacks an archive, compressed or not, into a directory.
     ///
     /// # Errors
-    /// As [`Agent::path_stat`]; `container.moving`; `file.read-only`; what is wrong with the archive; `container.changed` if the container was stopped
-    /// or started meanwhile.
+    /// As [`Agent::path_stat`]; `container.moving`; `file.read-only`; what is wrong with the archive; `container.changed` if the
+    /// container was stopped or started meanwhile.
     pub async fn unpack<S, E>(
         self: &Arc<Self>,
         holder: &Holder,
