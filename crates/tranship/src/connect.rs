@@ -120,7 +120,7 @@ async fn over_ssh(context: &Context, address: &SshAddress, label: &str) -> Resul
             .extend(["-F".to_owned(), file.display().to_string()]);
     }
     transport.batch = context.global.batch || !context.ui.terminal;
-    let binary = context.environment.executable.clone();
+    let binary = context.environment.image.clone();
     let sha256 = hash_of(&binary).await?;
     let mut options = BootstrapOptions::new(
         env!("CARGO_PKG_VERSION"),

@@ -33,6 +33,9 @@ pub fn read() -> Result<Environment, Fault> {
             format!("cannot find this program's own file: {e}"),
         )
     })?;
+    // The kernel's own link leads to what runs, even after its name is gone.
+    let link = PathBuf::from("/proc/self/exe");
+    let image = if link.exists() { link } else { executable.clone() };
     let root = rustix::process::geteuid().is_root();
     let uid = rustix::process::geteuid().as_raw();
     let home = path("HOME");
@@ -59,6 +62,7 @@ pub fn read() -> Result<Environment, Fault> {
     let docker_config = path("DOCKER_CONFIG").or_else(|| home.as_ref().map(|h| h.join(".docker")));
     Ok(Environment {
         executable,
+        image,
         state_directory,
         runtime_directory,
         docker_config,

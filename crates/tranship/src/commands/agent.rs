@@ -129,7 +129,7 @@ async fn serve(context: &Context, args: &AgentArgs, place: &Place) -> Result<(),
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
         .map_err(|e| Fault::new("random.failed", FaultKind::Bug, e.to_string()))?;
     let identity = Identity {
-        build: hash_of(&context.environment.executable).await?,
+        build: hash_of(&context.environment.image).await?,
         instance: tranship_core::ids::hex(&random),
         key: tranship_agent::peer_key(&place.state)?,
     };
@@ -150,7 +150,7 @@ async fn serve(context: &Context, args: &AgentArgs, place: &Place) -> Result<(),
 /// `agent.busy`, `agent.start`.
 pub async fn reach(context: &Context, engine: Option<&Path>) -> Result<tokio::net::UnixStream, Fault> {
     let place = &Place::new(context, engine);
-    let own = hash_of(&context.environment.executable).await?;
+    let own = hash_of(&context.environment.image).await?;
     if let Some((client, hello)) = ask(&place.socket).await
         && hello.build != own
     {
@@ -211,7 +211,7 @@ async fn start(
         fault.with_hint("its log says more")
     };
     let log = open_log(&place.log).map_err(|e| fault(format!("the agent's log cannot be written: {e}")))?;
-    let mut command = std::process::Command::new(&context.environment.executable);
+    let mut command = std::process::Command::new(context.environment.to_run());
     command
         .args(["agent", "--serve", "-v"])
         .stdin(Stdio::null())

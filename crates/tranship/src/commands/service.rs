@@ -68,7 +68,7 @@ pub async fn install(context: &Context, engine: Option<&Path>) -> Result<(), Fau
     if context.environment.executable != Path::new(PROGRAM) {
         // A name of its own first: a program that runs cannot be written over.
         let new = PathBuf::from(format!("{PROGRAM}.new"));
-        std::fs::copy(&context.environment.executable, &new)
+        std::fs::copy(&context.environment.image, &new)
             .and_then(|_| std::fs::rename(&new, PROGRAM))
             .map_err(|e| failed(Path::new(PROGRAM), &e.to_string()))?;
     }

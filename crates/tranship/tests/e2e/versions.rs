@@ -172,3 +172,20 @@ fn clocks_that_are_years_apart_and_step_change_nothing() {
         "always"
     );
 }
+
+#[test]
+fn a_program_whose_file_is_gone_while_it_runs_still_works() {
+    let world = world!();
+    world.serve(&[]);
+    std::fs::copy(program(), world.a.root().unwrap().join("usr/local/bin/tranship")).unwrap();
+    // The descriptor leads to what has no name any more, as for a caller over whose upload another one put the same.
+    // The first command starts an agent of it, and the second one knows that agent for its own.
+    let copy = |name: &str| format!("/proc/self/fd/3 cp web:/etc/passwd /srv/{name} 3<&3");
+    let script = format!(
+        "exec 3</usr/local/bin/tranship && rm /usr/local/bin/tranship && {} && pgrep -f agent.--serve >/srv/1 && \
+         {} && pgrep -f agent.--serve >/srv/2 && cmp /srv/one /srv/two && cmp /srv/1 /srv/2 && test -s /srv/one",
+        copy("one"),
+        copy("two")
+    );
+    world.a.exec_ok(["bash", "-c", &script]).unwrap();
+}

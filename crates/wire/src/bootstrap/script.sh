@@ -56,8 +56,10 @@ case "$h" in
 "$sum") ;;
 none) fail no-hash "there is no sha256sum, shasum, openssl or busybox";;
 *) fail hash "$h";; esac;
-e=$(mv -f "$t" "$d/@NAME@" 2>&1) || fail write "$e";
-t=; b=$d/@NAME@;
+# Another caller may have brought it meanwhile, and it runs: the name is left to it.
+b=$d/@NAME@;
+if [ -f "$b" ] && [ "$(hash "$b")" = "$sum" ]; then tidy;
+else e=$(mv -f "$t" "$b" 2>&1) || fail write "$e"; t=; fi;
 find "$d" -name ".upload.*" -type f -mtime +0 -exec rm -f {} ";" 2>/dev/null;
 (cd "$d" && ls -t | grep -E "^tranship-[0-9A-Za-z.+-]+-[0-9a-f]{16}$" | grep -v -x -F @NAME@ | tail -n +3 |
 while read -r o; do rm -f "./$o"; done);
