@@ -11,7 +11,7 @@ use tranship_core::storage::Compression;
 
 use super::adapt::Adapt;
 use crate::frame::{FrameError, FrameWriter};
-use crate::message::Message;
+use crate::message::{DELTA, Message};
 
 /// Bytes of frames that wait to be written, at most.
 const QUEUE: usize = 8 << 20;
@@ -41,8 +41,6 @@ impl Frame {
 #[derive(Default)]
 struct State {
     frames: VecDeque<Frame>,
-    /// Questions, which nothing has to wait for.
-    urgent: VecDeque<Frame>,
     bytes: usize,
     /// Nothing more will come.
     ended: bool,
@@ -79,10 +77,13 @@ impl Queue {
         Ok(())
     }
 
-    /// Puts a question before everything but earlier questions.
+    /// Puts a question before the operations that wait, and does not wait itself. What says where the conversation stands is not
+    /// overtaken: a question that came before the answer to "what do we both have?" would be one about nothing.
     pub(super) fn ask(&self, frame: Frame) {
         let mut state = self.lock();
-        state.urgent.push_back(frame);
+        let before = state.frames.iter().rposition(|waiting| waiting.kind != DELTA);
+        state.bytes += frame.length();
+        state.frames.insert(before.map_or(0, |at| at + 1), frame);
         self.moved.notify_all();
     }
 
@@ -102,9 +103,6 @@ impl Queue {
         let mut state = self.lock();
         let began = Instant::now();
         loop {
-            if let Some(frame) = state.urgent.pop_front() {
-                return Ok(Some(frame));
-            }
             if let Some(frame) = state.frames.pop_front() {
                 state.bytes -= frame.length();
                 self.moved.notify_all();
@@ -233,24 +231,57 @@ mod tests {
         for at in 0..3_u8 {
             queue
                 .push(Frame {
-                    kind: crate::message::DELTA,
+                    kind: DELTA,
                     parts: vec![Bytes::from(vec![at]), Bytes::from_static(b"x")],
                 })
                 .unwrap();
         }
-        queue.ask(Frame::of(&Message::Done));
+        for block in [1024, 2048] {
+            queue.ask(question(block));
+        }
         queue.end();
         let mut out = Vec::new();
         queue.write_all(&mut out, Compression::None, None);
         assert_eq!(queue.written(), out.len() as u64);
         let mut reader = FrameReader::new(&out[..]);
-        assert_eq!(reader.message().unwrap(), Message::Done);
+        for block in [1024, 2048] {
+            assert!(matches!(reader.message().unwrap(), Message::Ask(ask) if ask.block == block));
+        }
         for at in 0..3_u8 {
             assert_eq!(
                 reader.message().unwrap(),
                 Message::Delta(Bytes::from(vec![at, b'x']))
             );
         }
+    }
+
+    fn question(block: u32) -> Frame {
+        Frame::of(&Message::Ask(crate::message::Ask {
+            block,
+            ranges: Vec::new(),
+        }))
+    }
+
+    #[test]
+    fn a_question_does_not_overtake_what_it_follows_from() {
+        let queue = Queue::default();
+        let delta = || Frame {
+            kind: DELTA,
+            parts: vec![Bytes::from_static(b"x")],
+        };
+        let base = Message::Base(crate::message::Base::Nothing);
+        queue.push(delta()).unwrap();
+        queue.push(Frame::of(&base)).unwrap();
+        queue.push(delta()).unwrap();
+        queue.ask(question(1024));
+        queue.end();
+        let mut out = Vec::new();
+        queue.write_all(&mut out, Compression::None, None);
+        let mut reader = FrameReader::new(&out[..]);
+        assert!(matches!(reader.message().unwrap(), Message::Delta(_)));
+        assert_eq!(reader.message().unwrap(), base);
+        assert!(matches!(reader.message().unwrap(), Message::Ask(_)));
+        assert!(matches!(reader.message().unwrap(), Message::Delta(_)));
     }
 
     #[test]
@@ -270,7 +301,7 @@ mod tests {
             let big = Bytes::from(vec![0; 4 << 20]);
             let error = loop {
                 if let Err(error) = queue.push(Frame {
-                    kind: crate::message::DELTA,
+                    kind: DELTA,
                     parts: vec![big.clone()],
                 }) {
                     break error;
