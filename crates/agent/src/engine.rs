@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use tokio::sync::OnceCell;
 use tranship_core::container::{ContainerStatus, ContainerSummary, LayerChanges, RestartPolicy};
 use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive, ImportOptions, LiveRoot};
@@ -58,6 +59,10 @@ passed_on! {
     containers() -> Vec<ContainerSummary>;
     layer_changes(container: &ContainerId) -> LayerChanges;
     image(reference: &str) -> Option<ImageSpec>;
+    images() -> Vec<ImageSpec>;
+    image_config(image: &Digest) -> Bytes;
+    layer_lengths(image: &ImageSpec) -> Vec<u64>;
+    layer(image: &ImageSpec, index: usize, offset: u64) -> ByteStream;
     layers_held(layers: &[Digest]) -> usize;
     archive_sizes(image: &ImageSpec, tag: Option<&str>) -> Vec<u64>;
     export_image(image: &ImageSpec, tag: Option<&str>, skip: usize) -> ImageArchive;

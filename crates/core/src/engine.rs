@@ -238,6 +238,38 @@ pub trait Engine: Send + Sync {
     /// The image that `reference` (tag, digest or id) means, if there is one.
     async fn image(&self, reference: &str) -> Result<Option<ImageSpec>, EngineError>;
 
+    /// All images that have a tag or that nothing else is made of; not the steps of a build in between.
+    async fn images(&self) -> Result<Vec<ImageSpec>, EngineError> {
+        Err(EngineError::Unsupported {
+            message: "this engine does not list its images".into(),
+        })
+    }
+
+    /// The configuration document of an image, byte for byte: its digest is the id.
+    async fn image_config(&self, image: &Digest) -> Result<Bytes, EngineError> {
+        Err(EngineError::Unsupported {
+            message: format!("this engine does not give out the configuration of {image}"),
+        })
+    }
+
+    /// Length of the plain tar of every layer in bytes, lowest first.
+    async fn layer_lengths(&self, image: &ImageSpec) -> Result<Vec<u64>, EngineError> {
+        Err(EngineError::Unsupported {
+            message: format!("this engine does not give out single layers of {}", image.id),
+        })
+    }
+
+    /// The plain tar of one layer from the byte `offset` on. The digest of the whole layer is compared, also of what lies before
+    /// `offset`: if it is not what it should be, the stream ends in an error before its last bytes are handed out.
+    async fn layer(&self, image: &ImageSpec, index: usize, offset: u64) -> Result<ByteStream, EngineError> {
+        Err(EngineError::Unsupported {
+            message: format!(
+                "this engine does not give out single layers: number {index} of {} from byte {offset}",
+                image.id
+            ),
+        })
+    }
+
     /// How many of the lowest `layers` are here, as one stack.
     async fn layers_held(&self, layers: &[Digest]) -> Result<usize, EngineError>;
 

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bollard::errors::Error as BollardError;
 use bollard::query_parameters as query;
 use bollard::{API_DEFAULT_VERSION, Docker};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tranship_core::container::{
     ContainerStatus, ContainerSummary, LayerChanges, PublishedPort, RestartPolicy,
@@ -313,6 +314,22 @@ impl Engine for DockerEngine {
             Err(EngineError::NotFound { .. }) => Ok(None),
             Err(other) => Err(other),
         }
+    }
+
+    async fn images(&self) -> Result<Vec<ImageSpec>, EngineError> {
+        self.all_images().await
+    }
+
+    async fn image_config(&self, image: &Digest) -> Result<Bytes, EngineError> {
+        self.config_of(image).await
+    }
+
+    async fn layer_lengths(&self, image: &ImageSpec) -> Result<Vec<u64>, EngineError> {
+        self.lengths_of(image).await
+    }
+
+    async fn layer(&self, image: &ImageSpec, index: usize, offset: u64) -> Result<ByteStream, EngineError> {
+        self.layer_of(image, index, offset).await
     }
 
     async fn layers_held(&self, layers: &[Digest]) -> Result<usize, EngineError> {

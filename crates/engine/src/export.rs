@@ -112,13 +112,7 @@ impl Archive {
         for index in self.parts(skip) {
             let (layer, length) = (&self.layers[index], self.lengths[index]);
             writer.header(&layer.diff_id, length)?;
-            writer.begin_layer()?;
-            let assembled = tarsplit::assemble(&layer.tar_split, &layer.files, writer);
-            assembled.map_err(|error| match error {
-                error if error.kind() == io::ErrorKind::BrokenPipe => Stop::Unwanted,
-                error => Stop::Failed(corrupt(&layer.diff_id, error.to_string())),
-            })?;
-            writer.end_layer(&layer.diff_id, length)?;
+            write_layer(layer, length, writer)?;
             writer.pad(length)?;
         }
         writer.header(&self.config_id, self.config.len() as u64)?;
@@ -141,6 +135,31 @@ fn corrupt(layer: &Digest, message: String) -> EngineError {
         what: format!("layer {layer}"),
         message,
     }
+}
+
+/// The plain tar of one layer from `offset` on, made by two blocking tasks. What comes last is held back until the digest of the
+/// whole is known to be right.
+pub(crate) fn layer_stream(layer: StoredLayer, length: u64, offset: u64) -> ByteStream {
+    let (to_hasher, from_reader) = sync_channel(QUEUE);
+    let (to_stream, mut from_hasher) = mpsc::channel(QUEUE);
+    tokio::task::spawn_blocking(move || {
+        let mut writer = Writer::new(to_hasher);
+        if let Err(stop) = write_layer(&layer, length, &mut writer) {
+            writer.fail(stop);
+        }
+    });
+    tokio::task::spawn_blocking(move || check(&from_reader, offset, &to_stream));
+    Box::pin(stream::poll_fn(move |context| from_hasher.poll_recv(context)))
+}
+
+fn write_layer(layer: &StoredLayer, length: u64, writer: &mut Writer) -> Result<(), Stop> {
+    writer.begin_layer()?;
+    let assembled = tarsplit::assemble(&layer.tar_split, &layer.files, writer);
+    assembled.map_err(|error| match error {
+        error if error.kind() == io::ErrorKind::BrokenPipe => Stop::Unwanted,
+        error => Stop::Failed(corrupt(&layer.diff_id, error.to_string())),
+    })?;
+    writer.end_layer(&layer.diff_id, length)
 }
 
 /// Why writing ends early.
@@ -308,14 +327,13 @@ fn hash(from_reader: &Receiver<Message>, to_stream: &mpsc::Sender<Result<Bytes, 
             }
             Message::LayerEnds(diff_id, expected) => {
                 let (hasher, length) = layer.take().unwrap_or_default();
-                let found = Digest::from_sha256(&hasher.finalize().into());
-                if found == diff_id && length == expected {
-                    Ok(())
-                } else {
-                    let message = format!("its files give {found} and {length} bytes instead of {expected}");
-                    // Nothing may follow, least of all the manifest.
-                    let _ = to_stream.blocking_send(Err(corrupt(&diff_id, message)));
-                    return;
+                match compare(hasher, length, &diff_id, expected) {
+                    Ok(()) => Ok(()),
+                    Err(error) => {
+                        // Nothing may follow, least of all the manifest.
+                        let _ = to_stream.blocking_send(Err(error));
+                        return;
+                    }
                 }
             }
             Message::Failed(error) => {
@@ -325,6 +343,105 @@ fn hash(from_reader: &Receiver<Message>, to_stream: &mpsc::Sender<Result<Bytes, 
         };
         if sent.is_err() {
             return;
+        }
+    }
+}
+
+fn compare(hasher: Sha256, length: u64, diff_id: &Digest, expected: u64) -> Result<(), EngineError> {
+    let found = Digest::from_sha256(&hasher.finalize().into());
+    if found == *diff_id && length == expected {
+        return Ok(());
+    }
+    let message = format!("its files give {found} and {length} bytes instead of {expected}");
+    Err(corrupt(diff_id, message))
+}
+
+/// Hashes one layer whole and hands on what lies behind `offset`, always one buffer late.
+fn check(from_reader: &Receiver<Message>, offset: u64, to_stream: &mpsc::Sender<Result<Bytes, EngineError>>) {
+    let (mut hasher, mut length) = (Sha256::new(), 0_u64);
+    let mut held: Option<Bytes> = None;
+    for message in from_reader {
+        let next = match message {
+            Message::LayerBegins => continue,
+            Message::Bytes(bytes) => {
+                hasher.update(&bytes);
+                let begin = length;
+                length += bytes.len() as u64;
+                if length <= offset {
+                    continue;
+                }
+                let skip = usize::try_from(offset.saturating_sub(begin)).unwrap_or(usize::MAX);
+                match held.replace(Bytes::from(bytes).slice(skip..)) {
+                    Some(before) => Ok(before),
+                    None => continue,
+                }
+            }
+            Message::LayerEnds(diff_id, expected) => {
+                let last = compare(hasher, length, &diff_id, expected).map(|()| held);
+                // Nobody to tell is as good as told.
+                let _ = match last {
+                    Ok(Some(last)) => to_stream.blocking_send(Ok(last)),
+                    Ok(None) => Ok(()),
+                    Err(error) => to_stream.blocking_send(Err(error)),
+                };
+                return;
+            }
+            Message::Failed(error) => Err(error),
+        };
+        let failed = next.is_err();
+        if to_stream.blocking_send(next).is_err() || failed {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes out of a layer of these pieces, which should have the digest of `meant`.
+    fn checked(pieces: &[&[u8]], meant: &[u8], offset: u64) -> (Vec<u8>, Option<EngineError>) {
+        let (to_check, from_reader) = sync_channel(16);
+        let (to_stream, mut out) = mpsc::channel(16);
+        to_check.send(Message::LayerBegins).unwrap();
+        for piece in pieces {
+            to_check.send(Message::Bytes(piece.to_vec())).unwrap();
+        }
+        let end = Message::LayerEnds(Digest::of(meant), meant.len() as u64);
+        to_check.send(end).unwrap();
+        drop(to_check);
+        check(&from_reader, offset, &to_stream);
+        drop(to_stream);
+        let (mut bytes, mut error) = (Vec::new(), None);
+        while let Some(item) = out.blocking_recv() {
+            match item {
+                Ok(piece) => bytes.extend_from_slice(&piece),
+                Err(failed) => error = Some(failed),
+            }
+        }
+        (bytes, error)
+    }
+
+    #[test]
+    fn a_layer_is_given_from_any_byte_on() {
+        for offset in 0..=9 {
+            let (bytes, error) = checked(&[b"abc", b"def", b"ghi"], b"abcdefghi", offset);
+            assert!(error.is_none(), "{error:?}");
+            assert_eq!(bytes, &b"abcdefghi"[usize::try_from(offset).unwrap()..]);
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_damaged_layer_is_not_given_out() {
+        for (pieces, offset) in [
+            ([&b"abc"[..], b"dXf", b"ghi"], 0),
+            ([b"Xbc", b"def", b"ghi"], 5),
+            ([b"abc", b"def", b"gh"], 0),
+            ([b"abc", b"def", b"ghij"], 0),
+        ] {
+            let (bytes, error) = checked(&pieces, b"abcdefghi", offset);
+            assert!(matches!(error, Some(EngineError::Corrupt { .. })), "{pieces:?}");
+            assert!(bytes.len() <= 6, "{bytes:?}");
         }
     }
 }

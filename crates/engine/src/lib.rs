@@ -17,6 +17,7 @@
 //! | [`recreate`] | documents → bodies, and comparing |
 //! | `store`, `tarsplit`, `export` | the image store on disk |
 //! | `images` | layers held, archives out and in |
+//! | `layers` | what a registry asks: the list, configurations, single layers |
 //! | `filter` | leaving layers out of a `docker save` |
 //! | `changes` | what a container wrote into its layer |
 //! | `volume` | volumes, their attributes and users |
@@ -35,6 +36,7 @@ mod files;
 mod filter;
 mod images;
 mod json;
+mod layers;
 mod networks;
 mod place;
 mod processes;

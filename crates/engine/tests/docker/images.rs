@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use tranship_core::engine::ByteStream;
+use tranship_core::ids::Digest;
 use tranship_core::{Engine, EngineError, ImageSpec};
 use tranship_engine::DockerEngine;
 
@@ -199,4 +200,36 @@ async fn a_damaged_layer_is_noticed_before_it_counts() {
         .unwrap();
     let error = b.engine.import_image(archive.stream).await.unwrap_err();
     assert!(matches!(&error, EngineError::Corrupt { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn single_layers_from_any_byte_on() {
+    let Some(hosts) = hosts() else { return };
+    let [a, _] = hosts.connect().await;
+    build(&a, "single");
+    let full = image(&a.engine, "single:full").await;
+    assert!(a.engine.images().await.unwrap().contains(&full));
+    let config = a.engine.image_config(&full.id).await.unwrap();
+    assert_eq!(Digest::of(&config), full.id);
+    let lengths = a.engine.layer_lengths(&full).await.unwrap();
+    assert_eq!(lengths.len(), full.layers.len());
+    for (index, digest) in full.layers.iter().enumerate() {
+        let mut whole = Vec::new();
+        let mut layer = a.engine.layer(&full, index, 0).await.unwrap();
+        while let Some(piece) = layer.next().await {
+            whole.extend_from_slice(&piece.unwrap());
+        }
+        assert_eq!(whole.len() as u64, lengths[index]);
+        assert_eq!(Digest::of(&whole), *digest);
+        let offset = whole.len() / 2 + 1;
+        let mut rest = Vec::new();
+        let mut layer = a.engine.layer(&full, index, offset as u64).await.unwrap();
+        while let Some(piece) = layer.next().await {
+            rest.extend_from_slice(&piece.unwrap());
+        }
+        assert_eq!(rest, &whole[offset..]);
+    }
+    // Without the storage it is said, and nothing is made up.
+    let refused = a.indirect().layer_lengths(&full).await.unwrap_err();
+    assert!(matches!(refused, EngineError::Unsupported { .. }), "{refused}");
 }
