@@ -1,0 +1,425 @@
+//! Manifests that come in: everything is compared before the engine hears of the image, and looked at afterwards.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, StreamExt as _, stream};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use serde_json::json;
+use tokio::time::timeout;
+use tranship_core::EngineError;
+use tranship_core::engine::ByteStream;
+use tranship_core::ids::Digest;
+
+use crate::document::{self, Descriptor, ImageConfig, LARGEST, Pushed};
+use crate::error::OciError;
+use crate::held::{Document, HeldBlob};
+use crate::layer;
+use crate::name::{Reference, Repository};
+use crate::port::Images;
+use crate::registry::{Answer, CONTENT_DIGEST, Registry, bare, text, value};
+use crate::spool::{BlobFile, Spool};
+
+/// Block of a tar, in bytes.
+const BLOCK: u64 = 512;
+
+/// Where a layer of a pushed image is.
+enum Source {
+    Spooled(Arc<BlobFile>),
+    Held(HeldBlob),
+}
+
+/// A layer that was compared.
+struct Layer {
+    diff_id: Digest,
+    length: u64,
+    source: Source,
+}
+
+fn missing(what: &str, digest: &Digest) -> OciError {
+    OciError::Missing {
+        message: format!("{what} {digest} was not pushed"),
+    }
+}
+
+fn refused(message: impl Into<String>) -> OciError {
+    OciError::Manifest {
+        message: message.into(),
+    }
+}
+
+impl Registry {
+    pub(crate) async fn put_manifest<S, E>(
+        &self,
+        name: &Repository,
+        reference: &Reference,
+        headers: &HeaderMap,
+        body: S,
+    ) -> Result<Response<Answer>, OciError>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Unpin,
+        E: std::fmt::Display,
+    {
+        let spool = self.writable()?;
+        // A name that cannot be given is said before the work.
+        let local = match reference {
+            Reference::Tag(tag) => Some(name.local(tag)?),
+            Reference::Digest(_) => None,
+        };
+        let bytes = gather(spool, body).await?;
+        let digest = Digest::of(&bytes);
+        if let Reference::Digest(wanted) = reference
+            && *wanted != digest
+        {
+            return Err(OciError::Digest {
+                message: format!("the manifest has the digest {digest}, not {wanted}"),
+            });
+        }
+        let (media_type, pushed) = document::read(text(headers, &header::CONTENT_TYPE), &bytes)?;
+        let image = match &pushed {
+            Pushed::Manifest { config, layers } => Some(self.take_in(spool, config, layers).await?),
+            Pushed::Index(manifests) => self.look_through(manifests).await?,
+        };
+        if let Some(local) = local {
+            let image = image.ok_or_else(|| {
+                refused("no image of this index is for this machine, so that none gets the tag")
+            })?;
+            self.held.images.tag(&image, &local).await?;
+        }
+        self.held.forget();
+        spool.keep(Document {
+            media_type,
+            digest: digest.clone(),
+            bytes,
+        });
+        let mut response = bare(StatusCode::CREATED);
+        let headers = response.headers_mut();
+        let location = format!("/v2/{}/manifests/{digest}", name.as_str());
+        headers.insert(header::LOCATION, value(&location));
+        headers.insert(CONTENT_DIGEST, value(digest.as_str()));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        Ok(response)
+    }
+
+    /// Brings the image of a manifest into the engine, and returns its id.
+    async fn take_in(
+        &self,
+        spool: &Spool,
+        config: &Descriptor,
+        layers: &[Descriptor],
+    ) -> Result<Digest, OciError> {
+        let id = config.digest.clone();
+        let images = &self.held.images;
+        // An engine whose images cannot be read one layer at a time knows images by other ids, or takes archives in other ways.
+        if let Err(error @ EngineError::Unsupported { .. }) = images.config(&id).await {
+            return Err(error.into());
+        }
+        let document = self.configuration(spool, config).await?;
+        let ImageConfig { diff_ids, .. } = document::read_config(&document)?;
+        if diff_ids.len() != layers.len() {
+            return Err(refused(format!(
+                "the configuration has {} layers and the manifest {}",
+                diff_ids.len(),
+                layers.len()
+            )));
+        }
+        let Ok(_place) = self.imports.acquire().await else {
+            return Err(OciError::TooMany { what: "pushes" });
+        };
+        let layers = self.compared(spool, layers, &diff_ids).await?;
+        if self.stands(&id, &diff_ids).await? {
+            return Ok(id);
+        }
+        let skip = images.held(&diff_ids).await?.min(layers.len());
+        let archive = archive(images, &id, document, layers, skip)?;
+        images.import(archive).await?;
+        if !self.stands(&id, &diff_ids).await? {
+            return Err(EngineError::Corrupt {
+                what: format!("the image {id}"),
+                message: "the engine took the archive but does not hold this image".into(),
+            }
+            .into());
+        }
+        Ok(id)
+    }
+
+    async fn configuration(&self, spool: &Spool, config: &Descriptor) -> Result<Bytes, OciError> {
+        let bytes = match spool.blob(&config.digest) {
+            Some(blob) if blob.length > document::LARGEST_CONFIG => {
+                return Err(OciError::TooLarge {
+                    what: "the configuration",
+                    limit: document::LARGEST_CONFIG,
+                });
+            }
+            Some(blob) => layer::whole(&blob)?,
+            None => match self.held.blob(&config.digest).await? {
+                Some(HeldBlob::Config(bytes)) => bytes,
+                _ => return Err(missing("the configuration", &config.digest)),
+            },
+        };
+        if bytes.len() as u64 != config.size || Digest::of(&bytes) != config.digest {
+            return Err(refused(format!(
+                "the configuration has {} bytes, not {}",
+                bytes.len(),
+                config.size
+            )));
+        }
+        Ok(bytes)
+    }
+
+    /// Whether the engine holds exactly this image.
+    async fn stands(&self, id: &Digest, diff_ids: &[Digest]) -> Result<bool, OciError> {
+        let found = self.held.images.find(id.as_str()).await?;
+        Ok(found.is_some_and(|image| image.id == *id && image.layers == diff_ids))
+    }
+
+    /// Finds every layer, unpacks it and compares it with the configuration.
+    async fn compared(
+        &self,
+        spool: &Spool,
+        layers: &[Descriptor],
+        diff_ids: &[Digest],
+    ) -> Result<Vec<Layer>, OciError> {
+        let mut found = Vec::new();
+        // All of them are looked for before the first one is unpacked.
+        for descriptor in layers {
+            let source = match spool.blob(&descriptor.digest) {
+                Some(blob) => Source::Spooled(blob),
+                None => match self.held.blob(&descriptor.digest).await? {
+                    Some(blob @ HeldBlob::Layer { .. }) => Source::Held(blob),
+                    _ => return Err(missing("the layer", &descriptor.digest)),
+                },
+            };
+            let length = match &source {
+                Source::Spooled(blob) => blob.length,
+                Source::Held(blob) => blob.length(),
+            };
+            if length != descriptor.size {
+                return Err(refused(format!(
+                    "{} has {length} bytes, not {}",
+                    descriptor.digest, descriptor.size
+                )));
+            }
+            found.push(source);
+        }
+        let mut known: HashMap<(Digest, Digest), u64> = HashMap::new();
+        let mut total = 0_u64;
+        let mut out = Vec::new();
+        for ((descriptor, diff_id), source) in layers.iter().zip(diff_ids).zip(found) {
+            let key = (descriptor.digest.clone(), diff_id.clone());
+            let length = match (&source, known.get(&key)) {
+                (_, Some(length)) => *length,
+                (Source::Held(blob), None) if descriptor.digest == *diff_id => blob.length(),
+                (Source::Held(_), None) => {
+                    return Err(OciError::Layer {
+                        digest: descriptor.digest.to_string(),
+                        message: format!("it is plain, and not {diff_id} as the configuration says"),
+                    });
+                }
+                (Source::Spooled(blob), None) => {
+                    let room = spool.room(total)?.saturating_sub(total);
+                    let (blob, limits) = (Arc::clone(blob), spool.limits.clone());
+                    let (digest, diff_id) = key.clone();
+                    let verified = tokio::task::spawn_blocking(move || {
+                        layer::verify(&digest, &blob, &diff_id, &limits, room)
+                    });
+                    let length = verified.await.map_err(|error| OciError::Spool {
+                        action: "unpack a layer",
+                        source: std::io::Error::other(error),
+                    })??;
+                    total = total.saturating_add(length);
+                    length
+                }
+            };
+            known.insert(key, length);
+            out.push(Layer {
+                diff_id: diff_id.clone(),
+                length,
+                source,
+            });
+        }
+        Ok(out)
+    }
+
+    /// Looks whether all manifests of an index are here, and returns the id of the image that this machine would run.
+    async fn look_through(&self, manifests: &[Descriptor]) -> Result<Option<Digest>, OciError> {
+        let mut images = Vec::new();
+        for descriptor in manifests {
+            let document = match self.document(&descriptor.digest).await {
+                Ok(document) => document,
+                Err(OciError::NoManifest { .. }) => return Err(missing("the manifest", &descriptor.digest)),
+                Err(other) => return Err(other),
+            };
+            if document.bytes.len() as u64 != descriptor.size {
+                return Err(refused(format!("{} has another length", descriptor.digest)));
+            }
+            let (_, pushed) = document::read(Some(&descriptor.media_type), &document.bytes)?;
+            let Pushed::Manifest { config, .. } = pushed else {
+                return Err(refused("an index in an index is not taken in"));
+            };
+            let here = match &descriptor.platform {
+                Some(platform) => platform.os == "linux" && platform.architecture == architecture(),
+                None => manifests.len() == 1,
+            };
+            if here {
+                images.push(config.digest);
+            }
+        }
+        Ok(images.into_iter().next())
+    }
+
+    pub(crate) async fn delete_manifest(
+        &self,
+        name: &Repository,
+        reference: &Reference,
+    ) -> Result<Response<Answer>, OciError> {
+        let spool = self.writable()?;
+        let images = &self.held.images;
+        let unknown = |what: String| OciError::NoManifest { what };
+        match reference {
+            Reference::Tag(tag) => {
+                let local = name.local(tag)?;
+                let found = images.find(&local).await?;
+                if !found.is_some_and(|image| image.tags.contains(&local)) {
+                    return Err(unknown(local));
+                }
+                images.remove(&local).await?;
+            }
+            Reference::Digest(digest) => {
+                let kept = spool.drop_document(digest);
+                let held = self.held.manifest_of(digest).await?;
+                match held {
+                    Some((image, _)) => {
+                        // Under this name only: the engine refuses while other tags or containers need the image.
+                        images.remove(image.id.as_str()).await?;
+                    }
+                    None if kept => {}
+                    None => return Err(unknown(digest.to_string())),
+                }
+            }
+        }
+        self.held.forget();
+        Ok(bare(StatusCode::ACCEPTED))
+    }
+}
+
+/// This machine's architecture in Go's names.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+async fn gather<S, E>(spool: &Spool, mut body: S) -> Result<Bytes, OciError>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin,
+    E: std::fmt::Display,
+{
+    let mut bytes = BytesMut::new();
+    let broken = |message: String| OciError::Body { message };
+    loop {
+        match timeout(spool.limits.pause, body.next()).await {
+            Err(_) => return Err(broken("nothing came for too long".into())),
+            Ok(None) => return Ok(bytes.freeze()),
+            Ok(Some(Err(error))) => return Err(broken(error.to_string())),
+            Ok(Some(Ok(piece))) if bytes.len() + piece.len() > LARGEST => {
+                return Err(OciError::TooLarge {
+                    what: "the manifest",
+                    limit: LARGEST as u64,
+                });
+            }
+            Ok(Some(Ok(piece))) => bytes.extend_from_slice(&piece),
+        }
+    }
+}
+
+/// A part of an archive, made when its turn comes.
+enum Part {
+    Bytes(Bytes),
+    Layer(Layer),
+}
+
+/// The image as an archive in `docker save` form (names as Docker 25 gives them) without its `skip` lowest layers. The manifest comes
+/// last: an archive that breaks off is none.
+fn archive(
+    images: &Arc<dyn Images>,
+    id: &Digest,
+    config: Bytes,
+    layers: Vec<Layer>,
+    skip: usize,
+) -> Result<ByteStream, OciError> {
+    let blob = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
+    let names: Vec<String> = layers.iter().map(|layer| blob(&layer.diff_id)).collect();
+    let manifest = json!([{ "Config": blob(id), "RepoTags": null, "Layers": names }]).to_string();
+    let mut parts = Vec::new();
+    let mut seen = std::collections::BTreeSet::new();
+    for layer in layers.into_iter().skip(skip) {
+        if !seen.insert(layer.diff_id.clone()) {
+            continue;
+        }
+        let length = layer.length;
+        parts.push(Part::Bytes(entry(&blob(&layer.diff_id), length)?));
+        parts.push(Part::Layer(layer));
+        parts.push(Part::Bytes(padding(length)));
+    }
+    for (name, bytes) in [(blob(id), config), ("manifest.json".to_owned(), manifest.into())] {
+        let length = bytes.len() as u64;
+        parts.push(Part::Bytes(entry(&name, length)?));
+        parts.push(Part::Bytes(bytes));
+        parts.push(Part::Bytes(padding(length)));
+    }
+    parts.push(Part::Bytes(Bytes::from_static(&[0; 2 * BLOCK as usize])));
+    let images = Arc::clone(images);
+    let pieces = stream::iter(parts)
+        .then(move |part| {
+            let images = Arc::clone(&images);
+            async move {
+                match part {
+                    Part::Bytes(bytes) => one(Ok(bytes)),
+                    Part::Layer(layer) => match layer.source {
+                        Source::Spooled(blob) => layer::unpacked(blob, layer.diff_id, layer.length),
+                        Source::Held(HeldBlob::Layer { image, index, .. }) => {
+                            match images.layer(&image, index, 0).await {
+                                Ok(stream) => stream,
+                                Err(error) => one(Err(error)),
+                            }
+                        }
+                        // Only layers are looked for as layers.
+                        Source::Held(HeldBlob::Config(_)) => one(Err(EngineError::Corrupt {
+                            what: format!("layer {}", layer.diff_id),
+                            message: "it is the configuration of an image".into(),
+                        })),
+                    },
+                }
+            }
+        })
+        .flatten();
+    Ok(Box::pin(pieces))
+}
+
+fn one(item: Result<Bytes, EngineError>) -> ByteStream {
+    Box::pin(stream::once(async move { item }))
+}
+
+fn entry(name: &str, length: u64) -> Result<Bytes, OciError> {
+    let mut header = tar::Header::new_gnu();
+    header.set_path(name).map_err(|source| OciError::Spool {
+        action: "name an entry of an archive",
+        source,
+    })?;
+    header.set_size(length);
+    header.set_mode(0o444);
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_cksum();
+    Ok(Bytes::copy_from_slice(header.as_bytes()))
+}
+
+fn padding(length: u64) -> Bytes {
+    static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
+    let padding = length.next_multiple_of(BLOCK) - length;
+    // Less than a block.
+    Bytes::from_static(&ZEROS).slice(..usize::try_from(padding).unwrap_or_default())
+}
