@@ -178,10 +178,8 @@ async fn respond(
             Ok(response)
         }
         Method::PUT => {
-            let body = Rest {
-                wanted: request.version() < http::Version::HTTP_2,
-                body: Some(h2::read_stream(request)),
-            };
+            let wanted = request.version() < http::Version::HTTP_2;
+            let body = Rest::new(h2::read_stream(request), wanted);
             let (agent, holder) = (Arc::clone(agent), holder.clone());
             // It is finished in order even if the caller goes away: a stream that breaks off is an error of its own.
             let task = tokio::spawn(async move { agent.unpack(&holder, &asked, body).await });
@@ -199,9 +197,18 @@ const REST: Duration = Duration::from_secs(10);
 
 /// An upload that is read to its end even if its archive was refused before: over HTTP/1.1, a client that is still sending would
 /// see a broken connection in place of the answer.
-struct Rest<S: Stream + Unpin + Send + 'static> {
+pub(crate) struct Rest<S: Stream + Unpin + Send + 'static> {
     body: Option<S>,
     wanted: bool,
+}
+
+impl<S: Stream + Unpin + Send + 'static> Rest<S> {
+    pub(crate) fn new(body: S, wanted: bool) -> Self {
+        Self {
+            body: Some(body),
+            wanted,
+        }
+    }
 }
 
 impl<S: Stream + Unpin + Send + 'static> Stream for Rest<S> {

@@ -22,6 +22,7 @@ mod locks;
 mod log;
 mod mounts;
 pub mod node;
+pub mod oci;
 mod outgoing;
 mod registry;
 mod server;

@@ -12,7 +12,7 @@ use tranship_core::storage::Compression;
 use tranship_core::{Fault, NodeAddress};
 use tranship_migrate::options::{ModeRequest, MoveOptions, OnSource, VolumeConflict};
 
-pub use self::image::{ImageArgs, ImageCommand, ImageLayersArgs};
+pub use self::image::{ImageArgs, ImageCommand, ImageLayersArgs, ImageServeArgs};
 use crate::hooks;
 use crate::volume_address::VolumeAddress;
 
@@ -82,7 +82,7 @@ pub enum Command {
     Logs(OneArgs),
     /// List, copy, keep and compare volumes
     Volume(VolumeArgs),
-    /// Bring images from node to node without a registry
+    /// Bring images from node to node without a registry, or be one
     Image(ImageArgs),
     /// Say what nodes can do, and what to change
     Doctor(DoctorArgs),

@@ -103,10 +103,10 @@ fn start_logging(cli: &Cli) {
     let level = match cli.global.verbose {
         0 => "warn",
         1 => {
-            "tranship=info,tranship_agent=info,tranship_migrate=info,tranship_engine=info,tranship_wire=info"
+            "tranship=info,tranship_agent=info,tranship_migrate=info,tranship_engine=info,tranship_oci=info,tranship_wire=info"
         }
         2 => {
-            "tranship=debug,tranship_agent=debug,tranship_migrate=debug,tranship_engine=debug,tranship_wire=debug"
+            "tranship=debug,tranship_agent=debug,tranship_migrate=debug,tranship_engine=debug,tranship_oci=debug,tranship_wire=debug"
         }
         _ => "debug",
     };

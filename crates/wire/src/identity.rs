@@ -23,6 +23,11 @@ pub enum PeerIdentity {
         /// The user it runs as.
         uid: u32,
     },
+    /// Anybody who can reach a port of this machine.
+    Network {
+        /// Where from.
+        address: std::net::SocketAddr,
+    },
     /// An agent that proved to hold the key of this certificate and knew the token of the offer.
     Agent {
         /// Its certificate.
@@ -79,6 +84,7 @@ impl fmt::Display for PeerIdentity {
         match self {
             Self::Stdio => f.write_str("the caller over standard input and output"),
             Self::Local { uid } => write!(f, "a process of user {uid}"),
+            Self::Network { address } => write!(f, "a client at {address}"),
             Self::Agent { fingerprint } => write!(f, "the agent with certificate {fingerprint}"),
         }
     }

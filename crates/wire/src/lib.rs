@@ -15,6 +15,7 @@ mod guard;
 pub mod h1;
 pub mod h2;
 mod hex;
+pub mod http;
 pub mod identity;
 pub mod local;
 pub mod relay;

@@ -1,5 +1,8 @@
 //! Arguments of `tranship image`.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 use tranship_core::NodeAddress;
 
@@ -20,6 +23,8 @@ pub enum ImageCommand {
     Pull(ImagePullArgs),
     /// Show which layers of an image a node holds, and what would travel
     Layers(ImageLayersArgs),
+    /// Serve this machine's images as a registry: docker, podman and skopeo pull from it and push to it
+    Serve(ImageServeArgs),
 }
 
 /// `tranship image push`
@@ -62,4 +67,27 @@ pub struct ImageLayersArgs {
     /// The node where the image is
     #[arg(long, value_name = "NODE", default_value = "local")]
     pub from: NodeAddress,
+}
+
+/// `tranship image serve`
+#[derive(Debug, Clone, Args)]
+pub struct ImageServeArgs {
+    /// Where it listens. Other machines get there only with --tls-cert, --tls-key and --credentials
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
+    pub listen: SocketAddr,
+    /// The certificate and those that vouch for it, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its key, in PEM; closed to other users
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Who may use it, as `htpasswd -B` writes it; closed to other users
+    #[arg(long, value_name = "FILE")]
+    pub credentials: Option<PathBuf>,
+    /// Let nothing be pushed or deleted
+    #[arg(long)]
+    pub read_only: bool,
+    /// The engine's socket, where it is not the default one
+    #[arg(long, value_name = "SOCKET")]
+    pub engine: Option<PathBuf>,
 }

@@ -86,9 +86,9 @@ impl Place {
 }
 
 /// The engine's socket: what was asked for, what docker's own variables say, or the first that exists.
-fn engine_socket(context: &Context, args: &AgentArgs) -> PathBuf {
-    if let Some(socket) = &args.engine {
-        return socket.clone();
+pub fn engine_socket(context: &Context, asked: Option<&Path>) -> PathBuf {
+    if let Some(socket) = asked {
+        return socket.to_owned();
     }
     let environment = &context.environment;
     if let Some(path) = environment
@@ -119,7 +119,7 @@ async fn serve(context: &Context, args: &AgentArgs, place: &Place) -> Result<(),
     }
     #[cfg(feature = "fail-points")]
     tranship_migrate::failpoint::read_from(place.runtime.join("fail-point"));
-    let engine: Arc<dyn Engine> = Arc::new(NodeEngine::at(engine_socket(context, args)));
+    let engine: Arc<dyn Engine> = Arc::new(NodeEngine::at(engine_socket(context, args.engine.as_deref())));
     let ports = Ports {
         storage: Arc::new(NodeStorage::new(Arc::clone(&engine), place.state.clone())),
         engine,

@@ -8,8 +8,8 @@ use tranship_core::image::ImageSpec;
 use tranship_core::{Fault, FaultKind, NodeAddress};
 use tranship_wire::WireError;
 
-use super::Context;
 use super::cp::Meter;
+use super::{Context, serve};
 use crate::cli::{ImageArgs, ImageCommand, ImageLayersArgs};
 use crate::connect::{self, Connection};
 use crate::progress::Line;
@@ -26,6 +26,7 @@ pub async fn run(context: &Context, args: &ImageArgs) -> Result<(), Fault> {
         ImageCommand::Push(args) => bring(context, &args.images, &args.from, &args.node).await,
         ImageCommand::Pull(args) => bring(context, &args.images, &args.node, &args.to).await,
         ImageCommand::Layers(args) => layers(context, args).await,
+        ImageCommand::Serve(args) => serve::run(context, args).await,
     }
 }
 

@@ -8,6 +8,7 @@ pub mod image;
 pub mod list;
 pub mod migrate;
 pub mod plan;
+pub mod serve;
 pub mod service;
 pub mod settle;
 pub mod status;

@@ -21,6 +21,12 @@ pub enum TlsError {
     /// The key was not accepted by our own TLS.
     #[error("cannot set up TLS")]
     Setup(#[from] rustls::Error),
+    /// A file of a certificate or key is not what it should be.
+    #[error("no {what} in PEM form is in its file")]
+    Pem {
+        /// `certificate`, `private key`.
+        what: &'static str,
+    },
     /// There is no port to listen at.
     #[error("cannot listen at {address}")]
     Listen {
@@ -77,6 +83,7 @@ impl Explain for TlsError {
             Self::Random => "tls.random",
             Self::Key(_) => "tls.key",
             Self::Setup(_) => "tls.setup",
+            Self::Pem { .. } => "tls.pem",
             Self::Listen { .. } => "tls.listen",
             Self::Stopped => "tls.stopped",
             Self::NoAddress => "tls.no-address",
