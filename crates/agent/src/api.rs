@@ -13,6 +13,7 @@
 //! | `POST /v1/files/ID/receive` | caller | [`ReceiveFiles`] → [`Expected`]: opens the way in for files of another agent |
 //! | `POST /v1/files/ID/send` | caller | [`SendFiles`] → server-sent [`FilesEvent`]s: packs files and sends them to another agent |
 //! | `POST /v1/files/ID/forget` | caller | closes that way in, if nobody came |
+//! | `GET /v1/images` | caller | all images, as [`tranship_core::ImageSpec`] |
 //! | `POST /v1/images/find` | caller | a tag, digest or id → [`crate::images::FoundImage`] or nothing |
 //! | `POST /v1/images/held` | caller | layers → how many of the lowest are here |
 //! | `POST /v1/images/export` | caller | [`crate::images::ExportImage`] → an archive without the lowest layers |

@@ -6,7 +6,7 @@ use tranship_core::event::Event;
 use tranship_core::ids::{ContainerName, Digest};
 use tranship_core::node::{ContainerReport, NodeFacts, Survey, SurveyRequest};
 use tranship_core::storage::VolumeSpec;
-use tranship_core::{Fault, FaultKind, MigrationId};
+use tranship_core::{Fault, FaultKind, ImageSpec, MigrationId};
 use tranship_migrate::protocol::Owner;
 use tranship_wire::WireError;
 use tranship_wire::h2::{ByteStream, Client, Duplex};
@@ -414,6 +414,14 @@ impl AgentClient {
             .send_stream(http::Method::PUT, &path, headers, archive)
             .await;
         sent.map_err(WireError::into_fault)
+    }
+
+    /// All images of the node.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn images(&self) -> Result<Vec<ImageSpec>, Fault> {
+        self.get("/v1/images").await
     }
 
     /// The image that a tag, digest or id means, if there is one.

@@ -119,6 +119,9 @@ impl Handler for OwnerHandler {
             (&Method::GET | &Method::HEAD | &Method::PUT, ["v1", "elements", store, id, "archive"]) => {
                 crate::elements::answer(&self.agent, store, id, request).await
             }
+            (&Method::GET, ["v1", "images"]) => {
+                answer(self.agent.engine().images().await.map_err(Fault::from))
+            }
             (_, ["v1", "images", what]) => self.images(what, request).await,
             (&Method::POST, ["v1", "survey"]) => answer(match body(request).await {
                 Ok(asked) => self.agent.survey(&asked).await,

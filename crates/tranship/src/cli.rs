@@ -12,7 +12,7 @@ use tranship_core::storage::Compression;
 use tranship_core::{Fault, NodeAddress};
 use tranship_migrate::options::{ModeRequest, MoveOptions, OnSource, VolumeConflict};
 
-pub use self::image::{ImageArgs, ImageCommand, ImageLayersArgs, ImageServeArgs};
+pub use self::image::{ImageArgs, ImageCommand, ImageLayersArgs, ImageLsArgs, ImageServeArgs};
 use crate::hooks;
 use crate::volume_address::VolumeAddress;
 

@@ -21,6 +21,8 @@ pub enum ImageCommand {
     Push(ImagePushArgs),
     /// Bring images from a node to this machine, or to another node
     Pull(ImagePullArgs),
+    /// List the images of a node
+    Ls(ImageLsArgs),
     /// Show which layers of an image a node holds, and what would travel
     Layers(ImageLayersArgs),
     /// Serve this machine's images as a registry: docker, podman and skopeo pull from it and push to it
@@ -53,6 +55,14 @@ pub struct ImagePullArgs {
     /// The node that they are brought to
     #[arg(long, value_name = "NODE", default_value = "local")]
     pub to: NodeAddress,
+}
+
+/// `tranship image ls`
+#[derive(Debug, Clone, Args)]
+pub struct ImageLsArgs {
+    /// The node
+    #[arg(value_name = "NODE", default_value = "local")]
+    pub node: NodeAddress,
 }
 
 /// `tranship image layers`

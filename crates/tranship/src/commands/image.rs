@@ -10,8 +10,9 @@ use tranship_wire::WireError;
 
 use super::cp::Meter;
 use super::{Context, serve};
-use crate::cli::{ImageArgs, ImageCommand, ImageLayersArgs};
+use crate::cli::{ImageArgs, ImageCommand, ImageLayersArgs, ImageLsArgs};
 use crate::connect::{self, Connection};
+use crate::failure::one_line;
 use crate::progress::Line;
 use crate::render::{bytes, duration_ms, table};
 
@@ -25,6 +26,7 @@ pub async fn run(context: &Context, args: &ImageArgs) -> Result<(), Fault> {
     match &args.command {
         ImageCommand::Push(args) => bring(context, &args.images, &args.from, &args.node).await,
         ImageCommand::Pull(args) => bring(context, &args.images, &args.node, &args.to).await,
+        ImageCommand::Ls(args) => list(context, args).await,
         ImageCommand::Layers(args) => layers(context, args).await,
         ImageCommand::Serve(args) => serve::run(context, args).await,
     }
@@ -220,6 +222,44 @@ async fn send(
         }
     })?;
     Ok(sent.load(std::sync::atomic::Ordering::Relaxed))
+}
+
+/// Prints the images of a node: a line for every tag, and one for an image without a tag.
+async fn list(context: &Context, args: &ImageLsArgs) -> Result<(), Fault> {
+    let node = node(context, &args.node).await?;
+    let images = node.client.images().await;
+    let images = images.map_err(|fault| fault.on_node(node.label.clone()))?;
+    if context.ui.json {
+        return context.ui.json(&images);
+    }
+    let mut rows = vec![
+        ["IMAGE", "ID", "LAYERS", "SIZE", "PLATFORM"]
+            .map(String::from)
+            .to_vec(),
+    ];
+    let mut lines: Vec<(&str, &ImageSpec)> = Vec::new();
+    for image in &images {
+        lines.extend(image.tags.iter().map(|tag| (tag.as_str(), image)));
+        if image.tags.is_empty() {
+            lines.push(("-", image));
+        }
+    }
+    lines.sort_by_key(|(tag, image)| (*tag == "-", *tag, image.id.as_str()));
+    for (tag, image) in lines {
+        rows.push(vec![
+            one_line(tag),
+            image
+                .id
+                .as_str()
+                .get(..SHORT)
+                .unwrap_or(image.id.as_str())
+                .to_owned(),
+            image.layers.len().to_string(),
+            bytes(image.size),
+            one_line(&format!("{}/{}", image.os, image.architecture)),
+        ]);
+    }
+    context.ui.document(&table(&rows).join("\n"))
 }
 
 /// One layer, as `tranship image layers` tells it.

@@ -80,6 +80,29 @@ fn only_missing_layers_travel_and_ids_stay() {
         .saying(&["0 of 3 layers sent"]);
     assert_eq!(id(&world, true, untagged), id(&world, false, untagged));
 
+    // They are listed, those without a tag last.
+    let listed = world.run(&["image", "ls", "ssh://root@b"]).expect(0).stdout;
+    assert!(
+        listed.contains("other:1") && listed.contains("linux/"),
+        "{listed}"
+    );
+    let last = listed.lines().last().unwrap();
+    assert!(
+        last.starts_with('-') && last.contains(&untagged[..19]),
+        "{listed}"
+    );
+    let listed = world
+        .run(&["image", "ls", "--json", "ssh://root@b"])
+        .expect(0)
+        .json();
+    assert!(
+        listed
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|image| image["id"] == untagged)
+    );
+
     world
         .run(&["image", "push", "nothing:1", to[0], to[1], to[2]])
         .expect(1)
