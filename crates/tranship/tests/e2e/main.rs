@@ -32,5 +32,6 @@ mod journals;
 mod moves;
 mod output;
 mod races;
+mod registry;
 mod state;
 mod versions;
