@@ -232,9 +232,9 @@ impl Explain for OciError {
             Self::Engine(error) => error.hint(),
             Self::Missing { .. } => Some("push again: uploaded blobs are kept for a short while only".into()),
             Self::NoSpace { .. } => Some("free space on the node and push again".into()),
-            Self::Credentials { .. } => {
-                Some("`htpasswd -B -c FILE USER` makes one; `chmod 600 FILE` closes it to others".into())
-            }
+            Self::Credentials { .. } => Some(
+                "`htpasswd -B -C 10 -c FILE USER` makes one; `chmod 600 FILE` closes it to others".into(),
+            ),
             _ => None,
         }
     }
