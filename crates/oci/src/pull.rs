@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::json;
+use tranship_core::ImageSpec;
 use tranship_core::ids::Digest;
 
 use crate::document::{Form, media};
 use crate::error::OciError;
 use crate::held::{Document, HeldBlob};
-use crate::name::{Reference, Repository};
+use crate::name::{Reference, Repository, Tag};
 use crate::range::{Wanted, wanted};
 use crate::registry::{Answer, CONTENT_DIGEST, Query, Registry, bare, full, json_answer, text, value};
 use crate::spool;
@@ -71,9 +72,7 @@ impl Registry {
     ) -> Result<Response<Answer>, OciError> {
         let document = match reference {
             Reference::Tag(tag) => {
-                let local = name.local(tag)?;
-                let image = self.held.images.find(&local).await?;
-                let Some(image) = image.filter(|image| image.tags.contains(&local)) else {
+                let Some(image) = self.meant(name, tag).await? else {
                     return Err(OciError::NoManifest {
                         what: format!("{}:{}", name.as_str(), tag.as_str()),
                     });
@@ -89,6 +88,21 @@ impl Registry {
         headers.insert(CONTENT_DIGEST, value(document.digest.as_str()));
         headers.insert(header::ETAG, value(&format!("\"{}\"", document.digest)));
         Ok(response)
+    }
+
+    /// The image that a tag means. The 64 digits of an image's id, which have the form of a tag, mean that image in every repository,
+    /// unless they are a tag there: clients have no other words for an image without a tag.
+    async fn meant(&self, name: &Repository, tag: &Tag) -> Result<Option<ImageSpec>, OciError> {
+        let local = name.local(tag)?;
+        let image = self.held.images.find(&local).await?;
+        if let Some(image) = image.filter(|image| image.tags.contains(&local)) {
+            return Ok(Some(image));
+        }
+        let Ok(id) = Digest::new(format!("sha256:{}", tag.as_str())) else {
+            return Ok(None);
+        };
+        let image = self.held.images.find(id.as_str()).await?;
+        Ok(image.filter(|image| image.id == id))
     }
 
     /// The manifest or index of this digest: as it was pushed, or ours.

@@ -82,11 +82,18 @@ async fn an_image_is_pulled_by_tag_and_by_digest() {
 }
 
 #[tokio::test]
-async fn an_image_without_a_tag_is_pulled_by_its_manifest() {
+async fn an_image_without_a_tag_is_pulled_by_its_manifest_or_its_id() {
     let (tagged, untagged) = (image("tagged"), image("untagged"));
     let first = Client::new(Engine::with(&[("app:1", &untagged)]));
     let manifest = first.get("/v2/app/manifests/1").await.expect(200).body;
     let client = Client::new(Engine::with(&[("app:1", &tagged), ("", &untagged)]));
+    let by_id = format!("/v2/whatever/manifests/{}", untagged.id().hex());
+    assert_eq!(client.get(&by_id).await.expect(200).body, manifest);
+    let nothing = format!("/v2/whatever/manifests/{}", Digest::of(b"nothing").hex());
+    client
+        .get(&nothing)
+        .await
+        .refused(404, "MANIFEST_UNKNOWN", "oci.no-manifest");
     let path = format!("/v2/whatever/manifests/{}", Digest::of(&manifest));
     assert_eq!(
         client.get(&path).await.expect(200).body,
