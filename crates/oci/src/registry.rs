@@ -77,6 +77,14 @@ impl Registry {
         })
     }
 
+    /// Drops uploads, blobs and manifests that nobody asked for in a while. Who serves calls it now and then; it is done at every
+    /// upload as well.
+    pub fn sweep(&self) {
+        if let Some(spool) = &self.spool {
+            spool.sweep();
+        }
+    }
+
     /// Answers one request.
     pub async fn answer<S, E>(&self, request: Request<S>) -> Response<Answer>
     where

@@ -281,6 +281,8 @@ async fn what_nobody_asks_for_goes() {
         "the first upload is gone, the blob was asked for"
     );
     tokio::time::advance(Duration::from_secs(61)).await;
+    client.registry.sweep();
+    assert_eq!(client.spooled(), 0);
     client
         .call("POST", "/v2/a/blobs/uploads/", &[], b"")
         .await

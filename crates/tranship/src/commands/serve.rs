@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tranship_agent::NodeEngine;
@@ -15,6 +16,9 @@ use tranship_wire::http::{HttpServer, ServerKey};
 use super::Context;
 use super::agent::engine_socket;
 use crate::cli::ImageServeArgs;
+
+/// How often what nobody asks for any more is looked for.
+const SWEEP: Duration = Duration::from_secs(60);
 
 /// Largest file of certificates, keys or credentials, in bytes.
 const LARGEST: u64 = 1 << 20;
@@ -80,7 +84,18 @@ pub async fn run(context: &Context, args: &ImageServeArgs) -> Result<(), Fault> 
             "without --credentials everybody on this machine may {what}"
         ));
     }
-    server.serve(Arc::new(RegistryHandler { registry }), stop).await;
+    let handler = Arc::new(RegistryHandler { registry });
+    let swept = Arc::clone(&handler);
+    let sweeper = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            let handler = Arc::clone(&swept);
+            // Its failure would be that of the next one as well.
+            let _ = tokio::task::spawn_blocking(move || handler.registry.sweep()).await;
+        }
+    });
+    server.serve(handler, stop).await;
+    sweeper.abort();
     Ok(())
 }
 
