@@ -15,6 +15,10 @@ use super::run::{HOST, checked, host, output};
 /// The Debian release in the nodes and the test images.
 const SUITE: &str = "trixie";
 
+/// The release after it, and what nodes have of that one.
+const NEXT_SUITE: &str = "forky";
+const NEXT_PACKAGES: [&str; 2] = ["criu", "libcriu2"];
+
 /// What nodes need beyond a bare system.
 const PACKAGES: [&str; 26] = [
     "aardvark-dns",
@@ -131,6 +135,8 @@ impl Tree {
             .env("TB_DIR", &work)
             .env("TB_MIRROR", &mirror)
             .env("TB_SUITE", SUITE)
+            .env("TB_NEXT_SUITE", NEXT_SUITE)
+            .env("TB_NEXT_PACKAGES", NEXT_PACKAGES.join(" "))
             .env("TB_PACKAGES", PACKAGES.join(" "))
             .env("TB_IMAGE_PACKAGES", IMAGE_PACKAGES.join(" "))
             .stdout(Stdio::from(log))
@@ -166,9 +172,10 @@ fn remove_leftovers(cache: &Path) -> Result<()> {
 
 fn recipe_hash() -> String {
     let mut recipe = Sha256::new();
-    for part in [SUITE, BUILD_SCRIPT]
+    for part in [SUITE, NEXT_SUITE, BUILD_SCRIPT]
         .iter()
         .chain(&PACKAGES)
+        .chain(&NEXT_PACKAGES)
         .chain(&IMAGE_PACKAGES)
     {
         recipe.update(part.len().to_le_bytes());

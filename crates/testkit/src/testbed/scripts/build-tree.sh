@@ -2,7 +2,8 @@
 # Builds the nodes' root file system and what the test images are made of.
 #
 # Runs in mount, pid and uts namespaces of its own: whatever it mounts or starts ends with it.
-# In: TB_DIR (empty directory), TB_MIRROR, TB_SUITE, TB_PACKAGES, TB_IMAGE_PACKAGES (GROUP:PACKAGE,PACKAGE ...).
+# In: TB_DIR (empty directory), TB_MIRROR, TB_SUITE, TB_PACKAGES, TB_IMAGE_PACKAGES (GROUP:PACKAGE,PACKAGE ...),
+# TB_NEXT_SUITE and TB_NEXT_PACKAGES (packages of a later release).
 # Out: TB_DIR/root, TB_DIR/base.tar, TB_DIR/debs/GROUP/*.deb
 set -eu
 root=$TB_DIR/root
@@ -59,6 +60,15 @@ mount -t tmpfs tmpfs "$root/run"
 
 # shellcheck disable=SC2086
 inside apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-unsafe-io $TB_PACKAGES
+
+# CRIU before 4.2 dumps no process with an internet socket on kernels from 6.16 on; Debian's next release has a newer one.
+printf 'deb %s %s main\n' "$TB_MIRROR" "$TB_NEXT_SUITE" > "$root/etc/apt/sources.list.d/next.list"
+printf 'Package: *\nPin: release n=%s\nPin-Priority: 100\n' "$TB_NEXT_SUITE" > "$root/etc/apt/preferences.d/next"
+# A mirror may be a frozen one, whose list of a release under work has outlived its date; it is signed all the same.
+inside apt-get update -qq -o Acquire::Check-Valid-Until=false
+# shellcheck disable=SC2086
+inside apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-unsafe-io -t "$TB_NEXT_SUITE" $TB_NEXT_PACKAGES
+rm "$root/etc/apt/sources.list.d/next.list" "$root/etc/apt/preferences.d/next"
 
 # Two plain users: one who may use the engine and one who may not. `*` is no password, yet no locked account.
 inside useradd --create-home --shell /bin/bash --groups docker --password '*' deploy
