@@ -73,6 +73,7 @@ pub async fn facts(engine: &dyn Engine) -> Result<NodeFacts, Fault> {
         direct_files,
         addresses: addresses(),
         limits,
+        live: engine.live_facts().await.unwrap_or_default(),
     })
 }
 
@@ -149,7 +150,9 @@ pub async fn report(
         .map(|m| m.source.clone())
         .collect();
     let mounted_below = mounted_below(ports, &spec).await;
+    let memory = engine.memory(&spec).await?;
     Ok(ContainerReport {
+        memory,
         bind_users: bind_users(engine, &spec).await?,
         spec,
         changes,

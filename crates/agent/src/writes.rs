@@ -153,7 +153,9 @@ fn meet(one: &ElementAt, other: &ElementAt) -> bool {
 
 fn container(element: &ElementAt) -> Option<&ContainerId> {
     match element {
-        ElementAt::Layer { container } | ElementAt::Tmpfs { container, .. } => Some(container),
+        ElementAt::Layer { container }
+        | ElementAt::Tmpfs { container, .. }
+        | ElementAt::Memory { container, .. } => Some(container),
         ElementAt::Volume { .. } | ElementAt::Bind { .. } => None,
     }
 }

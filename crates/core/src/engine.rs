@@ -17,6 +17,7 @@ use crate::container::{ContainerSpec, ContainerStatus, ContainerSummary, LayerCh
 use crate::fault::{Explain, FaultKind};
 use crate::ids::{ContainerId, ContainerName, Digest};
 use crate::image::ImageSpec;
+use crate::memory::{LiveFacts, MemoryReport, Obstacle};
 use crate::network::NetworkSpec;
 use crate::node::EngineFacts;
 use crate::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
@@ -374,6 +375,52 @@ pub trait Engine: Send + Sync {
 
     /// Kills a container's main process and waits until it is gone, a paused one included. Stopped already is done well.
     async fn kill(&self, container: &ContainerId) -> Result<(), EngineError>;
+
+    /// What this node has for dumping and restoring memory.
+    async fn live_facts(&self) -> Result<LiveFacts, EngineError> {
+        Ok(LiveFacts {
+            obstacles: vec![Obstacle::new(
+                "live.engine",
+                "this engine's containers cannot be dumped",
+                "",
+            )],
+            ..LiveFacts::default()
+        })
+    }
+
+    /// The memory of a running container, and what of it could not travel. `None` where this process cannot look.
+    async fn memory(&self, spec: &ContainerSpec) -> Result<Option<MemoryReport>, EngineError> {
+        let _ = spec;
+        Ok(None)
+    }
+
+    /// Writes the memory of a container that runs or is paused to where [`Engine::locate`] says, in place of what is there. It
+    /// stands still meanwhile, and then is as it was: running, or paused. `element` is an [`ElementAt::Memory`].
+    async fn dump(&self, element: &ElementAt) -> Result<(), EngineError> {
+        Err(EngineError::Unsupported {
+            message: format!("this engine does not dump {element}"),
+        })
+    }
+
+    /// Whether [`Engine::dump`] came to its end, on this boot of the machine, and what it wrote is still there.
+    async fn has_dump(&self, element: &ElementAt) -> Result<bool, EngineError> {
+        let _ = element;
+        Ok(false)
+    }
+
+    /// Starts a container that does not run from what [`Engine::locate`] has for it: its processes go on where they were dumped, and
+    /// connections that they had are closed. What is there must be of this boot of the machine.
+    async fn restore(&self, element: &ElementAt) -> Result<(), EngineError> {
+        Err(EngineError::Unsupported {
+            message: format!("this engine does not restore {element}"),
+        })
+    }
+
+    /// Removes the dump of a container. Gone already is done well.
+    async fn forget(&self, element: &ElementAt) -> Result<(), EngineError> {
+        let _ = element;
+        Ok(())
+    }
 
     /// Runs `command` with `sh -c` in a running container as its own user, and waits for its end; at most `timeout`.
     async fn exec(

@@ -10,6 +10,7 @@ pub mod event;
 pub mod fault;
 pub mod ids;
 pub mod image;
+pub mod memory;
 pub mod network;
 pub mod node;
 pub mod storage;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::container::{ContainerSpec, ContainerSummary};
+use crate::memory::{LiveFacts, MemoryReport};
 use crate::network::NetworkSpec;
 use crate::storage::{VolumeSpec, VolumeUser};
 
@@ -90,6 +91,9 @@ pub struct NodeFacts {
     pub addresses: Vec<IpAddr>,
     /// What the agent can't do here and why, for people.
     pub limits: Vec<String>,
+    /// Whether memory can be dumped and restored here.
+    #[serde(default)]
+    pub live: LiveFacts,
 }
 
 /// A port that something listens on.
@@ -187,6 +191,9 @@ pub struct ContainerReport {
     /// File systems that are mounted below its volumes and bind mounts, by path in the container: paths below that.
     #[serde(default)]
     pub mounted_below: BTreeMap<String, Vec<String>>,
+    /// Its memory, if it runs and the node can look.
+    #[serde(default)]
+    pub memory: Option<MemoryReport>,
     /// Other notes for the plan, by code.
     #[serde(default)]
     pub notes: BTreeMap<String, String>,

@@ -27,8 +27,10 @@ pub enum ElementKind {
     Volume,
     /// A file or directory of the host.
     Bind,
-    /// Memory, there only while the container runs.
+    /// Files in memory, there only while the container runs.
     Tmpfs,
+    /// What the processes of a running container hold.
+    Memory,
 }
 
 impl std::fmt::Display for ElementKind {
@@ -38,6 +40,7 @@ impl std::fmt::Display for ElementKind {
             Self::Volume => "volume",
             Self::Bind => "bind mount",
             Self::Tmpfs => "tmpfs",
+            Self::Memory => "memory",
         })
     }
 }
@@ -68,6 +71,13 @@ pub enum ElementAt {
         /// Path in the container.
         path: String,
     },
+    /// The memory of a container's processes, as a dump in a directory that only root reads.
+    Memory {
+        /// The container.
+        container: ContainerId,
+        /// About how many bytes it is, which decides where there is room for it.
+        bytes: u64,
+    },
 }
 
 impl ElementAt {
@@ -79,6 +89,7 @@ impl ElementAt {
             Self::Volume { .. } => ElementKind::Volume,
             Self::Bind { .. } => ElementKind::Bind,
             Self::Tmpfs { .. } => ElementKind::Tmpfs,
+            Self::Memory { .. } => ElementKind::Memory,
         }
     }
 }
@@ -90,6 +101,7 @@ impl std::fmt::Display for ElementAt {
             Self::Volume { name } => write!(f, "volume {name}"),
             Self::Bind { path } => write!(f, "bind mount {path}"),
             Self::Tmpfs { path, .. } => write!(f, "tmpfs {path}"),
+            Self::Memory { .. } => f.write_str("the container's memory"),
         }
     }
 }

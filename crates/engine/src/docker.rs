@@ -14,6 +14,7 @@ use tranship_core::container::{
 };
 use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive, ImportOptions, LiveRoot};
 use tranship_core::ids::{ContainerName, Digest};
+use tranship_core::memory::{LiveFacts, MemoryReport};
 use tranship_core::node::{EngineFacts, ImageStore};
 use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
 use tranship_core::{ContainerId, ContainerSpec, Engine, EngineError, ImageSpec, NetworkSpec};
@@ -462,6 +463,30 @@ impl Engine for DockerEngine {
 
     async fn kill(&self, container: &ContainerId) -> Result<(), EngineError> {
         self.kill_all(container).await
+    }
+
+    async fn live_facts(&self) -> Result<LiveFacts, EngineError> {
+        self.live_facts_here().await
+    }
+
+    async fn memory(&self, spec: &ContainerSpec) -> Result<Option<MemoryReport>, EngineError> {
+        self.memory_report(spec).await
+    }
+
+    async fn dump(&self, element: &ElementAt) -> Result<(), EngineError> {
+        self.write_dump(element).await
+    }
+
+    async fn has_dump(&self, element: &ElementAt) -> Result<bool, EngineError> {
+        self.dump_is_there(element).await
+    }
+
+    async fn restore(&self, element: &ElementAt) -> Result<(), EngineError> {
+        self.start_from_dump(element).await
+    }
+
+    async fn forget(&self, element: &ElementAt) -> Result<(), EngineError> {
+        self.remove_dump(element).await
     }
 
     async fn exec(

@@ -24,6 +24,7 @@
 //! | `place`, `confined` | where a storage element's files are |
 //! | `files` | files of a container through the archive API |
 //! | `processes` | pausing, killing, running a command |
+//! | `memory` | dumps and restores of memory, and what stands in their way |
 
 mod changes;
 mod confined;
@@ -37,6 +38,7 @@ mod filter;
 mod images;
 mod json;
 mod layers;
+mod memory;
 mod networks;
 mod place;
 mod processes;

@@ -35,6 +35,10 @@ impl DockerEngine {
             ElementAt::Volume { name } => self.place_of_volume(name).await,
             ElementAt::Bind { path } => self.place_of_bind(path).await,
             ElementAt::Tmpfs { container, path } => self.place_of_tmpfs(container, path).await,
+            ElementAt::Memory { container, bytes } => Ok(ElementPlace::Directory {
+                path: self.place_of_memory(container, *bytes).await?,
+                overlay: false,
+            }),
         }
     }
 

@@ -59,6 +59,11 @@ impl Raw {
         self.call(Method::POST, path, Some(body), ask).await
     }
 
+    /// Has something done, however long it takes.
+    pub(crate) async fn act(&self, path: &str, ask: &Ask) -> Result<(), EngineError> {
+        self.send(Method::POST, path, None, ask).await.map(|_| ())
+    }
+
     /// Asks for one header of the answer.
     pub(crate) async fn header(
         &self,

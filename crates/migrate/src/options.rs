@@ -18,6 +18,8 @@ pub enum ModeRequest {
     Cold,
     /// It is paused here while the rest is carried; the program starts afresh there.
     Warm,
+    /// It is paused here while the rest is carried; its processes go on there where they were.
+    Live,
 }
 
 /// What becomes of the source after the hand-over.

@@ -11,7 +11,7 @@ use tranship_core::image::ImageTransfer;
 use tranship_core::node::{ArrivalFacts, ContainerReport, Survey};
 
 use crate::check;
-use crate::elements::{self, ElementPlan};
+use crate::elements::{self, ElementPlan, Target};
 use crate::health;
 use crate::options::{Hook, HookPlace, HookTime, ModeRequest, MoveOptions, OnSource};
 use crate::order;
@@ -26,6 +26,8 @@ pub enum Mode {
     Cold,
     /// It is paused here before it starts there, afresh.
     Warm,
+    /// It is paused here before its processes go on there, with what they have in memory.
+    Live,
 }
 
 impl Mode {
@@ -33,6 +35,12 @@ impl Mode {
     #[must_use]
     pub fn is_stateful(self) -> bool {
         self != Self::Stateless
+    }
+
+    /// Whether the source is paused in the freeze, so that going back before the commit is no restart.
+    #[must_use]
+    pub fn pauses(self) -> bool {
+        matches!(self, Self::Warm | Self::Live)
     }
 }
 
@@ -42,6 +50,7 @@ impl fmt::Display for Mode {
             Self::Stateless => "stateless",
             Self::Cold => "cold",
             Self::Warm => "warm",
+            Self::Live => "live",
         })
     }
 }
@@ -198,6 +207,8 @@ pub struct Rates {
     pub entries_per_second: u64,
     /// How many entries are looked at for a change.
     pub looks_per_second: u64,
+    /// How fast memory is dumped, looked through and restored, one after the other.
+    pub memory_bytes_per_second: u64,
 }
 
 impl Default for Rates {
@@ -209,6 +220,7 @@ impl Default for Rates {
             data_bytes_per_second: 200_000_000,
             entries_per_second: 20_000,
             looks_per_second: 200_000,
+            memory_bytes_per_second: 250_000_000,
         }
     }
 }
@@ -251,6 +263,7 @@ fn mode_of(options: &MoveOptions, reports: &[ContainerReport]) -> (Mode, ModeReq
     match options.mode {
         ModeRequest::Cold => (Mode::Cold, ModeRequest::Cold),
         ModeRequest::Warm => (Mode::Warm, ModeRequest::Warm),
+        ModeRequest::Live => (Mode::Live, ModeRequest::Live),
         ModeRequest::Stateless => (Mode::Stateless, ModeRequest::Stateless),
         ModeRequest::Auto if reports.iter().any(|r| elements::keeps_state(r, options)) => {
             (Mode::Cold, ModeRequest::Cold)
@@ -423,6 +436,17 @@ impl Prediction {
                 .downtime_ms
                 .saturating_add(entries.saturating_mul(1000) / rates.looks_per_second)
                 .saturating_add(copy_ms / 50);
+        }
+        if mode == Mode::Live {
+            let memory = elements
+                .iter()
+                .filter(|e| matches!(e.target, Target::Memory { .. }));
+            let bytes = memory
+                .filter_map(|e| e.size)
+                .fold(0u64, |sum, s| sum.saturating_add(s.bytes));
+            self.downtime_ms = self
+                .downtime_ms
+                .saturating_add(bytes.saturating_mul(1000) / rates.memory_bytes_per_second);
         }
     }
 }

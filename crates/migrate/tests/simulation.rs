@@ -32,7 +32,7 @@ use tranship_migrate::options::{ModeRequest, MoveOptions};
 use tranship_migrate::plan::{Plan, PlanInput, plan};
 use tranship_migrate::record::{ArrivalRecord, DepartureRecord, DepartureState, RecordError, Records};
 use tranship_migrate::{Arrival, Departure, Destination};
-use tranship_testkit::memory::{self, MemoryEngine};
+use tranship_testkit::memory::{self, Contents, MemoryEngine};
 
 /// What was written, oldest first, and how much of it is synced.
 struct Disk<T> {
@@ -136,6 +136,19 @@ fn runs(engine: &MemoryEngine) -> bool {
         .any(|c| c.spec.name == "web" && c.state == ContainerState::Running)
 }
 
+/// Whether what runs still has in memory what it had at the beginning.
+fn remembers(engine: &MemoryEngine) -> bool {
+    engine.all().iter().any(|c| {
+        let heap = engine.storage().get(engine.heap(&c.spec.id));
+        c.state == ContainerState::Running && heap.is_some_and(|heap| heap.contains_key("token"))
+    })
+}
+
+/// Whether a dump of some container's memory is left.
+fn dumped(engine: &MemoryEngine) -> bool {
+    engine.all().iter().any(|c| engine.is_dumped(&c.spec.id))
+}
+
 struct Node(Arc<World>);
 
 #[async_trait]
@@ -228,6 +241,9 @@ fn world(seed: u64, mode: ModeRequest) -> Arc<World> {
     let (source, destination) = (Arc::new(MemoryEngine::new()), Arc::new(MemoryEngine::new()));
     let image = memory::image("app:1", 3);
     let spec = source.run("web", &image, |_| {});
+    source
+        .storage()
+        .put(source.heap(&spec.id), "token", "only in memory");
     let report = ContainerReport {
         spec,
         changes: LayerChanges::default(),
@@ -237,6 +253,7 @@ fn world(seed: u64, mode: ModeRequest) -> Arc<World> {
         bind_files: Vec::new(),
         bind_users: Default::default(),
         mounted_below: Default::default(),
+        memory: None,
         notes: Default::default(),
     };
     let survey = survey(vec![ArrivalFacts::default()]);
@@ -335,22 +352,29 @@ fn engine_restarts(engine: &MemoryEngine) {
                 };
             }
         });
+        // Whatever runs now was started anew.
+        engine
+            .storage()
+            .set(engine.heap(&container.spec.id), Contents::new());
     }
 }
 
 /// One migration through one storm; what happened, line by line.
 async fn sail(seed: u64) -> Vec<String> {
-    let mode = if seed.is_multiple_of(2) {
-        ModeRequest::Cold
-    } else {
-        ModeRequest::Warm
+    let mode = match seed % 3 {
+        0 => ModeRequest::Cold,
+        1 => ModeRequest::Warm,
+        _ => ModeRequest::Live,
     };
     let world = world(seed, mode);
+    let mut lives_on = mode == ModeRequest::Live;
     let mut source = start_source(&world);
     for _ in 0..world.draw(7) {
         world.pause(1500).await;
         let kind = world.draw(6);
         world.note(format!("fault {kind}"));
+        // An engine that restarts ends what runs.
+        lives_on &= matches!(kind, 0 | 2);
         match kind {
             0 | 1 => {
                 source.abort();
@@ -415,6 +439,19 @@ async fn sail(seed: u64) -> Vec<String> {
         "seed {seed}: source runs {here}, destination runs {there}:\n{}",
         trace.join("\n")
     );
+    let holder = if there { &world.destination } else { &world.source };
+    assert!(
+        !lives_on || remembers(holder),
+        "seed {seed}: it was started afresh although nothing ended it:\n{}",
+        trace.join("\n")
+    );
+    for engine in [&world.source, &world.destination] {
+        assert!(
+            !dumped(engine),
+            "seed {seed}: a dump is left:\n{}",
+            trace.join("\n")
+        );
+    }
     trace.push(format!("{}", u8::from(there)));
     trace
 }

@@ -47,6 +47,7 @@ fn scene(options: &MoveOptions, change: impl FnOnce(&mut ContainerSpec)) -> Scen
         bind_files: Vec::new(),
         bind_users: Default::default(),
         mounted_below: Default::default(),
+        memory: None,
         notes: Default::default(),
     };
     let survey = survey(vec![ArrivalFacts {

@@ -215,6 +215,7 @@ impl MoveArgs {
                 ModeArg::Stateless => ModeRequest::Stateless,
                 ModeArg::Cold => ModeRequest::Cold,
                 ModeArg::Warm => ModeRequest::Warm,
+                ModeArg::Live => ModeRequest::Live,
             },
             on_source: match self.on_source {
                 OnSourceArg::Stop => OnSource::Stop,
@@ -533,6 +534,8 @@ pub enum ModeArg {
     Cold,
     /// Pause here, then run there, afresh: goes on at once if anything fails
     Warm,
+    /// Pause here, then go on there with all that is in memory (CRIU, experimental engine features)
+    Live,
 }
 
 /// What to do about a volume of the same name.

@@ -132,6 +132,10 @@ impl Arrival {
             Target::Layer { member } => ElementAt::Layer {
                 container: container_of(record, *member)?,
             },
+            Target::Memory { member, bytes } => ElementAt::Memory {
+                container: container_of(record, *member)?,
+                bytes: *bytes,
+            },
             Target::Tmpfs { member, path } => ElementAt::Tmpfs {
                 container: container_of(record, *member)?,
                 path: path.clone(),

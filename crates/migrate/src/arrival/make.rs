@@ -74,7 +74,10 @@ impl Arrival {
                 failpoint::reach("destination.volume-made").await
             }
             Target::Bind { path, making } => self.make_directory(record, path, *making).await,
-            Target::Anonymous { .. } | Target::Layer { .. } | Target::Tmpfs { .. } => Ok(()),
+            Target::Anonymous { .. }
+            | Target::Layer { .. }
+            | Target::Tmpfs { .. }
+            | Target::Memory { .. } => Ok(()),
         }
     }
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tranship_core::container::ContainerState;
 use tranship_core::engine::ByteStream;
 use tranship_core::fault::FaultKind;
+use tranship_core::storage::ElementAt;
 use tranship_core::{ContainerId, EngineError, Fault};
 
 use crate::destination::{ArrivalState, Opened};
@@ -253,7 +254,7 @@ impl Arrival {
             .plan
             .start_order()
             .into_iter()
-            .filter(|i| has_memory(&record, *i))
+            .filter(|i| has_tmpfs(&record, *i))
         {
             let id = container_of(&record, index)?;
             if self.ports.engine.status(&id).await?.state == ContainerState::Paused {
@@ -277,12 +278,25 @@ impl Arrival {
 }
 
 /// Whether the container waits after its start for a tmpfs to be filled.
-fn waits_for_memory(record: &ArrivalRecord, index: usize) -> bool {
-    !record.went_on && has_memory(record, index)
+fn waits_for_tmpfs(record: &ArrivalRecord, index: usize) -> bool {
+    !record.went_on && has_tmpfs(record, index)
+}
+
+/// The memory that the container starts from, as an element of this node.
+fn memory_of(record: &ArrivalRecord, index: usize) -> Option<ElementAt> {
+    let container = record.containers.get(&index)?;
+    let mut elements = record.plan.elements.iter().filter(|e| e.copied);
+    elements.find_map(|element| match element.target {
+        Target::Memory { member, bytes } if member == index => Some(ElementAt::Memory {
+            container: container.clone(),
+            bytes,
+        }),
+        _ => None,
+    })
 }
 
 /// Whether the container has a tmpfs that comes along.
-fn has_memory(record: &ArrivalRecord, index: usize) -> bool {
+fn has_tmpfs(record: &ArrivalRecord, index: usize) -> bool {
     record
         .plan
         .elements

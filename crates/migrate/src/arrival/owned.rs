@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use tranship_core::container::{ContainerState, Health};
 use tranship_core::fault::FaultKind;
+use tranship_core::storage::ElementAt;
 use tranship_core::{ContainerId, EngineError, Fault};
 
-use super::{Arrival, container_of, undo, waits_for_memory};
+use super::{Arrival, container_of, memory_of, undo, waits_for_tmpfs};
 use crate::destination::{ADOPTED, Adopted, ArrivalState, DISCARDED, Discarded};
 use crate::failpoint;
 use crate::health::{self, ENGINE_AWAY, Proof, engine_away};
@@ -154,7 +155,11 @@ impl Arrival {
             .filter(|i| *i < members.len())
         {
             let id = container_of(record, index)?;
-            if !waits_for_memory(record, index) {
+            if let Some(memory) = memory_of(record, index) {
+                self.go_on_from(&id, &memory, starting).await?;
+                continue;
+            }
+            if !waits_for_tmpfs(record, index) {
                 self.insist(|| self.ports.engine.start(&id)).await?;
                 continue;
             }
@@ -171,10 +176,31 @@ impl Arrival {
             return Ok(());
         }
         failpoint::reach("destination.started").await?;
-        if (0..members.len()).any(|index| waits_for_memory(record, index)) {
+        if (0..members.len()).any(|index| waits_for_tmpfs(record, index)) {
             Ok(())
         } else {
             self.post_start(record).await
+        }
+    }
+
+    /// Starts a container from the memory that arrived. It does so once: what ran here and ended has answered for things that the
+    /// dump does not know, and starts afresh as after any restart of its engine.
+    async fn go_on_from(
+        &self,
+        id: &ContainerId,
+        memory: &ElementAt,
+        starting: Starting,
+    ) -> Result<(), EngineError> {
+        let engine = self.ports.engine.as_ref();
+        let state = self.insist_on(|| engine.status(id)).await?.state;
+        match state {
+            ContainerState::Running => Ok(()),
+            ContainerState::Created => engine.restore(memory).await,
+            _ if starting == Starting::Again => self.insist(|| engine.start(id)).await,
+            other => Err(EngineError::Conflict {
+                action: format!("restore the memory of container {id}"),
+                message: format!("it is {other}"),
+            }),
         }
     }
 
@@ -187,10 +213,17 @@ impl Arrival {
         self.patiently(act, engine_away).await
     }
 
-    /// Repeats what may go well a moment later, until the source gives up or time is over.
-    async fn patiently<E, F>(&self, act: impl Fn() -> F, passing: impl Fn(&E) -> bool) -> Result<(), E>
+    async fn insist_on<T, F>(&self, ask: impl Fn() -> F) -> Result<T, EngineError>
     where
-        F: Future<Output = Result<(), E>>,
+        F: Future<Output = Result<T, EngineError>>,
+    {
+        self.patiently(ask, engine_away).await
+    }
+
+    /// Repeats what may go well a moment later, until the source gives up or time is over.
+    async fn patiently<T, E, F>(&self, act: impl Fn() -> F, passing: impl Fn(&E) -> bool) -> Result<T, E>
+    where
+        F: Future<Output = Result<T, E>>,
     {
         let begun = tokio::time::Instant::now();
         loop {
@@ -281,6 +314,7 @@ impl Arrival {
             return Err(turn.refusal());
         }
         failpoint::reach("destination.adopted").await?;
+        self.forget_dumps(record).await;
         if record.undo.is_empty() {
             return Ok(());
         }
@@ -337,9 +371,25 @@ impl Arrival {
         Err(turn.refusal())
     }
 
+    /// Takes the dumps of memory away that arrived. They hold whatever the processes knew, so failing at that is noted.
+    async fn forget_dumps(&self, record: &mut ArrivalRecord) {
+        let members = record.plan.members().len();
+        for memory in (0..members)
+            .filter_map(|index| memory_of(record, index))
+            .collect::<Vec<_>>()
+        {
+            if let Err(error) = self.ports.engine.forget(&memory).await {
+                record
+                    .left_behind
+                    .push(format!("a dump of the container's memory: {error}"));
+            }
+        }
+    }
+
     async fn remove_all(&self, record: &mut ArrivalRecord) -> Result<(), Fault> {
         failpoint::reach("destination.discarding").await?;
         self.close_sinks(record).await?;
+        self.forget_dumps(record).await;
         while let Some(note) = record.undo.last().cloned() {
             let undone = self.undo(&note, record).await;
             match (undone, &note) {

@@ -1,5 +1,6 @@
 //! Everything that can stand in the way of a container, found by comparing both sides. One rule per function.
 
+mod live;
 mod network;
 
 use std::collections::BTreeSet;
@@ -56,6 +57,9 @@ pub(crate) fn findings(
     image(&mut found, plan, arrival, source, survey);
     resources(&mut found, plan, arrival, survey);
     space(&mut found, plan, survey);
+    if plan.mode == Mode::Live {
+        live::live(&mut found, plan, report, source, survey);
+    }
     clocks_and_notes(&mut found, report, source, survey);
     found.0
 }

@@ -8,13 +8,13 @@ use futures_util::{StreamExt as _, future::BoxFuture, stream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tranship_core::Fault;
 use tranship_core::event::{Event, Phase, Reporter};
 use tranship_core::fault::FaultKind;
 use tranship_core::storage::{
     ElementAt, ElementPlace, ElementRoute, ElementSource, ProgressFn, RoundOptions, RoundProgress,
     RoundReport, SyncOptions,
 };
+use tranship_core::{Engine, Fault};
 
 use super::{Departure, LOST_DESTINATION, PATIENCE, PROGRESS_EVERY, RETRY, millis};
 use crate::destination::{Destination, link_lost};
@@ -34,6 +34,8 @@ const WORTH_IT: f64 = 0.7;
 const SIDE_BY_SIDE: usize = 4;
 /// What the freeze takes beside the data: stopping, a record, starting. An estimate for predictions.
 const FREEZE_FIXED_MS: u64 = 700;
+/// While they run, processes are not dumped more often than this: they stand still meanwhile.
+const DUMP_AGAIN: Duration = Duration::from_secs(10);
 /// Entries that are looked at in a millisecond when nothing of them changed. An estimate for predictions.
 const LOOKS_PER_MS: u64 = 250;
 
@@ -43,6 +45,10 @@ pub(super) struct OpenElement {
     index: usize,
     label: String,
     place: ElementPlace,
+    /// It is memory, which has to be dumped before each round.
+    memory: Option<ElementAt>,
+    /// When it was dumped last.
+    dumped: Option<Instant>,
     /// In a mutex that is never waited for, so that the whole can be looked at from several threads.
     source: std::sync::Mutex<Box<dyn ElementSource>>,
 }
@@ -110,12 +116,19 @@ impl Departure {
             if !element.copied || open || matches!(element.target, Target::Tmpfs { .. }) {
                 continue;
             }
+            let memory = matches!(element.target, Target::Memory { .. });
             // An archive is read once, while nothing changes.
             if live && element.route == ElementRoute::Archive {
                 continue;
             }
             let options = SyncOptions {
                 route: element.route,
+                // A dump with a part missing is none.
+                exclude: if memory {
+                    Vec::new()
+                } else {
+                    options.exclude.clone()
+                },
                 ..options.clone()
             };
             let place = self.ports.engine.locate(&element.at).await?;
@@ -135,6 +148,8 @@ impl Departure {
                 index,
                 label: element.label(),
                 place,
+                memory: memory.then(|| element.at.clone()),
+                dumped: None,
                 source: std::sync::Mutex::new(source),
             });
         }
@@ -249,15 +264,13 @@ impl Departure {
         let mut cancelled = self.cancelled.clone();
         let mut elements = std::mem::take(&mut self.elements);
         let reports = {
-            let work = rounds(
-                &self.destination,
-                self.plan(),
-                &mut elements,
-                options,
-                &self.given_up,
-                &meter,
-                side_by_side,
-            );
+            let ends = Ends {
+                engine: self.ports.engine.as_ref(),
+                destination: &self.destination,
+                plan: self.plan(),
+                given_up: &self.given_up,
+            };
+            let work = rounds(&ends, &mut elements, options, &meter, side_by_side);
             tokio::pin!(work);
             tokio::select! {
                 reports = &mut work => reports,
@@ -319,7 +332,7 @@ impl Departure {
                     "bind.shared",
                     "stop that container, or move both with --with-dependents",
                 ),
-                ElementAt::Layer { .. } | ElementAt::Tmpfs { .. } => continue,
+                ElementAt::Layer { .. } | ElementAt::Tmpfs { .. } | ElementAt::Memory { .. } => continue,
             };
             let other = users.iter().find(|user| {
                 user.running && !self.members.iter().any(|m| m.create.spec.id == user.container)
@@ -352,6 +365,8 @@ impl Departure {
                 index,
                 label: element.label(),
                 place,
+                memory: None,
+                dumped: None,
                 source: std::sync::Mutex::new(source),
             };
             let meter = self.meter(Phase::Start, None);
@@ -375,13 +390,19 @@ async fn told(cancelled: &mut watch::Receiver<bool>) {
     }
 }
 
+/// Both ends of a round, and what they have agreed on.
+struct Ends<'a> {
+    engine: &'a dyn Engine,
+    destination: &'a Arc<dyn Destination>,
+    plan: &'a Plan,
+    given_up: &'a CancellationToken,
+}
+
 /// One round of each element, `side_by_side` at the same time.
 async fn rounds(
-    destination: &Arc<dyn Destination>,
-    plan: &Plan,
+    ends: &Ends<'_>,
     elements: &mut [OpenElement],
     options: RoundOptions,
-    given_up: &CancellationToken,
     meter: &Arc<Meter>,
     side_by_side: usize,
 ) -> Vec<Result<RoundReport, Fault>> {
@@ -389,17 +410,42 @@ async fn rounds(
     for element in elements.iter_mut() {
         work.push(Box::pin(async move {
             let label = element.label.clone();
-            let done = round_of_one(destination, element, options, given_up, meter).await;
+            let done = dumped_and_sent(ends, element, options, meter).await;
             done.map_err(|mut fault| {
                 fault.message = format!("{label}: {}", fault.message);
                 let there = ["wire.", "arrival.", "content.link-lost"]
                     .iter()
                     .any(|prefix| fault.code.starts_with(prefix));
-                fault.on_node(if there { &plan.destination } else { &plan.source })
+                fault.on_node(if there {
+                    &ends.plan.destination
+                } else {
+                    &ends.plan.source
+                })
             })
         }));
     }
     stream::iter(work).buffer_unordered(side_by_side).collect().await
+}
+
+/// One round of one element. Memory is dumped first.
+async fn dumped_and_sent(
+    ends: &Ends<'_>,
+    element: &mut OpenElement,
+    mut options: RoundOptions,
+    meter: &Arc<Meter>,
+) -> Result<RoundReport, Fault> {
+    if let Some(memory) = &element.memory {
+        // The processes stand still for each dump: not in every round while they run.
+        let fresh = element.dumped.is_some_and(|at| at.elapsed() < DUMP_AGAIN);
+        if fresh && !options.frozen {
+            return Ok(RoundReport::default());
+        }
+        ends.engine.dump(memory).await?;
+        element.dumped = Some(Instant::now());
+        // A restart of the machine ends every process anyway.
+        options.durable = false;
+    }
+    round_of_one(ends.destination, element, options, ends.given_up, meter).await
 }
 
 /// One round of one element. A link that was lost is made again for a while: what arrived is there.

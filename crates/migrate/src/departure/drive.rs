@@ -174,7 +174,7 @@ impl Departure {
                 Err(error) => return Err(error.into()),
             };
             let stands = match self.plan().mode {
-                Mode::Warm => status.state == ContainerState::Paused,
+                Mode::Warm | Mode::Live => status.state == ContainerState::Paused,
                 _ => !matches!(
                     status.state,
                     ContainerState::Running | ContainerState::Restarting | ContainerState::Paused
@@ -194,14 +194,14 @@ impl Departure {
                 ));
             }
         }
-        if self.plan().mode == Mode::Warm && !self.carries_memory() {
+        if self.plan().mode.pauses() && !self.fills_tmpfs() {
             self.end_paused().await?;
         }
         Ok(())
     }
 
     /// Whether what is paused still holds what is to travel.
-    fn carries_memory(&self) -> bool {
+    fn fills_tmpfs(&self) -> bool {
         let in_memory = |target: &Target| matches!(target, Target::Tmpfs { .. });
         let elements = &self.plan().elements;
         elements.iter().any(|e| e.copied && in_memory(&e.target))
@@ -299,14 +299,25 @@ impl Departure {
         }
         self.begin_going_back(shell);
         if touched {
-            if let Err(fault) = rollback::resume(self.ports.engine.as_ref(), &self.record.plan).await {
-                shell.stuck = Some(fault);
-                return Input::Failed;
+            match rollback::resume(self.ports.engine.as_ref(), &self.record.plan).await {
+                Ok(lost) => {
+                    for text in lost {
+                        self.reporter.report(Event::Warning { text: text.clone() });
+                        if let Some(cause) = &mut shell.cause {
+                            cause.causes.push(text);
+                        }
+                    }
+                }
+                Err(fault) => {
+                    shell.stuck = Some(fault);
+                    return Input::Failed;
+                }
             }
             if self.frozen_at.is_some() {
                 self.serving_at = Some(Instant::now());
             }
         }
+        self.forget_dumps().await;
         self.thaw().await;
         Input::Done
     }
@@ -396,14 +407,14 @@ impl Departure {
             Message::Start => {
                 failpoint::reach("source.start").await?;
                 self.destination.start().await?;
-                if self.carries_memory() {
+                if self.fills_tmpfs() {
                     if !self.record.memory_sent {
                         self.fill_memory().await?;
                         self.record.memory_sent = true;
                         // Before it is gone here: whoever asks again after a restart must not look for it.
                         self.save().await?;
                     }
-                    if self.plan().mode == Mode::Warm {
+                    if self.plan().mode.pauses() {
                         self.end_paused().await?;
                     }
                     self.destination.go_on().await?;

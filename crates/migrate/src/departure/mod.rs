@@ -26,7 +26,7 @@ use tranship_core::{ContainerSpec, EngineError, Fault};
 use crate::destination::{Adopted, Destination, Opened, link_lost};
 use crate::failpoint;
 use crate::options::OnSource;
-use crate::plan::{Member, Mode, Plan};
+use crate::plan::{Member, Plan};
 use crate::ports::Ports;
 use crate::protocol::source::Source;
 use crate::record::{DepartureRecord, PhaseRecord, Records};
@@ -34,6 +34,7 @@ use crate::record::{DepartureRecord, PhaseRecord, Records};
 mod data;
 mod drive;
 mod hooks;
+mod memory;
 mod rollback;
 mod stateless;
 
@@ -385,7 +386,7 @@ impl Departure {
         order.reverse();
         for member in order.into_iter().filter_map(|index| self.members.get(index)) {
             let id = &member.create.spec.id;
-            if self.plan().mode == Mode::Warm {
+            if self.plan().mode.pauses() {
                 self.ports.engine.pause(id).await?;
                 continue;
             }
@@ -401,10 +402,11 @@ impl Departure {
     /// After the hand-over nothing can be undone any more: what fails here is said, and left to a person.
     async fn release(&mut self) {
         self.record.fault = None;
+        self.forget_dumps().await;
         let remove = self.plan().options.on_source == OnSource::Remove;
         for member in self.members.clone() {
             let spec = &member.create.spec;
-            if self.plan().mode == Mode::Warm
+            if self.plan().mode.pauses()
                 && let Err(error) = self.ports.engine.kill(&spec.id).await
             {
                 let text = format!(

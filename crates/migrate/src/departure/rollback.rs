@@ -6,11 +6,24 @@ use tokio::time::Instant;
 use tranship_core::container::ContainerState;
 use tranship_core::event::Event;
 use tranship_core::fault::FaultKind;
+use tranship_core::storage::ElementAt;
 use tranship_core::{Engine, EngineError, Fault};
 
+use super::memory::memory_of;
 use super::{Departure, ENGINE_AWAY, NOT_RESUMED};
 use crate::options::HookTime;
 use crate::plan::{Member, Plan};
+
+/// Tries to restore memory before it is given up.
+const FROM_MEMORY: u32 = 2;
+
+/// How a container came back.
+enum Resumed {
+    /// With all that it was to keep in its mode.
+    AsItWas,
+    /// Without the memory that live mode was to keep.
+    Afresh,
+}
 
 impl Departure {
     /// Undoes what pre-freeze hooks did. Failing at that is said, and no failure of the going back.
@@ -32,29 +45,51 @@ impl Departure {
 }
 
 /// Makes the source serve again after it was frozen: starts it, and gives it its restart policy back. Also what an agent
-/// does at its start with a record that says `frozen`.
+/// does at its start with a record that says `frozen`. Says what was lost of what live mode should have kept.
 ///
 /// # Errors
 /// `source.not-resumed`, which needs a person.
-pub async fn resume(engine: &dyn Engine, plan: &Plan) -> Result<(), Fault> {
+pub async fn resume(engine: &dyn Engine, plan: &Plan) -> Result<Vec<String>, Fault> {
     let members = plan.members();
     let mut first_failure = None;
-    for member in plan.start_order().into_iter().filter_map(|i| members.get(i)) {
+    let mut lost = Vec::new();
+    for index in plan.start_order() {
+        let Some(member) = members.get(index) else {
+            continue;
+        };
         // The others are brought back whatever becomes of this one.
-        if let Err(fault) = resume_member(engine, plan, member).await {
-            first_failure.get_or_insert(fault);
+        match resume_member(engine, plan, member, memory_of(plan, index)).await {
+            Ok(said) => lost.extend(said),
+            Err(fault) => {
+                first_failure.get_or_insert(fault);
+            }
         }
     }
-    first_failure.map_or(Ok(()), Err)
+    first_failure.map_or(Ok(lost), Err)
 }
 
-async fn resume_member(engine: &dyn Engine, plan: &Plan, member: &Member) -> Result<(), Fault> {
+async fn resume_member(
+    engine: &dyn Engine,
+    plan: &Plan,
+    member: &Member,
+    memory: Option<&ElementAt>,
+) -> Result<Option<String>, Fault> {
     let spec = &member.create.spec;
     let begun = Instant::now();
     let mut attempt = 0u32;
+    let mut memory = memory;
+    let mut lost = None;
     let reason = loop {
-        let error = match try_resume(engine, member).await {
-            Ok(()) => return Ok(()),
+        let error = match try_resume(engine, member, memory).await {
+            Ok(Resumed::AsItWas) => return Ok(lost),
+            Ok(Resumed::Afresh) => {
+                return Ok(lost.or_else(|| {
+                    Some(format!(
+                        "{} had ended and was started afresh: there was no dump of its memory",
+                        spec.name
+                    ))
+                }));
+            }
             Err(error) => error,
         };
         attempt += 1;
@@ -63,6 +98,14 @@ async fn resume_member(engine: &dyn Engine, plan: &Plan, member: &Member) -> Res
             error,
             EngineError::Unreachable { .. } | EngineError::Uncertain { .. }
         );
+        if memory.is_some() && attempt >= FROM_MEMORY && !away {
+            // It serves again, with what is on its disks.
+            lost = Some(format!(
+                "{} could not go on from its own memory and was started afresh: {error}",
+                spec.name
+            ));
+            memory = None;
+        }
         if attempt >= 5 && !(away && begun.elapsed() < ENGINE_AWAY) {
             break error.to_string();
         }
@@ -85,14 +128,35 @@ async fn resume_member(engine: &dyn Engine, plan: &Plan, member: &Member) -> Res
 /// Lets it go on where it is paused, and starts it where it is not running: it may have been either, and a host that was
 /// rebooted meanwhile made a stopped one of a paused one. The restart policy comes first: an engine that is restarted right
 /// after the start would otherwise leave it down, and whoever starts it by hand gets back what they had.
-async fn try_resume(engine: &dyn Engine, member: &Member) -> Result<(), EngineError> {
+async fn try_resume(
+    engine: &dyn Engine,
+    member: &Member,
+    memory: Option<&ElementAt>,
+) -> Result<Resumed, EngineError> {
     let id = &member.create.spec.id;
-    let state = engine.status(id).await?.state;
+    let status = engine.status(id).await?;
+    let state = status.state;
     if !member.restart_policy.is_never() {
         engine.set_restart_policy(id, &member.restart_policy).await?;
     }
-    match state {
-        ContainerState::Paused => engine.unpause(id).await,
-        _ => engine.start(id).await,
+    if state == ContainerState::Paused {
+        engine.unpause(id).await?;
+        return Ok(Resumed::AsItWas);
     }
+    let ended = state != ContainerState::Running;
+    // One that was started since the dump was made has gone on from there, or was begun anew by somebody.
+    if ended
+        && let Some(memory) = memory
+        && status.started_at == member.create.spec.status.started_at
+        && engine.has_dump(memory).await?
+    {
+        engine.restore(memory).await?;
+        return Ok(Resumed::AsItWas);
+    }
+    engine.start(id).await?;
+    Ok(if ended && memory.is_some() {
+        Resumed::Afresh
+    } else {
+        Resumed::AsItWas
+    })
 }

@@ -54,12 +54,19 @@ pub enum Target {
         /// How it comes to be.
         making: Making,
     },
-    /// Memory of a container; filled once it runs, while it is paused.
+    /// A tmpfs of a container; filled once it runs, while it is paused.
     Tmpfs {
         /// Which of the plan's containers.
         member: usize,
         /// Its path in that container.
         path: String,
+    },
+    /// What the processes of a container hold; it starts from that.
+    Memory {
+        /// Which of the plan's containers.
+        member: usize,
+        /// About how many bytes it is.
+        bytes: u64,
     },
 }
 
@@ -194,6 +201,9 @@ pub(crate) fn plan_elements(
             }
         }
         layer(member, report, options, found, &mut planned);
+        if options.mode == ModeRequest::Live {
+            memory(member, report, &mut planned);
+        }
         planned.carried.push(carried);
     }
     unknown_names(reports, options, found);
@@ -556,6 +566,23 @@ fn layer(
             bytes: changes.bytes,
             entries: changes.files,
         })),
+    });
+}
+
+/// What the processes hold, last, so that it is as new as can be when the freeze comes.
+fn memory(member: usize, report: &ContainerReport, planned: &mut Planned) {
+    let bytes = report.memory.as_ref().map_or(0, |memory| memory.bytes);
+    planned.elements.push(ElementPlan {
+        at: ElementAt::Memory {
+            container: report.spec.id.clone(),
+            bytes,
+        },
+        target: Target::Memory { member, bytes },
+        path: String::new(),
+        volume: None,
+        copied: true,
+        route: ElementRoute::Tree,
+        size: Some(ElementSize { bytes, entries: 0 }),
     });
 }
 

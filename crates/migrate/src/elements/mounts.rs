@@ -203,6 +203,10 @@ impl Work<'_> {
 
     pub(super) fn tmpfs(&mut self, mount: &MountSpec) {
         let at = &mount.destination;
+        // It is in the dump of the memory.
+        if self.options.mode == ModeRequest::Live {
+            return;
+        }
         if !comes_along(mount, self.options) {
             self.found.note(
                 "mount.tmpfs",
@@ -214,7 +218,7 @@ impl Work<'_> {
             self.found.conflict(
                 "tmpfs.mode",
                 format!("the tmpfs at {at} is gone once the container stops"),
-                "use --mode warm, which pauses it",
+                "use --mode warm, which pauses it, or --mode live",
             );
             return;
         }

@@ -37,6 +37,7 @@ fn node() -> NodeFacts {
         direct_files: true,
         addresses: Vec::new(),
         limits: Vec::new(),
+        live: tranship_core::memory::LiveFacts::default(),
     }
 }
 
@@ -81,6 +82,7 @@ fn report(name: &str, id: &str, mounts: Vec<MountSpec>) -> ContainerReport {
         bind_files: Vec::new(),
         bind_users: Default::default(),
         mounted_below: Default::default(),
+        memory: None,
         notes: Default::default(),
     }
 }

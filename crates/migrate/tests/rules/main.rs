@@ -42,6 +42,7 @@ fn node() -> NodeFacts {
         direct_files: true,
         addresses: vec!["192.0.2.1".parse().unwrap()],
         limits: Vec::new(),
+        live: tranship_core::memory::LiveFacts::default(),
     }
 }
 
@@ -57,6 +58,7 @@ fn sides() -> Sides {
             bind_files: Vec::new(),
             bind_users: Default::default(),
             mounted_below: Default::default(),
+            memory: None,
             notes: Default::default(),
         },
         survey: Survey {

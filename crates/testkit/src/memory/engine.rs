@@ -13,6 +13,7 @@ use tranship_core::container::{
 use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive};
 use tranship_core::ids::{ContainerName, Digest};
 use tranship_core::image::common_layers;
+use tranship_core::memory::LiveFacts;
 use tranship_core::node::EngineFacts;
 use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
 use tranship_core::{ContainerId, Engine, EngineError, ImageSpec, NetworkSpec};
@@ -272,6 +273,33 @@ impl Engine for MemoryEngine {
         self.call("kill", |s| s.end(container))
     }
 
+    async fn live_facts(&self) -> Result<LiveFacts, EngineError> {
+        self.call("live facts", |_| {
+            Ok(LiveFacts {
+                criu: "4.2".into(),
+                cpu_features: vec!["sse2".into()],
+                free_memory: 8 << 30,
+                obstacles: Vec::new(),
+            })
+        })
+    }
+
+    async fn dump(&self, element: &ElementAt) -> Result<(), EngineError> {
+        self.call("dump", |s| s.dump(element))
+    }
+
+    async fn has_dump(&self, element: &ElementAt) -> Result<bool, EngineError> {
+        self.call("has dump", |s| s.has_dump(element))
+    }
+
+    async fn restore(&self, element: &ElementAt) -> Result<(), EngineError> {
+        self.call("restore", |s| s.restore(element))
+    }
+
+    async fn forget(&self, element: &ElementAt) -> Result<(), EngineError> {
+        self.call("forget", |s| s.forget(element))
+    }
+
     async fn exec(
         &self,
         container: &ContainerId,
@@ -322,7 +350,11 @@ impl Engine for MemoryEngine {
                     "cannot start a paused container, try unpause instead",
                 ));
             }
-            found.state = ContainerState::Running;
+            if found.state != ContainerState::Running {
+                found.state = ContainerState::Running;
+                // It begins afresh.
+                s.storage.set(s.heap_path(container), Contents::new());
+            }
             Ok(())
         })
     }

@@ -12,6 +12,7 @@
 //! | `storage` | what is in volumes, layers and mounts |
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -197,6 +198,7 @@ impl MemoryEngine {
             }
             s.add_volumes_of(&spec);
             s.storage.set(s.layer_path(&spec.id), Contents::new());
+            s.storage.set(s.heap_path(&spec.id), Contents::new());
             let policy = spec.restart_policy.clone();
             let container = MemoryContainer {
                 spec: spec.clone(),
@@ -206,6 +208,18 @@ impl MemoryEngine {
             s.containers.insert(spec.id.to_string(), container);
         });
         spec
+    }
+
+    /// Where the memory of a running container's processes is in [`MemoryEngine::storage`].
+    #[must_use]
+    pub fn heap(&self, id: &ContainerId) -> PathBuf {
+        self.with(|s| s.heap_path(id))
+    }
+
+    /// Whether there is a dump of a container's memory, whole or not.
+    #[must_use]
+    pub fn is_dumped(&self, id: &ContainerId) -> bool {
+        self.with(|s| s.storage.get(s.dump_path(id)).is_some())
     }
 
     /// Changes a container behind the back of whoever uses the engine.

@@ -15,6 +15,9 @@ use super::{Contents, Failure, MemoryContainer, MemoryStorage, bare_spec, image}
 /// Path in a helper container.
 const HELPER_PATH: &str = "/tranship-volume";
 
+/// The file that every dump has.
+const INVENTORY: &str = "inventory";
+
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) node: String,
@@ -26,6 +29,8 @@ pub(super) struct State {
     pub(super) storage: MemoryStorage,
     pub(super) indirect: bool,
     pub(super) helpers: BTreeSet<String>,
+    /// Containers whose dump came to its end.
+    dumped: BTreeSet<String>,
     pub(super) outcomes: BTreeMap<String, ExecOutcome>,
     pub(super) execs: Vec<(ContainerId, String)>,
     pub(super) calls: usize,
@@ -48,6 +53,7 @@ impl Default for State {
             storage: MemoryStorage::new(),
             indirect: false,
             helpers: BTreeSet::new(),
+            dumped: BTreeSet::new(),
             outcomes: BTreeMap::new(),
             execs: Vec::new(),
             calls: 0,
@@ -225,6 +231,14 @@ impl State {
                 }
                 (self.tmpfs_path(container, path), false)
             }
+            ElementAt::Memory { container, .. } => {
+                self.container(container)?;
+                let path = self.dump_path(container);
+                if self.storage.get(&path).is_none() {
+                    self.storage.set(&path, Contents::new());
+                }
+                return Ok(ElementPlace::Directory { path, overlay: false });
+            }
         };
         if !self.indirect {
             return Ok(ElementPlace::Directory { path, overlay });
@@ -265,6 +279,56 @@ impl State {
             },
         );
         Ok(place)
+    }
+
+    /// What a running container's processes hold.
+    pub(super) fn heap_path(&self, container: &ContainerId) -> PathBuf {
+        self.place("heap", container.as_str())
+    }
+
+    pub(super) fn dump_path(&self, container: &ContainerId) -> PathBuf {
+        self.place("dump", container.as_str())
+    }
+
+    pub(super) fn dump(&mut self, element: &ElementAt) -> Result<(), EngineError> {
+        let id = memory_of(element)?;
+        let state = self.container(id)?.state;
+        if !matches!(state, ContainerState::Running | ContainerState::Paused) {
+            return Err(conflict("dump", &format!("the container is {state}")));
+        }
+        let mut dump = self.storage.get(self.heap_path(id)).unwrap_or_default();
+        dump.insert(INVENTORY.into(), Vec::new());
+        self.storage.set(self.dump_path(id), dump);
+        self.dumped.insert(id.to_string());
+        Ok(())
+    }
+
+    pub(super) fn has_dump(&self, element: &ElementAt) -> Result<bool, EngineError> {
+        Ok(self.dumped.contains(memory_of(element)?.as_str()))
+    }
+
+    pub(super) fn restore(&mut self, element: &ElementAt) -> Result<(), EngineError> {
+        let id = memory_of(element)?;
+        let found = self.container(id)?;
+        match found.state {
+            ContainerState::Running => return Ok(()),
+            state if is_up(state) => return Err(conflict("restore", &format!("the container is {state}"))),
+            _ => {}
+        }
+        let mut heap = self.storage.get(self.dump_path(id)).unwrap_or_default();
+        if heap.remove(INVENTORY).is_none() {
+            return Err(not_found("file", INVENTORY));
+        }
+        self.storage.set(self.heap_path(id), heap);
+        self.container(id)?.state = ContainerState::Running;
+        Ok(())
+    }
+
+    pub(super) fn forget(&mut self, element: &ElementAt) -> Result<(), EngineError> {
+        let id = memory_of(element)?;
+        self.storage.forget(self.dump_path(id));
+        self.dumped.remove(id.as_str());
+        Ok(())
     }
 
     fn tmpfs_path(&self, container: &ContainerId, path: &str) -> PathBuf {
@@ -331,6 +395,7 @@ impl State {
         found.state = ContainerState::Exited;
         let auto_remove = found.spec.auto_remove;
         self.storage.forget_below(self.place("tmpfs", id.as_str()));
+        self.storage.forget(self.heap_path(id));
         if auto_remove {
             self.remove_container(id, true);
         }
@@ -343,6 +408,7 @@ impl State {
         };
         self.helpers.remove(id.as_str());
         self.storage.forget(self.layer_path(id));
+        self.storage.forget(self.heap_path(id));
         self.storage.forget_below(self.place("tmpfs", id.as_str()));
         let anonymous = gone.spec.mounts.into_iter().filter(|m| m.anonymous && volumes);
         for mount in anonymous {
@@ -416,6 +482,15 @@ impl State {
         };
         self.containers.insert(id.to_string(), container);
         Ok(id)
+    }
+}
+
+fn memory_of(element: &ElementAt) -> Result<&ContainerId, EngineError> {
+    match element {
+        ElementAt::Memory { container, .. } => Ok(container),
+        other => Err(EngineError::Unsupported {
+            message: format!("{other} is no memory"),
+        }),
     }
 }
 

@@ -123,6 +123,7 @@ fn element_row(element: &ElementPlan) -> String {
         (ElementAt::Volume { name }, _) => format!("{name} at {}", element.path),
         (ElementAt::Bind { path }, _) => format!("{path} at {}", element.path),
         (ElementAt::Tmpfs { path, .. }, _) => path.clone(),
+        (ElementAt::Memory { .. }, _) => "what its processes hold".to_owned(),
     };
     let copied = if element.copied { "" } else { ", not copied" };
     format!("{}{size}{copied}", one_line(&what))
@@ -133,6 +134,7 @@ fn mode(plan: &Plan) -> String {
         Mode::Stateless => "stateless: it runs there before it stops here".into(),
         Mode::Cold => "cold: it stops here, then runs there".into(),
         Mode::Warm => "warm: it is paused here, then runs there, afresh".into(),
+        Mode::Live => "live: it is paused here, then its processes go on there".into(),
     }
 }
 
@@ -140,7 +142,7 @@ fn expected(plan: &Plan) -> String {
     let total = duration_ms(plan.prediction.total_ms);
     match plan.mode {
         Mode::Stateless => format!("about {total}, no downtime"),
-        Mode::Cold | Mode::Warm => format!(
+        Mode::Cold | Mode::Warm | Mode::Live => format!(
             "about {total}, about {} of downtime",
             duration_ms(plan.prediction.downtime_ms)
         ),

@@ -29,6 +29,7 @@ mod failures;
 mod fidelity;
 mod images;
 mod journals;
+mod live;
 mod moves;
 mod output;
 mod races;

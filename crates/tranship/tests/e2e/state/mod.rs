@@ -161,6 +161,6 @@ fn assert_none(differences: &[String], what: &str) {
 }
 
 /// Tests that take their time run whole where this is set.
-fn long() -> bool {
+pub(crate) fn long() -> bool {
     std::env::var_os("TRANSHIP_TEST_LONG").is_some_and(|v| v == "1")
 }

@@ -1,0 +1,196 @@
+//! Laying a dump out as the engine wants to find a checkpoint: small images as files, large ones as links.
+//!
+//! The engine packs the directory into an archive and unpacks it somewhere else, so links must be relative, lead up to the root
+//! whatever their depth, and down again. Absolute ones are resolved in the container's root, where nothing is.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use super::{private_directory, sockets};
+
+/// Images up to this size are copied, in bytes.
+const SMALL: u64 = 64 << 10;
+/// More than any directory is deep that an engine unpacks a checkpoint in. `..` of the root is the root.
+const DEPTH: usize = 24;
+/// The image that says which files and sockets are open.
+const FILES: &str = "files.img";
+/// A list of open files that is longer than this is none, in bytes.
+const LARGEST_FILES: u64 = 256 << 20;
+/// The name of the checkpoint.
+const NAME: &str = "tranship";
+
+/// What a dump looks like that cannot be used.
+#[derive(Debug)]
+pub(super) enum LayoutError {
+    /// A file is none that CRIU writes.
+    Strange(PathBuf, &'static str),
+    /// The file system refused.
+    Io(PathBuf, io::Error),
+}
+
+impl fmt::Display for LayoutError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Strange(path, why) => write!(f, "the dump is damaged: {}: {why}", path.display()),
+            Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
+        }
+    }
+}
+
+/// A checkpoint as the engine finds it.
+pub(super) struct LaidOut {
+    all: PathBuf,
+    directory: PathBuf,
+    /// Connections that will be closed.
+    pub(super) closed: usize,
+}
+
+impl LaidOut {
+    /// Its name at the engine.
+    #[expect(clippy::unused_self, reason = "there is a name only for what is laid out")]
+    pub(super) fn name(&self) -> &'static str {
+        NAME
+    }
+
+    /// Takes it away again.
+    pub(super) fn remove(self) {
+        let gone = std::fs::remove_dir_all(&self.directory);
+        // Others' checkpoints may lie there.
+        let empty = std::fs::remove_dir(&self.all);
+        tracing::trace!(?gone, ?empty, "the checkpoint");
+    }
+}
+
+/// Makes a checkpoint in `checkpoints`, a directory of the engine's, of the images in `images`.
+pub(super) fn lay_out(images: &Path, checkpoints: &Path) -> Result<LaidOut, LayoutError> {
+    let directory = checkpoints.join(NAME);
+    let refused = |path: &Path| {
+        let path = path.to_owned();
+        move |error| LayoutError::Io(path, error)
+    };
+    match std::fs::remove_dir_all(&directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(LayoutError::Io(directory, error));
+        }
+        _ => {}
+    }
+    // The engine makes this one as it likes.
+    std::fs::create_dir_all(checkpoints).map_err(refused(checkpoints))?;
+    private_directory(&directory).map_err(refused(&directory))?;
+    let mut laid = LaidOut {
+        all: checkpoints.to_owned(),
+        directory: directory.clone(),
+        closed: 0,
+    };
+    let done = fill(images, &directory, &mut laid.closed);
+    if let Err(error) = done {
+        laid.remove();
+        return Err(error);
+    }
+    Ok(laid)
+}
+
+fn fill(images: &Path, directory: &Path, closed: &mut usize) -> Result<(), LayoutError> {
+    let io = |path: &Path, error: io::Error| LayoutError::Io(path.to_owned(), error);
+    for entry in std::fs::read_dir(images).map_err(|e| io(images, e))? {
+        let entry = entry.map_err(|e| io(images, e))?;
+        let from = entry.path();
+        let name = entry.file_name();
+        let about = entry.metadata().map_err(|e| io(&from, e))?;
+        if !about.is_file() {
+            return Err(LayoutError::Strange(from, "it is no plain file"));
+        }
+        if !is_a_name(&name) {
+            return Err(LayoutError::Strange(from, "no image has such a name"));
+        }
+        let to = directory.join(&name);
+        if name == FILES {
+            if about.len() > LARGEST_FILES {
+                return Err(LayoutError::Strange(from, "it is too long"));
+            }
+            let image = std::fs::read(&from).map_err(|e| io(&from, e))?;
+            let (image, connections) = sockets::close_connections(&image)
+                .map_err(|sockets::Damaged(why)| LayoutError::Strange(from, why))?;
+            *closed = connections;
+            std::fs::write(&to, image).map_err(|e| io(&to, e))?;
+        } else if about.len() <= SMALL {
+            std::fs::copy(&from, &to).map_err(|e| io(&to, e))?;
+        } else {
+            let mut target = PathBuf::new();
+            target.extend(std::iter::repeat_n("..", DEPTH));
+            target.push(from.strip_prefix("/").unwrap_or(&from));
+            std::os::unix::fs::symlink(&target, &to).map_err(|e| io(&to, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Letters, digits and a few marks, as in all names that CRIU and runc give.
+fn is_a_name(name: &OsStr) -> bool {
+    let bytes = name.as_bytes();
+    let allowed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+    bytes.first().is_some_and(u8::is_ascii_alphanumeric) && bytes.len() <= 128 && bytes.iter().all(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directories() -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let root = tempfile::tempdir().unwrap();
+        let images = root.path().join("images");
+        std::fs::create_dir(&images).unwrap();
+        let checkpoints = root.path().join("checkpoints");
+        (root, images, checkpoints)
+    }
+
+    #[test]
+    fn large_images_are_links_that_lead_there_from_anywhere() {
+        let (root, images, checkpoints) = directories();
+        std::fs::write(images.join("pages-1.img"), vec![7u8; 100_000]).unwrap();
+        std::fs::write(images.join("core-1.img"), b"core").unwrap();
+        let laid = lay_out(&images, &checkpoints).unwrap();
+        let made = checkpoints.join(laid.name());
+        let link = std::fs::read_link(made.join("pages-1.img")).unwrap();
+        assert!(link.is_relative());
+        let elsewhere = root.path().join("elsewhere");
+        std::os::unix::fs::symlink(&link, &elsewhere).unwrap();
+        assert_eq!(std::fs::read(elsewhere).unwrap().len(), 100_000);
+        assert!(!made.join("core-1.img").is_symlink());
+        laid.remove();
+        assert!(!checkpoints.exists());
+        assert!(images.join("pages-1.img").exists());
+    }
+
+    #[test]
+    fn what_criu_does_not_write_is_refused_and_nothing_stays() {
+        for kind in ["link", "directory", "name", "files"] {
+            let (_root, images, checkpoints) = directories();
+            match kind {
+                "link" => std::os::unix::fs::symlink("/etc/shadow", images.join("core-1.img")).unwrap(),
+                "directory" => std::fs::create_dir(images.join("core-1.img")).unwrap(),
+                "name" => std::fs::write(images.join(".hidden"), b"").unwrap(),
+                _ => std::fs::write(images.join(FILES), b"no image").unwrap(),
+            }
+            let refused = lay_out(&images, &checkpoints);
+            assert!(matches!(refused, Err(LayoutError::Strange(..))), "{kind}");
+            assert!(!checkpoints.exists(), "{kind}");
+        }
+    }
+
+    #[test]
+    fn an_older_one_makes_way() {
+        let (_root, images, checkpoints) = directories();
+        let old = checkpoints.join(NAME);
+        std::fs::create_dir_all(&old).unwrap();
+        std::fs::write(old.join("core-9.img"), b"").unwrap();
+        std::fs::write(images.join("core-1.img"), b"core").unwrap();
+        let laid = lay_out(&images, &checkpoints).unwrap();
+        assert!(!old.join("core-9.img").exists());
+        assert!(old.join("core-1.img").exists());
+        laid.remove();
+    }
+}

@@ -1,0 +1,375 @@
+//! The memory of containers: dumps by the runtime, restores by the engine.
+//!
+//! Docker's own `checkpoint` and `start --checkpoint` pack and copy the images of CRIU several times: 25 s and 22 s for one gigabyte,
+//! where the runtime takes one. So the runtime dumps, into a directory of ours, and the engine restores from small images and
+//! relative links to the large ones, which it packs as links. It keeps its books that way: logs, `exec`, `stop` and restart
+//! policies work on.
+//!
+//! A container that is paused stays paused while it is dumped: CRIU puts the freezer back before it lets go of the processes
+//! (`pstree_switch_state` in `criu/seize.c`).
+//!
+//! A dump holds everything that the processes had in memory, secrets included. Its directory is root's alone, lies in memory where
+//! there is room (`/dev/shm`), else beside the engine's data, and is never believed after a reboot.
+
+mod explain;
+mod facts;
+mod layout;
+mod sockets;
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+use tranship_core::container::ContainerState;
+use tranship_core::storage::ElementAt;
+use tranship_core::{ContainerId, Engine as _, EngineError};
+
+use crate::docker::{DockerEngine, UNLIMITED, or_gone};
+use crate::fault::Ask;
+use crate::json::text;
+
+/// Directory in which dumps lie, below one of the roots.
+const DUMPS: &str = "tranship-memory";
+/// Directory of a container's dump with the images, which are what travels.
+const IMAGES: &str = "images";
+/// Directory beside it, for logs.
+const WORK: &str = "work";
+/// File beside it that names the boot of the machine on which the directory was made.
+const BOOT: &str = "boot";
+/// File beside it that is there once a dump came to its end.
+const COMPLETE: &str = "complete";
+/// Image that every dump has.
+const INVENTORY: &str = "inventory.img";
+/// The file system in memory that dumps go to where they fit.
+const IN_MEMORY: &str = "/dev/shm";
+/// As many times the container's memory must be available for its dump to lie in memory: the dump, a second copy of what changed
+/// while it arrives, and the processes that are restored from it.
+const TIMES: u64 = 3;
+/// Room for what is not memory of processes, in bytes.
+const MARGIN: u64 = 64 << 20;
+/// How long a restore may take at least, and for each gigabyte on top of it. What is left to itself may still come to its end.
+const RESTORE_WITHIN: Duration = Duration::from_secs(120);
+const RESTORE_PER_GIB: u64 = 60;
+/// Deleted files that are still open are kept in the dump up to this size, in bytes.
+const LARGEST_GHOST: u64 = 1 << 30;
+
+/// Where a container's dump is.
+struct Dump {
+    container: ContainerId,
+    bytes: u64,
+    directory: PathBuf,
+}
+
+impl Dump {
+    fn images(&self) -> PathBuf {
+        self.directory.join(IMAGES)
+    }
+
+    fn work(&self) -> PathBuf {
+        self.directory.join(WORK)
+    }
+
+    /// It was made since the machine was started.
+    fn is_of_this_boot(&self) -> bool {
+        let now = boot();
+        !now.is_empty() && std::fs::read_to_string(self.directory.join(BOOT)).is_ok_and(|noted| noted == now)
+    }
+
+    /// Makes the directories; what is there of another boot goes.
+    fn make(&self) -> io::Result<()> {
+        let parent = self.directory.parent().unwrap_or(Path::new("/"));
+        private_directory(parent)?;
+        if self.directory.exists() && !self.is_of_this_boot() {
+            std::fs::remove_dir_all(&self.directory)?;
+        }
+        for path in [&self.directory, &self.images(), &self.work()] {
+            private_directory(path)?;
+        }
+        std::fs::write(self.directory.join(BOOT), boot())
+    }
+
+    /// Removes what an earlier dump wrote. Processes of that time must not be taken for those of the next.
+    fn clear(&self) -> io::Result<()> {
+        remove_file(&self.directory.join(COMPLETE))?;
+        for path in [self.images(), self.work()] {
+            std::fs::remove_dir_all(&path)?;
+            private_directory(&path)?;
+        }
+        Ok(())
+    }
+}
+
+impl DockerEngine {
+    pub(crate) async fn place_of_memory(
+        &self,
+        container: &ContainerId,
+        bytes: u64,
+    ) -> Result<PathBuf, EngineError> {
+        let dump = self.dump_of(container, bytes).await?;
+        let ask = Ask::new("make room for the memory of", "container", container.as_str());
+        dump.make().map_err(|error| ask.failed(error))?;
+        Ok(dump.images())
+    }
+
+    /// Where the dump of a container is, or is to be.
+    async fn dump_of(&self, container: &ContainerId, bytes: u64) -> Result<Dump, EngineError> {
+        let unsupported = |why: &str| EngineError::Unsupported {
+            message: format!("memory can neither be dumped nor restored here: {why}"),
+        };
+        if !rustix::process::geteuid().is_root() || self.root_prefix != Path::new("/") {
+            return Err(unsupported("that takes root on the engine's own machine"));
+        }
+        let root = self.identity().await?.root;
+        let roots = [PathBuf::from(IN_MEMORY), root];
+        let name = Path::new(DUMPS).join(container.as_str());
+        let known = roots.iter().map(|root| root.join(&name)).find(|d| d.is_dir());
+        let [memory, disk] = roots;
+        let directory = known.unwrap_or_else(|| {
+            let root = if fits_in_memory(&memory, bytes) {
+                memory
+            } else {
+                disk
+            };
+            root.join(&name)
+        });
+        Ok(Dump {
+            container: container.clone(),
+            bytes,
+            directory,
+        })
+    }
+
+    pub(crate) async fn write_dump(&self, element: &ElementAt) -> Result<(), EngineError> {
+        let (container, bytes) = memory_of(element)?;
+        let dump = self.dump_of(container, bytes).await?;
+        let ask = Ask::new("dump the memory of", "container", container.as_str());
+        dump.make()
+            .and_then(|()| dump.clear())
+            .map_err(|error| ask.failed(error))?;
+        let root = self.runtime_root(container).await?;
+        let settings = dump.work().join("criu.conf");
+        let text = format!("skip-in-flight\nghost-limit {LARGEST_GHOST}\nverbosity 2\n");
+        std::fs::write(&settings, text).map_err(|error| ask.failed(error))?;
+        let done = Command::new("runc")
+            .arg("--root")
+            .arg(root)
+            .args([
+                "checkpoint",
+                "--leave-running",
+                "--tcp-established",
+                "--file-locks",
+                "--ext-unix-sk",
+            ])
+            .arg("--image-path")
+            .arg(dump.images())
+            .arg("--work-path")
+            .arg(dump.work())
+            .arg(container.as_str())
+            .env("CRIU_CONFIG_FILE", &settings)
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .map_err(|error| ask.failed(format!("runc could not be run: {error}")))?;
+        if !done.status.success() {
+            let log = std::fs::read(dump.work().join("dump.log")).unwrap_or_default();
+            return Err(ask.failed(explain::dump(&log, &done.stderr)));
+        }
+        if let Some(why) = explain::not_restorable(&dump.images()) {
+            return Err(ask.failed(why));
+        }
+        std::fs::write(dump.directory.join(COMPLETE), b"").map_err(|error| ask.failed(error))
+    }
+
+    pub(crate) async fn dump_is_there(&self, element: &ElementAt) -> Result<bool, EngineError> {
+        let (container, bytes) = memory_of(element)?;
+        let dump = self.dump_of(container, bytes).await?;
+        Ok(dump.is_of_this_boot()
+            && dump.directory.join(COMPLETE).exists()
+            && dump.images().join(INVENTORY).exists())
+    }
+
+    pub(crate) async fn start_from_dump(&self, element: &ElementAt) -> Result<(), EngineError> {
+        let (container, bytes) = memory_of(element)?;
+        let dump = self.dump_of(container, bytes).await?;
+        let ask = Ask::new("restore the memory of", "container", container.as_str());
+        match self.status(container).await?.state {
+            ContainerState::Running => return Ok(()),
+            ContainerState::Paused | ContainerState::Restarting => {
+                return Err(ask.failed("it runs already"));
+            }
+            _ => {}
+        }
+        if !dump.is_of_this_boot() || !dump.images().join(INVENTORY).exists() {
+            return Err(ask.failed("there is no dump of it, or the machine was started anew since"));
+        }
+        let identity = self.identity().await?;
+        let checkpoints = identity
+            .root
+            .join("containers")
+            .join(container.as_str())
+            .join("checkpoints");
+        let laid = layout::lay_out(&dump.images(), &checkpoints);
+        let laid = laid.map_err(|error| ask.failed(error))?;
+        tracing::debug!(connections = laid.closed, "closed in the dump");
+        let started = self.start_from(&dump, &laid, &ask).await;
+        laid.remove();
+        started
+    }
+
+    async fn start_from(&self, dump: &Dump, laid: &layout::LaidOut, ask: &Ask) -> Result<(), EngineError> {
+        let id = dump.container.as_str();
+        let path = format!(
+            "/containers/{id}/start?checkpoint={}&checkpoint-dir=",
+            laid.name()
+        );
+        let gib = dump.bytes >> 30;
+        let within = RESTORE_WITHIN + Duration::from_secs(RESTORE_PER_GIB.saturating_mul(gib));
+        let log = explain::RestoreLog::watch(id);
+        let started = tokio::time::timeout(within.min(UNLIMITED), self.raw.act(&path, ask)).await;
+        let log = log.end();
+        match started {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(EngineError::Failed {
+                action,
+                status,
+                message,
+            })) => Err(EngineError::Failed {
+                action,
+                status,
+                message: explain::restore(&log, &message),
+            }),
+            Ok(Err(other)) => Err(other),
+            Err(_) => Err(ask.uncertain(format!("no answer within {} s", within.as_secs()))),
+        }
+    }
+
+    pub(crate) async fn remove_dump(&self, element: &ElementAt) -> Result<(), EngineError> {
+        let (container, bytes) = memory_of(element)?;
+        if !rustix::process::geteuid().is_root() || self.root_prefix != Path::new("/") {
+            return Ok(());
+        }
+        let ask = Ask::new("remove the dump of", "container", container.as_str());
+        // In both places: which was chosen may have changed with what was free.
+        let disk = self.identity().await?.root;
+        for root in [Path::new(IN_MEMORY), &disk] {
+            let all = root.join(DUMPS);
+            match std::fs::remove_dir_all(all.join(container.as_str())) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(ask.failed(error)),
+            }
+            // Others' dumps may lie there.
+            let left = std::fs::remove_dir(&all);
+            tracing::trace!(?left, bytes, "the directory of dumps");
+        }
+        or_gone(Ok(()))
+    }
+
+    /// Where the runtime keeps what it knows of the engine's containers.
+    async fn runtime_root(&self, container: &ContainerId) -> Result<PathBuf, EngineError> {
+        let document = self.document(container.as_str()).await?;
+        let runtime = text(&document, &["HostConfig", "Runtime"]);
+        let candidates = [runtime.as_str(), "runc", "io.containerd.runc.v2"];
+        candidates
+            .iter()
+            .filter(|name| !name.is_empty() && !name.contains('/'))
+            .flat_map(|name| {
+                ["/run/docker", "/var/run/docker"]
+                    .map(|run| PathBuf::from(format!("{run}/runtime-{name}/moby")))
+            })
+            .find(|root| root.join(container.as_str()).join("state.json").exists())
+            .ok_or_else(|| EngineError::Unsupported {
+                message: format!(
+                    "the runtime of the container ({runtime}) is not runc, or keeps its records in another place"
+                ),
+            })
+    }
+}
+
+fn memory_of(element: &ElementAt) -> Result<(&ContainerId, u64), EngineError> {
+    match element {
+        ElementAt::Memory { container, bytes } => Ok((container, *bytes)),
+        other => Err(EngineError::Unsupported {
+            message: format!("{other} is no memory"),
+        }),
+    }
+}
+
+/// Whether a dump of so many bytes can lie in memory.
+fn fits_in_memory(root: &Path, bytes: u64) -> bool {
+    let needed = bytes.saturating_mul(TIMES).saturating_add(MARGIN);
+    let free = rustix::fs::statvfs(root).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
+    needed <= facts::free_memory() && bytes.saturating_mul(2).saturating_add(MARGIN) <= free
+}
+
+/// What the kernel calls this boot.
+fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
+/// Makes a directory that only root may look into. One that is there must be such: anybody may make directories in `/dev/shm`.
+fn private_directory(path: &Path) -> io::Result<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    let found = std::fs::symlink_metadata(path)?;
+    let owner = rustix::process::geteuid().as_raw();
+    if found.is_dir() && found.uid() == owner && found.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "{} is there, and is no directory that belongs to root alone",
+        path.display()
+    )))
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn only_a_directory_of_ones_own_is_used() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("dumps");
+        private_directory(&path).unwrap();
+        private_directory(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(private_directory(&path).is_err());
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink(root.path(), &link).unwrap();
+        assert!(private_directory(&link).is_err());
+    }
+
+    #[test]
+    fn a_dump_of_another_boot_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let dump = Dump {
+            container: ContainerId::new("a".repeat(64)).unwrap(),
+            bytes: 0,
+            directory: root.path().join(DUMPS).join("a"),
+        };
+        dump.make().unwrap();
+        std::fs::write(dump.images().join(INVENTORY), b"x").unwrap();
+        dump.make().unwrap();
+        assert!(dump.images().join(INVENTORY).exists());
+        std::fs::write(dump.directory.join(BOOT), b"another").unwrap();
+        assert!(!dump.is_of_this_boot());
+        dump.make().unwrap();
+        assert!(!dump.images().join(INVENTORY).exists());
+        assert!(dump.is_of_this_boot());
+    }
+}

@@ -1,0 +1,158 @@
+//! What keeps memory from travelling: at either node, between them, and in the container.
+
+use std::collections::BTreeSet;
+
+use tranship_core::memory::Obstacle;
+use tranship_core::node::{ContainerReport, NodeFacts, Survey};
+
+use super::Findings;
+use crate::plan::Plan;
+
+/// What a person can do instead, whatever stands in the way.
+const INSTEAD: &str = "or --mode warm, which carries everything but memory";
+/// Memory that the destination keeps free beyond what the container uses.
+const MEMORY_RESERVE: u64 = 128 << 20;
+
+/// Rules of live mode.
+pub(super) fn live(
+    found: &mut Findings,
+    plan: &Plan,
+    report: &ContainerReport,
+    source: &NodeFacts,
+    survey: &Survey,
+) {
+    let there = &survey.node;
+    for obstacle in &source.live.obstacles {
+        obstructed(found, obstacle, "at the source");
+    }
+    for obstacle in &there.live.obstacles {
+        obstructed(found, obstacle, "at the destination");
+    }
+    if !(source.direct_files && there.direct_files) {
+        found.conflict(
+            "live.files",
+            "memory is carried only where both agents reach files themselves",
+            format!("log in as root at both ends, {INSTEAD}"),
+        );
+    }
+    match &report.memory {
+        None => found.conflict(
+            "live.unseen",
+            "the agent at the source does not see the container's processes",
+            format!("run the engine and the agent in the same namespaces, {INSTEAD}"),
+        ),
+        Some(memory) => {
+            for obstacle in &memory.obstacles {
+                obstructed(found, obstacle, "");
+            }
+            if memory.connections > 0 {
+                found.warning(
+                    "live.connections",
+                    format!(
+                        "{} connection(s) are closed when it goes on there; clients connect anew",
+                        memory.connections
+                    ),
+                    "",
+                );
+            }
+            let needed = memory.bytes.saturating_mul(2).saturating_add(MEMORY_RESERVE);
+            if there.live.free_memory < needed {
+                found.conflict(
+                    "live.memory",
+                    format!(
+                        "it uses {} MiB of memory, and the destination has {} MiB left, too few for it and its dump",
+                        memory.bytes >> 20,
+                        there.live.free_memory >> 20
+                    ),
+                    format!("free memory there, {INSTEAD}"),
+                );
+            }
+        }
+    }
+    between(found, source, there);
+    if plan.options.without_volumes
+        || plan.options.without_layer
+        || !plan.options.exclude.is_empty()
+        || !plan.options.exclude_volumes.is_empty()
+        || !plan.options.volumes.is_empty()
+    {
+        found.warning(
+            "live.incomplete",
+            "what stays behind may be open in a process, which cannot go on without it then",
+            "",
+        );
+    }
+}
+
+fn obstructed(found: &mut Findings, obstacle: &Obstacle, place: &str) {
+    let message = if place.is_empty() {
+        obstacle.message.clone()
+    } else {
+        format!("{place}: {}", obstacle.message)
+    };
+    let remedy = if obstacle.remedy.is_empty() {
+        INSTEAD.trim_start_matches("or ").to_owned()
+    } else {
+        format!("{}, {INSTEAD}", obstacle.remedy)
+    };
+    found.conflict(&obstacle.code, message, remedy);
+}
+
+fn between(found: &mut Findings, source: &NodeFacts, there: &NodeFacts) {
+    if version(&there.live.criu) < version(&source.live.criu) {
+        found.conflict(
+            "live.criu-version",
+            format!(
+                "CRIU is {} at the source and {} at the destination, which may not know what that writes",
+                source.live.criu, there.live.criu
+            ),
+            format!("install the same CRIU there, {INSTEAD}"),
+        );
+    }
+    if source.engine.cgroup_version != there.engine.cgroup_version {
+        found.conflict(
+            "live.cgroups",
+            format!(
+                "the kernel's cgroups are version {} at the source and {} at the destination",
+                source.engine.cgroup_version, there.engine.cgroup_version
+            ),
+            INSTEAD.trim_start_matches("or "),
+        );
+    }
+    let has: BTreeSet<&String> = there.live.cpu_features.iter().collect();
+    let missing: Vec<&str> = source
+        .live
+        .cpu_features
+        .iter()
+        .filter(|feature| !has.contains(feature))
+        .map(String::as_str)
+        .collect();
+    if !missing.is_empty() {
+        found.conflict(
+            "live.processor",
+            format!(
+                "the destination's processor lacks what the source's has ({}), and the program may use it",
+                missing.join(", ")
+            ),
+            format!("move to a processor that has all of it, {INSTEAD}"),
+        );
+    }
+    if version(&there.engine.kernel) < version(&source.engine.kernel) {
+        found.warning(
+            "live.kernel",
+            format!(
+                "the kernel there ({}) is older than here ({}), and may lack what the program uses",
+                there.engine.kernel, source.engine.kernel
+            ),
+            "",
+        );
+    }
+}
+
+/// The first two numbers of a version.
+fn version(text: &str) -> (u32, u32) {
+    let mut numbers = text
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}

@@ -1,0 +1,145 @@
+//! When it cannot go on there: the source goes on from its own memory as if nothing had happened.
+
+use std::time::{Duration, Instant};
+
+use super::{life, nothing_dumped, numbers, without_gap};
+use crate::world::{World, finish, is_running, reached, wait_until};
+
+/// The counter goes on at `a` where it was, and nothing is left of the try.
+#[track_caller]
+fn counts_on_at_a(world: &World, before: &(Vec<String>, Vec<String>)) {
+    let count = numbers(&world.a).len();
+    wait_until(|| numbers(&world.a).len() > count + 5);
+    without_gap(&numbers(&world.a));
+    assert!(!is_running(&world.b, "web"));
+    assert_eq!(&world.inventories(), before);
+    nothing_dumped(&world.a);
+    nothing_dumped(&world.b);
+}
+
+#[test]
+fn before_the_commit_it_is_let_go_on_as_it_is() {
+    let world = world!();
+    world.count(&[]);
+    let before = world.inventories();
+    let as_it_was = life(&world.a);
+    for (node, place) in [
+        (&world.a, "source.frozen"),
+        (&world.a, "source.delta-done"),
+        (&world.b, "destination.element"),
+        (&world.b, "destination.created"),
+    ] {
+        world.arm(node, &format!("{place}=fail"));
+        world.migrate(&["--mode", "live"]).expect(4);
+        world.arm(node, "");
+        assert_eq!(life(&world.a), as_it_was, "{place}: it was never ended");
+        counts_on_at_a(&world, &before);
+    }
+}
+
+/// The destination is held once it has the memory and was told to start, `harm` is done there, and it is let go.
+fn harmed(harm: &str, name: &str) {
+    let world = world!();
+    world.count(&["-p", "8080:8080"]);
+    let before = world.inventories();
+    let child = world.begin_held(&world.b, "destination.committed", &["--mode", "live"]);
+    assert!(
+        !is_running(&world.a, "web"),
+        "nothing runs between the commit and the start"
+    );
+    world.b.sh(harm).unwrap();
+    let begun = Instant::now();
+    world.arm(&world.b, "");
+    wait_until(|| is_running(&world.a, "web"));
+    let after = begun.elapsed();
+    let outcome = finish(child).expect(4);
+    world.b.sh("[ ! -e /tmp/undo ] || sh /tmp/undo").unwrap();
+    counts_on_at_a(&world, &before);
+    println!("{name}: it went on at the source after {} ms", after.as_millis());
+    assert!(!outcome.stderr.contains("afresh"), "{}", outcome.stderr);
+}
+
+#[test]
+fn an_image_that_is_missing_there() {
+    harmed("rm /dev/shm/tranship-memory/*/images/core-1.img", "missing image");
+}
+
+#[test]
+fn an_image_that_is_damaged_there() {
+    harmed(
+        "for f in /dev/shm/tranship-memory/*/images/pagemap-1.img; do head -c 30 /dev/zero > $f; done",
+        "damaged image",
+    );
+}
+
+#[test]
+fn a_list_of_files_that_is_none() {
+    harmed(
+        "for f in /dev/shm/tranship-memory/*/images/files.img; do echo nothing > $f; done",
+        "no list of open files",
+    );
+}
+
+#[test]
+fn a_port_that_is_taken_there_meanwhile() {
+    harmed(
+        "setsid busybox nc -ll -p 8080 -e cat > /dev/null 2>&1 < /dev/null & echo kill $! > /tmp/undo; sleep 0.3",
+        "port taken",
+    );
+}
+
+#[test]
+fn no_restorer_there() {
+    harmed(
+        "mv $(command -v criu) /tmp/criu.away; echo mv /tmp/criu.away /usr/sbin/criu > /tmp/undo",
+        "no CRIU",
+    );
+}
+
+#[test]
+fn agents_that_die_around_the_restore() {
+    for (victim_is_a, place) in [
+        (true, "source.committed"),
+        (false, "destination.committed"),
+        (false, "destination.started"),
+        (true, "source.delta-done"),
+    ] {
+        let world = world!();
+        world.count(&[]);
+        let node = if victim_is_a { &world.a } else { &world.b };
+        world.arm(node, &format!("{place}=die"));
+        let outcome = world.migrate(&["--mode", "live"]);
+        assert!(reached(node, place), "{place}");
+        world.arm(node, "");
+        println!("{place}: exit code {}", outcome.code);
+        let id = world.newest_id();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let (mut on_a, mut on_b);
+        loop {
+            let status = world.run(&["status", &id]);
+            on_a = is_running(&world.a, "web");
+            on_b = is_running(&world.b, "web");
+            assert!(!(on_a && on_b), "{place}: two run\n{}", status.stdout);
+            let over = status.stdout.contains("complete") || status.stdout.contains("rolled back");
+            if over && (on_a || on_b) {
+                break;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{place}: {}\n{}",
+                status.stdout,
+                status.stderr
+            );
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        // Wherever it is, it counts on from where it was.
+        let mut all = numbers(&world.a);
+        if on_b {
+            wait_until(|| numbers(&world.b).len() > 5);
+            all.extend(numbers(&world.b));
+        }
+        without_gap(&all);
+        nothing_dumped(&world.a);
+        nothing_dumped(&world.b);
+    }
+}
