@@ -98,7 +98,7 @@ fn obstructed(found: &mut Findings, obstacle: &Obstacle, place: &str) {
     found.conflict(&obstacle.code, message, remedy);
 }
 
-fn between(found: &mut Findings, source: &NodeFacts, there: &NodeFacts) {
+pub(super) fn between(found: &mut Findings, source: &NodeFacts, there: &NodeFacts) {
     if version(&there.live.criu) < version(&source.live.criu) {
         found.conflict(
             "live.criu-version",
@@ -127,6 +127,7 @@ fn between(found: &mut Findings, source: &NodeFacts, there: &NodeFacts) {
         .filter(|feature| !has.contains(feature))
         .map(String::as_str)
         .collect();
+    // Two lists of hundreds differ in what no program uses, too: the kernel's own switches.
     if !missing.is_empty() {
         found.conflict(
             "live.processor",

@@ -64,6 +64,15 @@ pub(crate) fn findings(
     found.0
 }
 
+/// What of two nodes keeps memory from going on at the second, whatever the container.
+#[must_use]
+pub fn between(source: &NodeFacts, destination: &NodeFacts) -> Vec<Finding> {
+    let mut found = Findings(Vec::new());
+    live::between(&mut found, source, destination);
+    found.0.retain(|finding| finding.severity == Severity::Conflict);
+    found.0
+}
+
 fn state(found: &mut Findings, plan: &Plan) {
     let spec = plan.spec();
     match spec.status.state {

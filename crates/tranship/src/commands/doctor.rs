@@ -237,8 +237,35 @@ fn node_checks(checks: &mut Checks, facts: &NodeFacts) {
     } else {
         checks.add(Verdict::Good, "clock", "agrees with this machine's", None);
     }
+    memory(checks, facts);
     for limit in &facts.limits {
         checks.add(Verdict::Note, "limits", limit.clone(), None);
+    }
+}
+
+/// Whether `--mode live` would do here.
+fn memory(checks: &mut Checks, facts: &NodeFacts) {
+    let live = &facts.live;
+    if live.obstacles.is_empty() {
+        checks.add(
+            Verdict::Good,
+            "memory",
+            format!(
+                "dumped and restored by CRIU {}; {} available",
+                live.criu,
+                bytes(live.free_memory)
+            ),
+            None,
+        );
+    }
+    for obstacle in &live.obstacles {
+        let remedy = (!obstacle.remedy.is_empty()).then_some(obstacle.remedy.as_str());
+        checks.add(
+            Verdict::Note,
+            "memory",
+            format!("no --mode live: {}", obstacle.message),
+            remedy,
+        );
     }
 }
 
@@ -297,6 +324,22 @@ async fn pair(from: &(Connection, NodeFacts), to: &(Connection, NodeFacts)) -> R
             ),
             None,
         );
+    }
+    if from.1.live.obstacles.is_empty() && to.1.live.obstacles.is_empty() {
+        let mut found = tranship_migrate::check::between(&from.1, &to.1)
+            .into_iter()
+            .peekable();
+        if found.peek().is_none() {
+            checks.add(Verdict::Good, "memory", "goes on there (--mode live)", None);
+        }
+        for finding in found {
+            checks.add(
+                Verdict::Note,
+                "memory",
+                format!("no --mode live: {}", finding.message),
+                finding.remedy.as_deref(),
+            );
+        }
     }
     Report {
         node: format!("{} → {}", from.0.label, to.0.label),

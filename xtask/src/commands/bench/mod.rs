@@ -3,6 +3,7 @@
 mod cp;
 mod image;
 mod measure;
+mod memory;
 mod volume;
 
 use tranship_testkit::testbed::{Options, Testbed};
@@ -12,8 +13,8 @@ use crate::build;
 /// `cargo xtask bench`
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What is measured: bringing an image over, copying a volume, or copying files in and out of containers.
-    #[arg(value_parser = ["image", "volume", "cp"])]
+    /// What is measured: bringing an image over, copying a volume, copying files in and out of containers, or moving memory.
+    #[arg(value_parser = ["image", "volume", "cp", "memory"])]
     what: String,
     /// Runs of each case; medians are shown.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
@@ -30,6 +31,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     match args.what.as_str() {
         "image" => image::run(usize::from(args.runs)),
+        "memory" => memory::run(usize::from(args.runs), args.small),
         "cp" => cp::run(usize::from(args.runs), &args.rows, args.small),
         "volume" => volume::run(usize::from(args.runs), &args.rows, args.small),
         other => Err(format!("there is no benchmark {other:?}").into()),
