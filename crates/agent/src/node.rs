@@ -150,7 +150,11 @@ pub async fn report(
         .map(|m| m.source.clone())
         .collect();
     let mounted_below = mounted_below(ports, &spec).await;
-    let memory = engine.memory(&spec).await?;
+    // Other modes do not need it.
+    let memory = engine.memory(&spec).await.unwrap_or_else(|error| {
+        tracing::debug!("the container's memory: {error}");
+        None
+    });
     Ok(ContainerReport {
         memory,
         bind_users: bind_users(engine, &spec).await?,

@@ -38,6 +38,9 @@ pub struct LiveFacts {
     /// Bytes of memory that are available without swapping, as the kernel estimates it.
     #[serde(default)]
     pub free_memory: u64,
+    /// Locks on files come back with a restore here, because the runtime's configuration of CRIU says so.
+    #[serde(default)]
+    pub restores_locks: bool,
     /// What keeps this node from it.
     #[serde(default)]
     pub obstacles: Vec<Obstacle>,
@@ -46,8 +49,11 @@ pub struct LiveFacts {
 /// What a node says about the memory of one of its running containers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryReport {
-    /// Bytes that its processes use, file caches left out.
+    /// Bytes that its processes use, caches of files left out.
     pub bytes: u64,
+    /// Its processes hold locks on files.
+    #[serde(default)]
+    pub locks: bool,
     /// Established TCP connections.
     #[serde(default)]
     pub connections: u64,

@@ -82,6 +82,7 @@ impl DepartureRecord {
             rounds: Vec::new(),
             predicted_downtime_ms: None,
             hooked: false,
+            ended_from_dump: false,
             memory_sent: false,
             downtime_ms: None,
             total_ms: 0,
@@ -136,6 +137,9 @@ pub struct DepartureRecord {
     /// A pre-freeze hook was run, so that going back has to run the thaw hooks.
     #[serde(default)]
     pub hooked: bool,
+    /// What was paused in live mode stood still until it was about to be ended: its last dump is what it goes on from.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ended_from_dump: bool,
     /// What the containers hold in a tmpfs is at the destination: it is not sent again, and may be gone here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub memory_sent: bool,

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -19,11 +19,9 @@ const SHOWN: usize = 3;
 const LOOK: Duration = Duration::from_millis(1);
 /// Where containerd keeps what belongs to running containers: the system's, and one that dockerd started for itself.
 const STATES: [&str; 2] = ["/run/containerd", "/run/docker/containerd/daemon"];
-/// An image of locks that is longer than its head, in bytes, holds some.
-const EMPTY_IMAGE: u64 = 8;
 
 /// Phrases of CRIU, what they mean, and what can be done.
-const MEANINGS: [(&str, &str); 16] = [
+const MEANINGS: [(&str, &str); 17] = [
     (
         "Can't get 1:16 opt",
         "this CRIU cannot dump internet sockets on this kernel: CRIU 4.2 can",
@@ -71,12 +69,16 @@ const MEANINGS: [(&str, &str); 16] = [
         "it listens on an address of its own, which the container does not have there",
     ),
     (
-        "CPU",
+        "CPU capabilities do not match",
         "the processors differ: what the program was started with is missing there",
     ),
     (
-        "File .* has bad size",
-        "a file that it has open is not as it was when it was dumped",
+        "file locks are hold",
+        "it holds locks on files, which a restore brings back only with the line file-locks in /etc/criu/runc.conf at both ends",
+    ),
+    (
+        "Unsupported proto 262",
+        "it has sockets of Multipath TCP, which CRIU cannot dump (programs in Go: GODEBUG=multipathtcp=0)",
     ),
     (
         "has bad size",
@@ -120,14 +122,6 @@ fn why(log: &[u8]) -> Option<String> {
     Some(match meaning {
         Some(meaning) => format!("{meaning}; CRIU says: {first}"),
         None => format!("CRIU says: {}", shown.join("; ")),
-    })
-}
-
-/// What a dump that succeeded holds, and a restore by the engine would leave out.
-pub(super) fn not_restorable(images: &Path) -> Option<String> {
-    let locks = std::fs::metadata(images.join("filelocks.img"));
-    locks.is_ok_and(|about| about.len() > EMPTY_IMAGE).then(|| {
-        "it holds locks on files, which an engine does not restore; other processes could write what they guard".to_owned()
     })
 }
 
@@ -225,13 +219,5 @@ mod tests {
         assert_eq!(watch.end(), b"first\n");
         let none = RestoreLog::watch_paths(vec![path]);
         assert!(none.end().is_empty());
-    }
-
-    #[test]
-    fn locks_are_found() {
-        let directory = tempfile::tempdir().unwrap();
-        assert!(not_restorable(directory.path()).is_none());
-        std::fs::write(directory.path().join("filelocks.img"), [0u8; 30]).unwrap();
-        assert!(not_restorable(directory.path()).is_some());
     }
 }

@@ -1,6 +1,7 @@
 //! What a node has for dumping and restoring memory, and what of a container stands in the way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -68,6 +69,7 @@ impl DockerEngine {
             criu,
             cpu_features: cpu_features(),
             free_memory: free_memory(),
+            restores_locks: super::restores_locks(),
             obstacles,
         })
     }
@@ -88,14 +90,8 @@ impl DockerEngine {
         let ask = Ask::new("measure", "container", id);
         let path = format!("/containers/{}/stats?stream=false&one-shot=true", escape(id));
         let stats = self.raw.get(&path, &ask).await?;
-        let usage = |keys: &[&str]| at(&stats, keys).as_u64().unwrap_or_default();
-        let cached = usage(&["memory_stats", "stats", "inactive_file"]).max(usage(&[
-            "memory_stats",
-            "stats",
-            "total_inactive_file",
-        ]));
         let mut report = MemoryReport {
-            bytes: usage(&["memory_stats", "usage"]).saturating_sub(cached),
+            bytes: used_memory(&stats),
             ..MemoryReport::default()
         };
         let found = &mut report.obstacles;
@@ -106,15 +102,38 @@ impl DockerEngine {
         if !groups.contains(id) {
             return Ok(None);
         }
-        by_files(&members(&proc), found);
+        let looked = tokio::task::spawn_blocking({
+            let (id, init) = (id.to_owned(), process);
+            let own_checks = spec.health_check.is_some();
+            move || {
+                let mut found = Vec::new();
+                let members = members(&id);
+                by_files(&members, &mut found);
+                // A health check's process is one of these, now and then.
+                if !own_checks && members.keys().any(|pid| is_foreign(*pid, init, &members)) {
+                    found.push(Obstacle::new(
+                        "live.exec",
+                        "processes run in it that `docker exec` started, which would not come along",
+                        "end them",
+                    ));
+                }
+                (found, holds_locks(&members))
+            }
+        });
+        let (by_processes, locks) = looked.await.map_err(|error| ask.failed(error))?;
+        found.extend(by_processes);
+        report.locks = locks;
         let own_network = !matches!(text(&document, &["HostConfig", "NetworkMode"]).as_str(), "host");
         if own_network {
             let sockets = sockets(&proc.join("net"));
             report.connections = sockets.connections;
             report.sockets = sockets.any;
-            if let Some(address) = sockets.bound
-                && spec.attachments.iter().all(|a| a.fixed_addresses.is_empty())
-            {
+            let fixed = |address: &IpAddr| {
+                spec.attachments
+                    .iter()
+                    .any(|a| a.fixed_addresses.contains(address))
+            };
+            if let Some(address) = sockets.bound.iter().find(|address| !fixed(address)) {
                 found.push(Obstacle::new(
                     "live.address",
                     format!("it listens on {address} alone, which is another address there"),
@@ -175,28 +194,66 @@ fn by_document(document: &serde_json::Value, found: &mut Vec<Obstacle>) {
     }
 }
 
-/// The processes of the container that `proc` belongs to, as directories of `/proc`: those in the same cgroup.
-fn members(proc: &Path) -> Vec<PathBuf> {
-    let own = std::fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
+/// Bytes that processes hold, from the engine's statistics: with cgroups 2, and 1.
+fn used_memory(stats: &serde_json::Value) -> u64 {
+    let of = |key: &str| at(stats, &["memory_stats", "stats", key]).as_u64();
+    let second = of("anon").map(|anon| anon.saturating_add(of("shmem").unwrap_or_default()));
+    let first = of("total_rss").map(|rss| rss.saturating_add(of("total_shmem").unwrap_or_default()));
+    let all = at(stats, &["memory_stats", "usage"]).as_u64().unwrap_or_default();
+    second.or(first).unwrap_or(all)
+}
+
+/// The processes in the container's cgroups and those below, each with its parent.
+fn members(container: &str) -> BTreeMap<i64, i64> {
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    all.map(|entry| entry.path())
-        .filter(|path| {
-            path.file_name()
-                .and_then(|name| name.to_str())
-                .is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit()))
+    let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i64>().ok());
+    numbers
+        .filter(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+                .is_ok_and(|groups| groups.contains(container))
         })
-        .filter(|path| {
-            !own.is_empty() && std::fs::read_to_string(path.join("cgroup")).is_ok_and(|c| c == own)
-        })
+        .filter_map(|pid| Some((pid, parent_of(pid)?)))
         .take(MOST_PROCESSES)
         .collect()
 }
 
+fn parent_of(pid: i64) -> Option<i64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    parent.trim().parse().ok()
+}
+
+/// Whether a process has come into the container from outside: what belongs to it descends from its first.
+fn is_foreign(pid: i64, init: i64, members: &BTreeMap<i64, i64>) -> bool {
+    let mut at = pid;
+    for _ in 0..members.len() {
+        if at == init {
+            return false;
+        }
+        match members.get(&at) {
+            Some(parent) => at = *parent,
+            None => return true,
+        }
+    }
+    at != init
+}
+
+/// Whether one of the processes holds a lock on a file. `/proc/locks` has a line for each (proc(5)): number, kind, mode, access, process.
+fn holds_locks(members: &BTreeMap<i64, i64>) -> bool {
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    locks.lines().any(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let kind = words.next().unwrap_or_default();
+        let pid = words.nth(2).and_then(|pid| pid.parse::<i64>().ok());
+        matches!(kind, "POSIX" | "FLOCK" | "OFDLCK") && pid.is_some_and(|pid| members.contains_key(&pid))
+    })
+}
+
 /// What open files tell.
-fn by_files(processes: &[PathBuf], found: &mut Vec<Obstacle>) {
+fn by_files(processes: &BTreeMap<i64, i64>, found: &mut Vec<Obstacle>) {
     let mut seen = BTreeSet::new();
-    for process in processes {
-        let files = std::fs::read_dir(process.join("fd"))
+    for process in processes.keys() {
+        let files = std::fs::read_dir(format!("/proc/{process}/fd"))
             .into_iter()
             .flatten()
             .flatten();
@@ -252,8 +309,8 @@ fn not_dumped(target: &str) -> Option<&'static str> {
 struct Sockets {
     any: bool,
     connections: u64,
-    /// An address that something listens on alone.
-    bound: Option<String>,
+    /// Addresses that something listens on alone.
+    bound: BTreeSet<IpAddr>,
     raw: bool,
 }
 
@@ -283,34 +340,34 @@ fn read_socket(line: &str, sockets: &mut Sockets) {
         // With a peer that is the machine itself it is a connection all the same. UDP's peers are no connections.
         "01" if !remote.starts_with("00000000:") => sockets.connections += 1,
         "0A" | "07" => {
-            if let Some(address) = own_address(local) {
-                sockets.bound = Some(address);
-            }
+            sockets.bound.extend(own_address(local));
         }
         _ => {}
     }
 }
 
-/// An IPv4 address that is neither all of them nor the machine itself.
-fn own_address(local: &str) -> Option<String> {
-    let (address, port) = local.split_once(':')?;
-    let word = match address.len() {
-        8 => address,
-        // Of IPv6, only addresses of IPv4 in it: link-local and other ones are made anew there.
-        32 if address.starts_with("0000000000000000FFFF0000") => address.get(24..)?,
-        32 if address.bytes().all(|b| b == b'0') || address.ends_with("01000000") => return None,
+/// An address of the container itself: neither all of them, nor the machine itself, nor one of a group. Docker's own resolver listens at
+/// an address of the machine itself, and is there anew.
+fn own_address(local: &str) -> Option<IpAddr> {
+    let (text, _) = local.split_once(':')?;
+    let word = |at: usize| {
+        let word = text.get(at * 8..at * 8 + 8)?;
+        Some(u32::from_str_radix(word, 16).ok()?.to_ne_bytes())
+    };
+    let address = match text.len() {
+        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
         32 => {
-            return Some(format!(
-                "an address of IPv6, port {}",
-                u16::from_str_radix(port, 16).ok()?
-            ));
+            let mut bytes = [0u8; 16];
+            for (index, part) in bytes.chunks_exact_mut(4).enumerate() {
+                part.copy_from_slice(&word(index)?);
+            }
+            IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
         }
         _ => return None,
     };
-    let address = std::net::Ipv4Addr::from(u32::from_str_radix(word, 16).ok()?.to_ne_bytes());
-    let port = u16::from_str_radix(port, 16).ok()?;
-    // Docker's own resolver listens in the container for it, and is there anew.
-    (!address.is_unspecified() && !address.is_loopback()).then(|| format!("{address}:{port}"))
+    let broadcast = matches!(address, IpAddr::V4(four) if four.is_broadcast());
+    (!address.is_unspecified() && !address.is_loopback() && !address.is_multicast() && !broadcast)
+        .then_some(address)
 }
 
 /// The first version number in what a program says about itself; empty if it cannot be run.
@@ -383,28 +440,46 @@ mod tests {
         };
         let everywhere = of(&[
             "0: 00000000:18EB 00000000:0000 0A 0",
-            "1: 0100007F:18EB 00000000:0000 0A 0",
+            "1: 0B00007F:18EB 00000000:0000 0A 0",
         ]);
-        assert_eq!(
-            (everywhere.any, everywhere.bound.clone(), everywhere.connections),
-            (true, None, 0)
-        );
+        assert!(everywhere.any && everywhere.bound.is_empty() && everywhere.connections == 0);
         let alone = of(&["0: 020011AC:18EB 00000000:0000 0A 0"]);
-        assert_eq!(alone.bound.as_deref(), Some("172.17.0.2:6379"));
-        let open = of(&["0: 020011AC:18EB 010011AC:E110 01 0"]);
-        assert_eq!((open.bound, open.connections), (None, 1));
         assert_eq!(
-            of(&["", "x", "0: zz 00 0A"]),
-            Sockets {
-                any: true,
-                ..Sockets::default()
-            }
+            alone.bound.into_iter().collect::<Vec<_>>(),
+            [IpAddr::from([172, 17, 0, 2])]
         );
+        let open = of(&["0: 020011AC:18EB 010011AC:E110 01 0"]);
+        assert_eq!((open.bound.len(), open.connections), (0, 1));
+        assert!(of(&["", "x", "0: zz 00 0A"]).bound.is_empty());
         let six = of(&[
             "0: 00000000000000000000000000000000:18EB 0:0 0A 0",
             "0: 00000000000000000000000001000000:18EB 0:0 0A 0",
         ]);
-        assert_eq!(six.bound, None);
+        assert!(six.bound.is_empty());
+        // fd00::1 is no loopback, a group is nobody's own.
+        let own = of(&[
+            "0: 000000FD000000000000000001000000:18EB 0:0 0A 0",
+            "0: FB0000E0:14E9 0:0 07 0",
+        ]);
+        assert_eq!(own.bound.len(), 1);
+    }
+
+    #[test]
+    fn what_came_from_outside_is_told_from_descendants() {
+        let members = BTreeMap::from([(10, 5), (11, 10), (12, 11), (20, 5), (21, 20)]);
+        for (pid, foreign) in [(10, false), (11, false), (12, false), (20, true), (21, true)] {
+            assert_eq!(is_foreign(pid, 10, &members), foreign, "{pid}");
+        }
+    }
+
+    #[test]
+    fn caches_of_files_are_no_memory_of_processes() {
+        let second =
+            json!({"memory_stats": {"usage": 900, "stats": {"anon": 100, "shmem": 20, "file": 700}}});
+        assert_eq!(used_memory(&second), 120);
+        let first = json!({"memory_stats": {"usage": 900, "stats": {"total_rss": 100, "total_cache": 700}}});
+        assert_eq!(used_memory(&first), 100);
+        assert_eq!(used_memory(&json!({"memory_stats": {"usage": 900}})), 900);
     }
 
     #[test]

@@ -64,6 +64,17 @@ impl LaidOut {
     }
 }
 
+/// Takes away what a restore that was interrupted left of one.
+pub(super) fn remove(checkpoints: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(checkpoints.join(NAME)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let empty = std::fs::remove_dir(checkpoints);
+    tracing::trace!(?empty, "the checkpoints");
+    Ok(())
+}
+
 /// Makes a checkpoint in `checkpoints`, a directory of the engine's, of the images in `images`.
 pub(super) fn lay_out(images: &Path, checkpoints: &Path) -> Result<LaidOut, LayoutError> {
     let directory = checkpoints.join(NAME);

@@ -22,12 +22,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::fs::FlockOperation;
 use tokio::process::Command;
 use tranship_core::container::ContainerState;
 use tranship_core::storage::ElementAt;
 use tranship_core::{ContainerId, Engine as _, EngineError};
 
-use crate::docker::{DockerEngine, UNLIMITED, or_gone};
+use crate::docker::{DockerEngine, UNLIMITED};
 use crate::fault::Ask;
 use crate::json::text;
 
@@ -41,6 +42,14 @@ const WORK: &str = "work";
 const BOOT: &str = "boot";
 /// File beside it that is there once a dump came to its end.
 const COMPLETE: &str = "complete";
+/// File beside it that is there once a restore was asked for which may have succeeded.
+const USED: &str = "used";
+/// File beside it that is locked as long as a dump is under way, also if the agent that began it is gone.
+const LOCK: &str = "lock";
+/// How long a dump that an earlier agent began is waited for.
+const DUMP_WITHIN: Duration = Duration::from_secs(600);
+/// Where the runtime looks for what CRIU is to do beyond what it says itself.
+const RUNTIME_CONFIGURATION: &str = "/etc/criu/runc.conf";
 /// Image that every dump has.
 const INVENTORY: &str = "inventory.img";
 /// The file system in memory that dumps go to where they fit.
@@ -53,6 +62,8 @@ const MARGIN: u64 = 64 << 20;
 /// How long a restore may take at least, and for each gigabyte on top of it. What is left to itself may still come to its end.
 const RESTORE_WITHIN: Duration = Duration::from_secs(120);
 const RESTORE_PER_GIB: u64 = 60;
+/// Time between two looks whether a dump has ended.
+const AGAIN: Duration = Duration::from_millis(50);
 /// Deleted files that are still open are kept in the dump up to this size, in bytes.
 const LARGEST_GHOST: u64 = 1 << 30;
 
@@ -94,11 +105,33 @@ impl Dump {
     /// Removes what an earlier dump wrote. Processes of that time must not be taken for those of the next.
     fn clear(&self) -> io::Result<()> {
         remove_file(&self.directory.join(COMPLETE))?;
+        remove_file(&self.directory.join(USED))?;
         for path in [self.images(), self.work()] {
             std::fs::remove_dir_all(&path)?;
             private_directory(&path)?;
         }
         Ok(())
+    }
+}
+
+impl Dump {
+    /// Waits until no dump is under way. What is given back keeps others from beginning one, as long as it is open anywhere.
+    async fn alone(&self) -> io::Result<std::fs::File> {
+        let lock = std::fs::File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(self.directory.join(LOCK))?;
+        let begun = tokio::time::Instant::now();
+        loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(lock),
+                Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < DUMP_WITHIN => {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 
@@ -125,10 +158,14 @@ impl DockerEngine {
         let root = self.identity().await?.root;
         let roots = [PathBuf::from(IN_MEMORY), root];
         let name = Path::new(DUMPS).join(container.as_str());
-        let known = roots.iter().map(|root| root.join(&name)).find(|d| d.is_dir());
+        // Anybody may make directories in memory: what is not root's alone is not ours.
+        let ours = |root: &&PathBuf| is_private(&root.join(DUMPS)) && is_private(&root.join(&name));
+        let known = roots.iter().find(ours).map(|root| root.join(&name));
         let [memory, disk] = roots;
         let directory = known.unwrap_or_else(|| {
-            let root = if fits_in_memory(&memory, bytes) {
+            let all = memory.join(DUMPS);
+            let taken = all.symlink_metadata().is_ok() && !is_private(&all);
+            let root = if fits_in_memory(&memory, bytes) && !taken {
                 memory
             } else {
                 disk
@@ -146,47 +183,68 @@ impl DockerEngine {
         let (container, bytes) = memory_of(element)?;
         let dump = self.dump_of(container, bytes).await?;
         let ask = Ask::new("dump the memory of", "container", container.as_str());
-        dump.make()
-            .and_then(|()| dump.clear())
-            .map_err(|error| ask.failed(error))?;
+        dump.make().map_err(|error| ask.failed(error))?;
+        // The runtime holds it as well, so that whoever comes after an agent that was killed waits for its end.
+        let lock = dump.alone().await.map_err(|error| ask.failed(error))?;
+        dump.clear().map_err(|error| ask.failed(error))?;
         let root = self.runtime_root(container).await?;
+        let paused = self.status(container).await?.state == ContainerState::Paused;
         let settings = dump.work().join("criu.conf");
         let text = format!("skip-in-flight\nghost-limit {LARGEST_GHOST}\nverbosity 2\n");
         std::fs::write(&settings, text).map_err(|error| ask.failed(error))?;
-        let done = Command::new("runc")
+        // Only what the engine's restore can take: the rest is refused while everything still runs.
+        let mut command = Command::new("runc");
+        command
             .arg("--root")
-            .arg(root)
-            .args([
-                "checkpoint",
-                "--leave-running",
-                "--tcp-established",
-                "--file-locks",
-                "--ext-unix-sk",
-            ])
+            .arg(&root)
+            .args(["checkpoint", "--leave-running", "--tcp-established"]);
+        if restores_locks() {
+            command.arg("--file-locks");
+        }
+        let done = command
             .arg("--image-path")
             .arg(dump.images())
             .arg("--work-path")
             .arg(dump.work())
             .arg(container.as_str())
             .env("CRIU_CONFIG_FILE", &settings)
-            .stdin(Stdio::null())
+            .stdin(lock)
             .output()
             .await
             .map_err(|error| ask.failed(format!("runc could not be run: {error}")))?;
         if !done.status.success() {
+            if paused {
+                self.pause_again(&root, container).await;
+            }
             let log = std::fs::read(dump.work().join("dump.log")).unwrap_or_default();
             return Err(ask.failed(explain::dump(&log, &done.stderr)));
         }
-        if let Some(why) = explain::not_restorable(&dump.images()) {
-            return Err(ask.failed(why));
-        }
         std::fs::write(dump.directory.join(COMPLETE), b"").map_err(|error| ask.failed(error))
+    }
+
+    /// A CRIU that was killed lets go of processes that the engine holds for paused, and would refuse to thaw later. Refused
+    /// where they stand still.
+    async fn pause_again(&self, root: &Path, container: &ContainerId) {
+        let mut command = Command::new("runc");
+        command
+            .arg("--root")
+            .arg(root)
+            .arg("pause")
+            .arg(container.as_str());
+        let done = command.stdin(Stdio::null()).output().await;
+        tracing::debug!(?done, "pausing after a dump that failed");
     }
 
     pub(crate) async fn dump_is_there(&self, element: &ElementAt) -> Result<bool, EngineError> {
         let (container, bytes) = memory_of(element)?;
         let dump = self.dump_of(container, bytes).await?;
-        Ok(dump.is_of_this_boot()
+        if !dump.is_of_this_boot() {
+            return Ok(false);
+        }
+        let ask = Ask::new("look for a dump of", "container", container.as_str());
+        // One that is under way puts the freezer back at its end into the state that it found.
+        dump.alone().await.map_err(|error| ask.failed(error))?;
+        Ok(!dump.directory.join(USED).exists()
             && dump.directory.join(COMPLETE).exists()
             && dump.images().join(INVENTORY).exists())
     }
@@ -205,18 +263,31 @@ impl DockerEngine {
         if !dump.is_of_this_boot() || !dump.images().join(INVENTORY).exists() {
             return Err(ask.failed("there is no dump of it, or the machine was started anew since"));
         }
-        let identity = self.identity().await?;
-        let checkpoints = identity
-            .root
-            .join("containers")
-            .join(container.as_str())
-            .join("checkpoints");
+        let used = dump.directory.join(USED);
+        if used.exists() {
+            return Err(ask.failed("it was restored from this dump before, or may have been"));
+        }
+        let checkpoints = self.checkpoints_of(container).await?;
         let laid = layout::lay_out(&dump.images(), &checkpoints);
         let laid = laid.map_err(|error| ask.failed(error))?;
         tracing::debug!(connections = laid.closed, "closed in the dump");
+        // First: an engine that is killed meanwhile does not know what it started.
+        std::fs::write(&used, b"").map_err(|error| ask.failed(error))?;
         let started = self.start_from(&dump, &laid, &ask).await;
         laid.remove();
+        let refused = matches!(
+            started,
+            Err(EngineError::Failed { .. } | EngineError::Conflict { .. } | EngineError::NoSpace { .. })
+        );
+        if refused && self.runtime_root(container).await.is_err() {
+            remove_file(&used).map_err(|error| ask.failed(error))?;
+        }
         started
+    }
+
+    async fn checkpoints_of(&self, container: &ContainerId) -> Result<PathBuf, EngineError> {
+        let containers = self.identity().await?.root.join("containers");
+        Ok(containers.join(container.as_str()).join("checkpoints"))
     }
 
     async fn start_from(&self, dump: &Dump, laid: &layout::LaidOut, ask: &Ask) -> Result<(), EngineError> {
@@ -252,20 +323,23 @@ impl DockerEngine {
             return Ok(());
         }
         let ask = Ask::new("remove the dump of", "container", container.as_str());
-        // In both places: which was chosen may have changed with what was free.
+        let checkpoints = self.checkpoints_of(container).await?;
         let disk = self.identity().await?.root;
+        // In both places: which was chosen may have changed with what was free.
+        let mut failed = None;
         for root in [Path::new(IN_MEMORY), &disk] {
             let all = root.join(DUMPS);
-            match std::fs::remove_dir_all(all.join(container.as_str())) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(ask.failed(error)),
+            if !is_private(&all) {
+                continue;
             }
+            failed = remove_tree(&all.join(container.as_str())).err().or(failed);
             // Others' dumps may lie there.
             let left = std::fs::remove_dir(&all);
             tracing::trace!(?left, bytes, "the directory of dumps");
         }
-        or_gone(Ok(()))
+        // Small images were copied there for a restore that was interrupted.
+        failed = layout::remove(&checkpoints).err().or(failed);
+        failed.map_or(Ok(()), |error| Err(ask.failed(error)))
     }
 
     /// Where the runtime keeps what it knows of the engine's containers.
@@ -310,6 +384,20 @@ fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
+/// Whether a restore that an engine drives brings locks on files back.
+fn restores_locks() -> bool {
+    let text = std::fs::read_to_string(RUNTIME_CONFIGURATION).unwrap_or_default();
+    text.lines()
+        .any(|line| line.split_whitespace().next() == Some("file-locks"))
+}
+
+/// A directory, and no link to one, that belongs to this user alone.
+fn is_private(path: &Path) -> bool {
+    let owner = rustix::process::geteuid().as_raw();
+    std::fs::symlink_metadata(path)
+        .is_ok_and(|found| found.is_dir() && found.uid() == owner && found.mode() & 0o077 == 0)
+}
+
 /// Makes a directory that only root may look into. One that is there must be such: anybody may make directories in `/dev/shm`.
 fn private_directory(path: &Path) -> io::Result<()> {
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
@@ -317,15 +405,20 @@ fn private_directory(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),
     }
-    let found = std::fs::symlink_metadata(path)?;
-    let owner = rustix::process::geteuid().as_raw();
-    if found.is_dir() && found.uid() == owner && found.mode() & 0o077 == 0 {
+    if is_private(path) {
         return Ok(());
     }
     Err(io::Error::other(format!(
         "{} is there, and is no directory that belongs to root alone",
         path.display()
     )))
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn remove_file(path: &Path) -> io::Result<()> {
@@ -352,6 +445,29 @@ mod tests {
         let link = root.path().join("link");
         std::os::unix::fs::symlink(root.path(), &link).unwrap();
         assert!(private_directory(&link).is_err());
+        assert!(is_private(root.path()), "as it is made for one user");
+        assert!(!is_private(&link));
+        assert!(!is_private(&root.path().join("nothing")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dump_is_waited_for_whoever_began_it() {
+        let root = tempfile::tempdir().unwrap();
+        let dump = Dump {
+            container: ContainerId::new("a".repeat(64)).unwrap(),
+            bytes: 0,
+            directory: root.path().join(DUMPS).join("a"),
+        };
+        private_directory(&root.path().join(DUMPS)).unwrap();
+        dump.make().unwrap();
+        let lock = dump.alone().await.unwrap();
+        // A child that holds it, as the runtime does.
+        let child = lock.try_clone().unwrap();
+        drop(lock);
+        let waited = tokio::time::timeout(Duration::from_secs(5), dump.alone()).await;
+        assert!(waited.is_err());
+        drop(child);
+        dump.alone().await.unwrap();
     }
 
     #[test]

@@ -104,7 +104,9 @@ fn close_socket(socket: &[u8]) -> Result<(Vec<u8>, bool), Damaged> {
         let place = usize::try_from(number).ok().and_then(|n| known.get(n));
         place.copied().unwrap_or_default()
     };
-    let connection = of(PROTOCOL) == TCP && !matches!(of(STATE), CLOSE | LISTEN);
+    // One that was reset is closed, and still names its peer, by which CRIU takes it for a connection.
+    let connection =
+        of(PROTOCOL) == TCP && (of(DESTINATION_PORT) != 0 || !matches!(of(STATE), CLOSE | LISTEN));
     let towards = DATAGRAMS.contains(&of(PROTOCOL)) && of(DESTINATION_PORT) != 0;
     if !connection && !towards {
         return Ok((socket.to_vec(), false));
@@ -259,12 +261,13 @@ mod tests {
         let idle = socket(TCP, CLOSE, 0, 0);
         let datagrams = socket(17, CLOSE, 53, 0);
         let open = socket(TCP, 1, 6379, 57616);
-        let before = image(&[listener.clone(), open, idle.clone(), datagrams.clone()]);
+        let reset = socket(TCP, CLOSE, 6379, 57616);
+        let before = image(&[listener.clone(), open, idle.clone(), reset, datagrams.clone()]);
         let (after, closed) = close_connections(&before).unwrap();
-        assert_eq!(closed, 1);
+        assert_eq!(closed, 2);
         assert_eq!(
             after,
-            image(&[listener, socket(TCP, CLOSE, 0, 0), idle, datagrams])
+            image(&[listener, socket(TCP, CLOSE, 0, 0), idle.clone(), idle, datagrams])
         );
         assert_eq!(close_connections(&after).unwrap(), (after.clone(), 0));
     }

@@ -314,8 +314,9 @@ impl Arrival {
             return Err(turn.refusal());
         }
         failpoint::reach("destination.adopted").await?;
+        let known = record.left_behind.len();
         self.forget_dumps(record).await;
-        if record.undo.is_empty() {
+        if record.undo.is_empty() && record.left_behind.len() == known {
             return Ok(());
         }
         for note in std::mem::take(&mut record.undo) {

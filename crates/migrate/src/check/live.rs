@@ -45,6 +45,13 @@ pub(super) fn live(
             for obstacle in &memory.obstacles {
                 obstructed(found, obstacle, "");
             }
+            if memory.locks && !(source.live.restores_locks && there.live.restores_locks) {
+                found.conflict(
+                    "live.locks",
+                    "it holds locks on files, which a restore by the engine leaves out unless it is told to",
+                    format!("put the line `file-locks` into /etc/criu/runc.conf at both ends, {INSTEAD}"),
+                );
+            }
             if memory.connections > 0 {
                 found.warning(
                     "live.connections",
@@ -126,8 +133,8 @@ pub(super) fn between(found: &mut Findings, source: &NodeFacts, there: &NodeFact
         .iter()
         .filter(|feature| !has.contains(feature))
         .map(String::as_str)
+        .filter(|feature| source.engine.architecture != "amd64" || is_used_by_programs(feature))
         .collect();
-    // Two lists of hundreds differ in what no program uses, too: the kernel's own switches.
     if !missing.is_empty() {
         found.conflict(
             "live.processor",
@@ -148,6 +155,37 @@ pub(super) fn between(found: &mut Findings, source: &NodeFacts, there: &NodeFact
             "",
         );
     }
+}
+
+/// Whether programs look for this feature of x86, and not the kernel or a hypervisor alone, whose words are among them.
+fn is_used_by_programs(feature: &str) -> bool {
+    const BEGINNINGS: [&str; 22] = [
+        "sse", "ssse", "avx", "aes", "bmi", "fma", "sha", "xsave", "vaes", "vpclmul", "pclmul", "gfni",
+        "rdrand", "rdseed", "clflush", "clwb", "amx", "cx", "mmx", "3dnow", "movdir", "fsrm",
+    ];
+    const WHOLE: [&str; 20] = [
+        "abm",
+        "adx",
+        "cmov",
+        "erms",
+        "f16c",
+        "fsgsbase",
+        "fxsr",
+        "hle",
+        "lahf_lm",
+        "movbe",
+        "popcnt",
+        "ospke",
+        "pku",
+        "rdpid",
+        "rdtscp",
+        "rtm",
+        "serialize",
+        "tbm",
+        "user_shstk",
+        "xop",
+    ];
+    BEGINNINGS.iter().any(|beginning| feature.starts_with(beginning)) || WHOLE.contains(&feature)
 }
 
 /// The first two numbers of a version.

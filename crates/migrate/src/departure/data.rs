@@ -47,8 +47,8 @@ pub(super) struct OpenElement {
     place: ElementPlace,
     /// It is memory, which has to be dumped before each round.
     memory: Option<ElementAt>,
-    /// When it was dumped last.
-    dumped: Option<Instant>,
+    /// When it was dumped last, and how long that took.
+    dumped: Option<(Instant, Duration)>,
     /// In a mutex that is never waited for, so that the whole can be looked at from several threads.
     source: std::sync::Mutex<Box<dyn ElementSource>>,
 }
@@ -191,7 +191,7 @@ impl Departure {
                 .round_of_all(Phase::Bulk, options, total.filter(|t| *t > 0))
                 .await?;
             self.stop_if_cancelled()?;
-            let predicted = predict(&self.record.rounds);
+            let predicted = predict(&self.record.rounds).saturating_add(self.memory_ms());
             self.record.predicted_downtime_ms = Some(predicted);
             self.save().await?;
             self.reporter.report(Event::Note {
@@ -236,6 +236,13 @@ impl Departure {
             ));
         }
         Ok(())
+    }
+
+    /// Milliseconds that a freeze takes for memory: it is dumped, looked through at both ends, and restored, each at about the speed of
+    /// the dump.
+    fn memory_ms(&self) -> u64 {
+        let dumps = self.elements.iter().filter_map(|element| element.dumped);
+        dumps.map(|(_, took)| millis(took).saturating_mul(3)).sum()
     }
 
     /// Copies what changed since the last round, while the source stands still, and makes it durable there.
@@ -436,12 +443,13 @@ async fn dumped_and_sent(
 ) -> Result<RoundReport, Fault> {
     if let Some(memory) = &element.memory {
         // The processes stand still for each dump: not in every round while they run.
-        let fresh = element.dumped.is_some_and(|at| at.elapsed() < DUMP_AGAIN);
+        let fresh = element.dumped.is_some_and(|(at, _)| at.elapsed() < DUMP_AGAIN);
         if fresh && !options.frozen {
             return Ok(RoundReport::default());
         }
+        let begun = Instant::now();
         ends.engine.dump(memory).await?;
-        element.dumped = Some(Instant::now());
+        element.dumped = Some((Instant::now(), begun.elapsed()));
         // A restart of the machine ends every process anyway.
         options.durable = false;
     }

@@ -164,7 +164,7 @@ impl Departure {
     /// The source must stand as it was frozen: what somebody started meanwhile wrote what did not travel. What is paused
     /// is ended then, before the commit: an engine that is ended in order thaws it, and it would answer for what nobody
     /// carries any more.
-    async fn verify(&self) -> Result<(), Fault> {
+    async fn verify(&mut self) -> Result<(), Fault> {
         self.check_users().await?;
         for member in &self.members {
             let spec = &member.create.spec;
@@ -193,6 +193,11 @@ impl Departure {
                     "somebody, or a restart of the engine, started or ended it; run the command again",
                 ));
             }
+        }
+        if self.plan().mode == Mode::Live {
+            // From here on its end is our doing. A dump of before must not be believed after an end of its own.
+            self.record.ended_from_dump = true;
+            self.save().await?;
         }
         if self.plan().mode.pauses() && !self.fills_tmpfs() {
             self.end_paused().await?;
@@ -299,7 +304,8 @@ impl Departure {
         }
         self.begin_going_back(shell);
         if touched {
-            match rollback::resume(self.ports.engine.as_ref(), &self.record.plan).await {
+            let dumped = self.record.ended_from_dump;
+            match rollback::resume(self.ports.engine.as_ref(), &self.record.plan, dumped).await {
                 Ok(lost) => {
                     for text in lost {
                         self.reporter.report(Event::Warning { text: text.clone() });

@@ -17,6 +17,14 @@ use crate::plan::{Member, Plan};
 /// Tries to restore memory before it is given up.
 const FROM_MEMORY: u32 = 2;
 
+/// What a container may go on from.
+#[derive(Clone, Copy)]
+struct Memory<'a> {
+    at: &'a ElementAt,
+    /// It was dumped while it stood still, and ended by us.
+    dumped: bool,
+}
+
 /// How a container came back.
 enum Resumed {
     /// With all that it was to keep in its mode.
@@ -45,11 +53,12 @@ impl Departure {
 }
 
 /// Makes the source serve again after it was frozen: starts it, and gives it its restart policy back. Also what an agent
-/// does at its start with a record that says `frozen`. Says what was lost of what live mode should have kept.
+/// does at its start with a record that says `frozen`. Says what was lost of what live mode should have kept. What ended goes on from
+/// its dump only where it was `dumped` standing still and ended by us: any other end was its own, and wrote what the dump does not know.
 ///
 /// # Errors
 /// `source.not-resumed`, which needs a person.
-pub async fn resume(engine: &dyn Engine, plan: &Plan) -> Result<Vec<String>, Fault> {
+pub async fn resume(engine: &dyn Engine, plan: &Plan, dumped: bool) -> Result<Vec<String>, Fault> {
     let members = plan.members();
     let mut first_failure = None;
     let mut lost = Vec::new();
@@ -58,7 +67,8 @@ pub async fn resume(engine: &dyn Engine, plan: &Plan) -> Result<Vec<String>, Fau
             continue;
         };
         // The others are brought back whatever becomes of this one.
-        match resume_member(engine, plan, member, memory_of(plan, index)).await {
+        let memory = memory_of(plan, index).map(|at| Memory { at, dumped });
+        match resume_member(engine, plan, member, memory).await {
             Ok(said) => lost.extend(said),
             Err(fault) => {
                 first_failure.get_or_insert(fault);
@@ -72,7 +82,7 @@ async fn resume_member(
     engine: &dyn Engine,
     plan: &Plan,
     member: &Member,
-    memory: Option<&ElementAt>,
+    memory: Option<Memory<'_>>,
 ) -> Result<Option<String>, Fault> {
     let spec = &member.create.spec;
     let begun = Instant::now();
@@ -85,7 +95,7 @@ async fn resume_member(
             Ok(Resumed::Afresh) => {
                 return Ok(lost.or_else(|| {
                     Some(format!(
-                        "{} had ended and was started afresh: there was no dump of its memory",
+                        "{} had ended by itself, or its dump is gone, and was started afresh",
                         spec.name
                     ))
                 }));
@@ -122,7 +132,10 @@ async fn resume_member(
     .on_container(spec.name.clone())
     .on_node(plan.source.clone())
     .because(reason)
-    .with_hint(format!("start it there with `docker start {}`", spec.name)))
+    .with_hint(format!(
+        "start it there with `docker start {0}`, or `docker unpause {0}` where it is paused",
+        spec.name
+    )))
 }
 
 /// Lets it go on where it is paused, and starts it where it is not running: it may have been either, and a host that was
@@ -131,9 +144,14 @@ async fn resume_member(
 async fn try_resume(
     engine: &dyn Engine,
     member: &Member,
-    memory: Option<&ElementAt>,
+    memory: Option<Memory<'_>>,
 ) -> Result<Resumed, EngineError> {
     let id = &member.create.spec.id;
+    // A dump that is under way still puts the freezer back at its end: that is waited for.
+    let there = match memory {
+        Some(memory) => engine.has_dump(memory.at).await? && memory.dumped,
+        None => false,
+    };
     let status = engine.status(id).await?;
     let state = status.state;
     if !member.restart_policy.is_never() {
@@ -147,10 +165,10 @@ async fn try_resume(
     // One that was started since the dump was made has gone on from there, or was begun anew by somebody.
     if ended
         && let Some(memory) = memory
+        && there
         && status.started_at == member.create.spec.status.started_at
-        && engine.has_dump(memory).await?
     {
-        engine.restore(memory).await?;
+        engine.restore(memory.at).await?;
         return Ok(Resumed::AsItWas);
     }
     engine.start(id).await?;

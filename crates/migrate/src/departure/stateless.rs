@@ -226,7 +226,7 @@ impl Departure {
     /// Starts the source again if it was stopped, and gives it its restart policy back.
     async fn resume_stateless(&mut self) -> Result<(), Fault> {
         if self.record.state != DepartureState::Preparing {
-            rollback::resume(self.ports.engine.as_ref(), self.plan()).await?;
+            rollback::resume(self.ports.engine.as_ref(), self.plan(), false).await?;
             self.serving_at = Some(Instant::now());
         }
         self.thaw().await;

@@ -279,6 +279,7 @@ impl Engine for MemoryEngine {
                 criu: "4.2".into(),
                 cpu_features: vec!["sse2".into()],
                 free_memory: 8 << 30,
+                restores_locks: true,
                 obstacles: Vec::new(),
             })
         })

@@ -56,6 +56,7 @@ pub enum Trouble {
 pub enum Mode {
     Cold,
     Warm,
+    Live,
     Stateless,
 }
 
@@ -64,6 +65,7 @@ impl Mode {
         match self {
             Self::Cold => "cold",
             Self::Warm => "warm",
+            Self::Live => "live",
             Self::Stateless => "stateless",
         }
     }
@@ -164,7 +166,7 @@ impl Case {
     pub fn sent_back_at(&self) -> Option<&'static str> {
         let failing = match self.mode {
             Mode::Stateless => "source.health",
-            Mode::Cold | Mode::Warm => "source.committed",
+            Mode::Cold | Mode::Warm | Mode::Live => "source.committed",
         };
         WAY_BACK.contains(&self.place).then_some(failing)
     }
@@ -183,7 +185,7 @@ fn places(mode: Mode) -> impl Iterator<Item = &'static str> {
 
 /// All cases, those that take long first: what is left at the end is short.
 pub fn all() -> Vec<Case> {
-    use Mode::{Cold, Stateless, Warm};
+    use Mode::{Cold, Live, Stateless, Warm};
     use Side::{Destination, Source};
     use Trouble::{
         Agent, Cable, Caller, Deaf, EngineKilled, EngineRestarted, Everybody, FullDisks, LonelyAgent,
@@ -210,6 +212,30 @@ pub fn all() -> Vec<Case> {
             add(Warm, place, EngineKilled(side));
         }
     }
+    // The steps are those of warm mode; what differs is what a container goes on from.
+    for place in COMMIT {
+        for side in [Source, Destination] {
+            add(Live, *place, Agent(side));
+            add(Live, *place, EngineKilled(side));
+        }
+        add(Live, *place, Cable);
+    }
+    for place in ["source.frozen", "source.committed", "destination.started"] {
+        for side in [Source, Destination] {
+            add(Live, place, Reboot(side));
+            add(Live, place, EngineRestarted(side));
+        }
+        add(Live, place, Everybody);
+    }
+    for place in [
+        "destination.committed",
+        "destination.discarding",
+        "destination.removed",
+    ] {
+        for side in [Source, Destination] {
+            add(Live, place, Agent(side));
+        }
+    }
     for place in TURNS {
         add(Cold, *place, FullDisks);
         add(Cold, *place, Everybody);
@@ -232,6 +258,8 @@ pub fn all() -> Vec<Case> {
     add(Cold, "source.freeze", Unwritten(Source));
     add(Cold, "source.committed", Unwritten(Source));
     add(Warm, "source.committed", Unwritten(Source));
+    add(Live, "source.committed", Unwritten(Source));
+    add(Live, "destination.committed", Unwritten(Destination));
     add(Cold, "destination.committed", Unwritten(Destination));
     add(Warm, "destination.committed", Unwritten(Destination));
     add(Cold, "destination.discarding", Unwritten(Destination));

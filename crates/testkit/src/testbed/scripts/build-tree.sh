@@ -70,6 +70,10 @@ inside apt-get update -qq -o Acquire::Check-Valid-Until=false
 inside apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-unsafe-io -t "$TB_NEXT_SUITE" $TB_NEXT_PACKAGES
 rm "$root/etc/apt/sources.list.d/next.list" "$root/etc/apt/preferences.d/next"
 
+# Restores by an engine bring locks on files back only if this says so.
+mkdir -p "$root/etc/criu"
+echo file-locks > "$root/etc/criu/runc.conf"
+
 # Two plain users: one who may use the engine and one who may not. `*` is no password, yet no locked account.
 inside useradd --create-home --shell /bin/bash --groups docker --password '*' deploy
 inside useradd --create-home --shell /bin/bash --password '*' guest

@@ -143,3 +143,21 @@ fn agents_that_die_around_the_restore() {
         nothing_dumped(&world.b);
     }
 }
+
+#[test]
+fn an_end_of_its_own_is_not_undone_from_a_dump() {
+    let world = world!();
+    world.count(&[]);
+    // It was dumped while it ran. Then somebody ends it, before the freeze.
+    let child = world.begin_held(&world.a, "source.freeze", &["--mode", "live"]);
+    let counted = numbers(&world.a).len();
+    wait_until(|| numbers(&world.a).len() > counted + 20);
+    world.a.exec_ok(["docker", "stop", "-t", "0", "web"]).unwrap();
+    world.arm(&world.a, "");
+    finish(child).expect(4);
+    wait_until(|| is_running(&world.a, "web"));
+    // It begins anew: from the dump it would count again what it has counted already.
+    wait_until(|| numbers(&world.a).iter().filter(|n| **n == 1).count() == 2);
+    nothing_dumped(&world.a);
+    nothing_dumped(&world.b);
+}

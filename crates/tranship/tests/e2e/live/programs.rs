@@ -222,3 +222,47 @@ fn what_cannot_be_dumped_is_said_before_anything_moves() {
     assert!(is_running(&world.a, "web"));
     nothing_dumped(&world.a);
 }
+
+#[test]
+fn locks_on_files_travel_only_where_a_restore_brings_them_back() {
+    let world = world!();
+    let image = world.a.load_image("python").unwrap();
+    let program = "import fcntl, time
+f = open('/srv/lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX)
+i = 0
+while True:
+    i += 1; print(i, flush=True); time.sleep(0.05)";
+    let run = [
+        "docker",
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "-v",
+        "data:/srv",
+        &image,
+        "python3",
+        "-c",
+        program,
+    ];
+    world.a.exec_ok(run).unwrap();
+    wait_until(|| numbers(&world.a).len() > 5);
+    let configuration = "/etc/criu/runc.conf";
+    world.b.sh(&format!("mv {configuration} /tmp/")).unwrap();
+    let found = world.findings("web", &["--mode", "live"]);
+    assert!(
+        found.contains(&("live.locks".to_owned(), "conflict".to_owned())),
+        "{found:?}"
+    );
+    world.b.sh(&format!("mv /tmp/runc.conf {configuration}")).unwrap();
+    world.live("a", "b", &[]);
+    wait_until(|| numbers(&world.b).len() > 5);
+    let locks = world.b.sh("cat /proc/locks").unwrap();
+    let process = inspect(&world.b, "web", "{{.State.Pid}}");
+    assert!(
+        locks
+            .lines()
+            .any(|line| line.contains("POSIX") && line.contains(&format!(" {process} "))),
+        "{locks}"
+    );
+}
