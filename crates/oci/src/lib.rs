@@ -1,4 +1,4 @@
-//! The node as a registry: the OCI distribution protocol over what the engine holds
+//! The OCI distribution protocol: the node as a registry over what its engine holds, and as a client of others
 //! (<https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md>).
 //!
 //! [`Registry::answer`] takes a request and gives the answer; who carries them over which connection is not its business. It reads
@@ -16,10 +16,14 @@
 //! | `registry` | requests told apart |
 //! | `pull`, `held` | what the engine holds, as manifests and blobs |
 //! | `push`, `upload`, `spool`, `layer` | what comes in |
+//! | [`client`] | the other side: images from registries, one layer at a time, and to them |
+//! | `archive` | images as `docker load` takes them |
 //! | [`name`], [`document`], [`range`] | what is in a request, read strictly |
 //! | [`access`] | who may |
 
 pub mod access;
+mod archive;
+pub mod client;
 pub mod document;
 mod error;
 mod held;

@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{Stream, StreamExt as _};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-use serde_json::json;
 use tokio::time::timeout;
 use tranship_core::EngineError;
 use tranship_core::engine::ByteStream;
@@ -20,9 +19,6 @@ use crate::name::{Reference, Repository};
 use crate::port::Images;
 use crate::registry::{Answer, CONTENT_DIGEST, Registry, bare, text, value};
 use crate::spool::{BlobFile, Spool};
-
-/// Block of a tar, in bytes.
-const BLOCK: u64 = 512;
 
 /// Where a layer of a pushed image is.
 enum Source {
@@ -336,14 +332,7 @@ where
     }
 }
 
-/// A part of an archive, made when its turn comes.
-enum Part {
-    Bytes(Bytes),
-    Layer(Layer),
-}
-
-/// The image as an archive in `docker save` form (names as Docker 25 gives them) without its `skip` lowest layers. The manifest comes
-/// last: an archive that breaks off is none.
+/// The image as an archive without its `skip` lowest layers.
 fn archive(
     images: &Arc<dyn Images>,
     id: &Digest,
@@ -351,75 +340,33 @@ fn archive(
     layers: Vec<Layer>,
     skip: usize,
 ) -> Result<ByteStream, OciError> {
-    let blob = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
-    let names: Vec<String> = layers.iter().map(|layer| blob(&layer.diff_id)).collect();
-    let manifest = json!([{ "Config": blob(id), "RepoTags": null, "Layers": names }]).to_string();
-    let mut parts = Vec::new();
-    let mut seen = std::collections::BTreeSet::new();
-    for layer in layers.into_iter().skip(skip) {
-        if !seen.insert(layer.diff_id.clone()) {
-            continue;
+    let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+    let wanted = layers.into_iter().skip(skip).map(|layer| {
+        let (images, diff_id, length) = (Arc::clone(images), layer.diff_id.clone(), layer.length);
+        crate::archive::Layer {
+            diff_id: layer.diff_id,
+            length,
+            open: Box::new(move || {
+                Box::pin(async move { open(&*images, layer.source, diff_id, length).await })
+            }),
         }
-        let length = layer.length;
-        parts.push(Part::Bytes(entry(&blob(&layer.diff_id), length)?));
-        parts.push(Part::Layer(layer));
-        parts.push(Part::Bytes(padding(length)));
+    });
+    crate::archive::archive(id, config, &diff_ids, wanted.collect())
+}
+
+async fn open(
+    images: &dyn Images,
+    source: Source,
+    diff_id: Digest,
+    length: u64,
+) -> Result<ByteStream, EngineError> {
+    match source {
+        Source::Spooled(blob) => Ok(layer::unpacked(blob, diff_id, length)),
+        Source::Held(HeldBlob::Layer { image, index, .. }) => images.layer(&image, index, 0).await,
+        // Only layers are looked for as layers.
+        Source::Held(HeldBlob::Config(_)) => Err(EngineError::Corrupt {
+            what: format!("layer {diff_id}"),
+            message: "it is the configuration of an image".into(),
+        }),
     }
-    for (name, bytes) in [(blob(id), config), ("manifest.json".to_owned(), manifest.into())] {
-        let length = bytes.len() as u64;
-        parts.push(Part::Bytes(entry(&name, length)?));
-        parts.push(Part::Bytes(bytes));
-        parts.push(Part::Bytes(padding(length)));
-    }
-    parts.push(Part::Bytes(Bytes::from_static(&[0; 2 * BLOCK as usize])));
-    let images = Arc::clone(images);
-    let pieces = stream::iter(parts)
-        .then(move |part| {
-            let images = Arc::clone(&images);
-            async move {
-                match part {
-                    Part::Bytes(bytes) => one(Ok(bytes)),
-                    Part::Layer(layer) => match layer.source {
-                        Source::Spooled(blob) => layer::unpacked(blob, layer.diff_id, layer.length),
-                        Source::Held(HeldBlob::Layer { image, index, .. }) => {
-                            match images.layer(&image, index, 0).await {
-                                Ok(stream) => stream,
-                                Err(error) => one(Err(error)),
-                            }
-                        }
-                        // Only layers are looked for as layers.
-                        Source::Held(HeldBlob::Config(_)) => one(Err(EngineError::Corrupt {
-                            what: format!("layer {}", layer.diff_id),
-                            message: "it is the configuration of an image".into(),
-                        })),
-                    },
-                }
-            }
-        })
-        .flatten();
-    Ok(Box::pin(pieces))
-}
-
-fn one(item: Result<Bytes, EngineError>) -> ByteStream {
-    Box::pin(stream::once(async move { item }))
-}
-
-fn entry(name: &str, length: u64) -> Result<Bytes, OciError> {
-    let mut header = tar::Header::new_gnu();
-    header.set_path(name).map_err(|source| OciError::Spool {
-        action: "name an entry of an archive",
-        source,
-    })?;
-    header.set_size(length);
-    header.set_mode(0o444);
-    header.set_entry_type(tar::EntryType::Regular);
-    header.set_cksum();
-    Ok(Bytes::copy_from_slice(header.as_bytes()))
-}
-
-fn padding(length: u64) -> Bytes {
-    static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
-    let padding = length.next_multiple_of(BLOCK) - length;
-    // Less than a block.
-    Bytes::from_static(&ZEROS).slice(..usize::try_from(padding).unwrap_or_default())
 }

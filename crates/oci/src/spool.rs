@@ -109,6 +109,19 @@ pub(crate) struct Upload {
     done: bool,
 }
 
+impl Upload {
+    /// Forgets what came so far.
+    pub(crate) fn restart(&mut self) {
+        self.at = 0;
+        self.hasher = Sha256::new();
+    }
+
+    /// The digest of what came so far.
+    pub(crate) fn digest(&self) -> Digest {
+        Digest::from_sha256(&self.hasher.clone().finalize().into())
+    }
+}
+
 impl Drop for Upload {
     fn drop(&mut self) {
         if !self.done {
@@ -361,7 +374,7 @@ impl Spool {
         if held.done {
             return Err(OciError::NoUpload);
         }
-        let found = Digest::from_sha256(&held.hasher.clone().finalize().into());
+        let found = held.digest();
         if found != *digest {
             return Err(OciError::Digest {
                 message: format!("what came has the digest {found}, not {digest}"),

@@ -1,0 +1,80 @@
+//! What came of layers, until an image is made of them. A layer that broke off goes on where it stands, also with another connection;
+//! one that several images wait for comes once.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tranship_core::ids::Digest;
+
+use crate::error::OciError;
+use crate::name::Repository;
+use crate::spool::{Limits, Shared, Spool};
+
+/// The upload that a layer comes into; whoever holds the lock brings it.
+pub(super) type Slot = Arc<tokio::sync::Mutex<Option<String>>>;
+
+/// A directory for layers on their way.
+pub struct Store {
+    pub(super) spool: Spool,
+    /// Uploads need a name; there is only this one.
+    name: Repository,
+    slots: Mutex<HashMap<Digest, Slot>>,
+}
+
+impl Store {
+    /// Takes the directory, which is for this store alone; whatever is in it is removed. Blocks.
+    ///
+    /// # Errors
+    /// [`OciError::Spool`].
+    pub fn open(directory: &Path, limits: Limits) -> Result<Self, OciError> {
+        Ok(Self {
+            spool: Spool::open(directory, limits)?,
+            name: Repository::new("layers")?,
+            slots: Mutex::default(),
+        })
+    }
+
+    /// Drops what nobody went on with for a while.
+    pub fn sweep(&self) {
+        self.spool.sweep();
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.retain(|digest, slot| Arc::strong_count(slot) > 1 || self.spool.blob(digest).is_none());
+        // What is left are layers that broke off; their uploads may be gone by now.
+        slots.retain(|_, slot| match slot.try_lock() {
+            Ok(held) => held
+                .as_ref()
+                .is_some_and(|id| self.spool.upload(&self.name, id).is_ok()),
+            Err(_) => true,
+        });
+    }
+
+    pub(super) fn slot(&self, digest: &Digest) -> Slot {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(slots.entry(digest.clone()).or_default())
+    }
+
+    pub(super) fn forget(&self, digest: &Digest) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.remove(digest);
+    }
+
+    /// The upload that a layer goes on with, or a new one.
+    pub(super) fn upload(&self, slot: &mut Option<String>) -> Result<(String, Shared), OciError> {
+        if let Some(id) = slot
+            && let Ok(upload) = self.spool.upload(&self.name, id)
+        {
+            return Ok((id.clone(), upload));
+        }
+        let (id, upload) = self.spool.begin(&self.name)?;
+        *slot = Some(id.clone());
+        Ok((id, upload))
+    }
+
+    /// Throws away what came of a layer.
+    pub(super) fn drop_upload(&self, slot: &mut Option<String>) {
+        if let Some(id) = slot.take() {
+            self.spool.give_up(&id);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! What is asked for, and what comes of it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http::{Method, header};
+use tranship_core::ids::Digest;
+use tranship_oci::client::ClientError;
+use tranship_oci::document::media;
+
+use crate::common::{Client as Pusher, Engine, Image, gzip, noise, plain, zstd};
+use crate::server::{Node, Server, answer, broken, is_layer, me, range_of, reading, streamed, writing};
+
+fn three() -> Image {
+    Image::new("app", &[noise(1, 700_000), noise(2, 900_000), noise(3, 50_000)])
+}
+
+#[tokio::test]
+async fn only_layers_that_are_missing_are_asked_for() {
+    let image = three();
+    for held in 0..=3 {
+        let node = Node::new(Server::new(reading(&image)));
+        if held > 0 {
+            let base = Image::new("base", &image_layers(&image, held));
+            node.engine.images.lock().unwrap().insert(base.id(), base);
+        }
+        let (layers, bytes) = node.take(&image, held).await.unwrap();
+        assert_eq!(layers, 3 - held);
+        let wanted: usize = image.layers[held..].iter().map(Bytes::len).sum();
+        assert_eq!(bytes, wanted as u64);
+        for (index, digest) in image.diff_ids().iter().enumerate() {
+            let asked = node.server.count(&Method::GET, &format!("/blobs/{digest}"));
+            assert_eq!(asked, usize::from(index >= held), "layer {index}, {held} held");
+        }
+    }
+}
+
+fn image_layers(image: &Image, count: usize) -> Vec<Vec<u8>> {
+    image.layers[..count].iter().map(|layer| layer.to_vec()).collect()
+}
+
+#[tokio::test]
+async fn a_layer_that_is_there_twice_comes_once() {
+    let twice = noise(5, 10_000);
+    let image = Image::new("twice", &[twice.clone(), noise(6, 1000), twice]);
+    let node = Node::new(Server::new(reading(&image)));
+    assert_eq!(node.take(&image, 0).await.unwrap(), (2, 11_000));
+}
+
+#[tokio::test]
+async fn packed_layers_are_unpacked_and_the_index_is_followed() {
+    for pack in [gzip, zstd, plain] {
+        let image = three();
+        let other = Pusher::new(Engine::with(&[]));
+        let digest = other.push("app", "other", &image, pack).await.expect(201);
+        let digest = digest.header("docker-content-digest").to_owned();
+        let manifest = other.get(&format!("/v2/app/manifests/{digest}")).await.body;
+        let index = serde_json::json!({
+            "schemaVersion": 2, "mediaType": media::INDEX,
+            "manifests": [
+                { "mediaType": media::MANIFEST, "digest": Digest::of(b"arm"), "size": 3, "platform": { "os": "linux", "architecture": "arm64" } },
+                { "mediaType": media::MANIFEST, "digest": digest, "size": manifest.len(), "platform": { "os": "linux", "architecture": "amd64" } },
+            ],
+        })
+        .to_string();
+        let server = Server::lying(other.registry, move |seen, _| {
+            let tagged = seen.url.ends_with("/manifests/1");
+            tagged.then(|| answer(200, &[("content-type", media::INDEX)], index.clone()))
+        });
+        let node = Node::new(server);
+        let (layers, _) = node.take(&image, 0).await.unwrap();
+        assert_eq!(layers, 3);
+    }
+}
+
+#[tokio::test]
+async fn a_layer_that_breaks_off_goes_on_where_it_stands() {
+    // The spool takes in pieces of a mebibyte.
+    let image = Image::new("app", &[noise(1, 5 << 20)]);
+    let layer = image.layers[0].clone();
+    let breaks = AtomicUsize::new(0);
+    let server = {
+        let (layer, image) = (layer.clone(), image.clone());
+        Server::lying(reading(&image.clone()), move |seen, _| {
+            if !is_layer(seen, &image) || breaks.fetch_add(1, Ordering::Relaxed) > 3 {
+                return None;
+            }
+            // A mebibyte and a bit comes each time.
+            let at = usize::try_from(range_of(seen).unwrap_or(0)).unwrap();
+            let part = layer.slice(at..(at + (1 << 20) + 1000).min(layer.len()));
+            let range = format!("bytes {at}-{}/{}", layer.len() - 1, layer.len());
+            Some(match at {
+                0 => streamed(200, &[], broken(part)),
+                _ => streamed(206, &[("content-range", &range)], broken(part)),
+            })
+        })
+    };
+    let node = Node::new(server);
+    let (_, bytes) = node.take(&image, 0).await.unwrap();
+    assert_eq!(bytes, 5 << 20, "nothing that was kept came twice");
+    let starts: Vec<Option<u64>> = {
+        let seen = node.server.seen.lock().unwrap();
+        seen.iter()
+            .filter(|seen| is_layer(seen, &image))
+            .map(range_of)
+            .collect()
+    };
+    assert_eq!(starts.len(), 5);
+    assert!(starts.is_sorted() && starts[0].is_none(), "{starts:?}");
+}
+
+#[tokio::test]
+async fn what_came_before_a_lost_connection_serves_the_next_one() {
+    let image = Image::new("app", &[noise(1, 3 << 20), noise(2, 100_000)]);
+    let server = {
+        let image = image.clone();
+        let calls = AtomicUsize::new(0);
+        Server::lying(reading(&image.clone()), move |seen, _| {
+            let large = seen.url.ends_with(&format!("/blobs/{}", image.diff_ids()[0]));
+            if !large {
+                return None;
+            }
+            // Gone for good after two mebibytes, as far as this call can tell.
+            Some(match calls.fetch_add(1, Ordering::Relaxed) {
+                0 => streamed(200, &[], broken(image.layers[0].slice(..2 << 20))),
+                1..=4 => streamed(
+                    206,
+                    &[("content-range", "bytes 2097152-3145727/3145728")],
+                    broken(Bytes::new()),
+                ),
+                _ => return None,
+            })
+        })
+    };
+    let node = Node::new(server);
+    let error = node.fetch(&image, 0).await.unwrap_err();
+    assert!(matches!(error, ClientError::Lost { .. }), "{error}");
+    let (layers, bytes) = node.take(&image, 0).await.unwrap();
+    assert_eq!(layers, 2);
+    assert!(bytes <= (1 << 20) + 100_000, "{bytes}");
+}
+
+#[tokio::test]
+async fn a_registry_without_ranges_sends_all_of_it_again() {
+    let image = Image::new("app", &[noise(1, 3 << 20)]);
+    let server = {
+        let image = image.clone();
+        let calls = AtomicUsize::new(0);
+        Server::lying(reading(&image.clone()), move |seen, _| {
+            is_layer(seen, &image).then(|| match calls.fetch_add(1, Ordering::Relaxed) {
+                0 => streamed(200, &[], broken(image.layers[0].slice(..2 << 20))),
+                _ => answer(200, &[], image.layers[0].clone()),
+            })
+        })
+    };
+    Node::new(server).take(&image, 0).await.unwrap();
+}
+
+#[tokio::test]
+async fn name_and_password_are_shown_to_the_registry_alone() {
+    let image = three();
+    let spool = tempfile::tempdir().unwrap();
+    let engine = Engine::with(&[("app:1", &image)]);
+    let registry = writing(engine, Some(me()), &spool.path().join("s"));
+    let server = {
+        let image = image.clone();
+        Server::lying(registry, move |seen, _| {
+            if seen.url.starts_with("https://store.example/") {
+                assert!(seen.header(header::AUTHORIZATION.as_str()).is_none());
+                let found = image
+                    .layers
+                    .iter()
+                    .find(|l| seen.url.ends_with(Digest::of(l).hex()));
+                return Some(answer(200, &[], found.unwrap().clone()));
+            }
+            let authorized = seen.header(header::AUTHORIZATION.as_str()).is_some();
+            (authorized && is_layer(seen, &image)).then(|| {
+                let hex = seen.url.rsplit(':').next().unwrap();
+                let to = format!("https://store.example/{hex}");
+                answer(307, &[("location", &to)], "")
+            })
+        })
+    };
+    let node = Node::new(server);
+    node.take(&image, 0).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_is_got_where_the_registry_says() {
+    let image = three();
+    let server = Server::lying(reading(&image), |seen, _| {
+        if let Some(query) = seen.url.strip_prefix("https://auth.example/token?") {
+            assert!(query.contains("service=reg") && query.contains("scope=repository%3Aapp%3Apull"));
+            assert!(seen.header("authorization").unwrap().starts_with("Basic "));
+            return Some(answer(200, &[], r#"{"token":"t0"}"#));
+        }
+        let challenge =
+            r#"Bearer realm="https://auth.example/token",service="reg",scope="repository:app:pull""#;
+        let known = seen.header("authorization") == Some("Bearer t0");
+        (!known).then(|| answer(401, &[("www-authenticate", challenge)], ""))
+    });
+    let node = Node::new(server);
+    node.take(&image, 0).await.unwrap();
+    // One token for everything that follows.
+    assert_eq!(node.server.count(&Method::GET, "auth.example"), 1);
+}

@@ -1,0 +1,133 @@
+//! Images to a registry: what is sent, what is not, and what is left there.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use http::Method;
+use tranship_core::fault::Explain as _;
+use tranship_oci::client::{ClientError, Pushed};
+use tranship_oci::name::Repository;
+use tranship_oci::port::Images;
+
+use crate::common::{Engine, Image, noise};
+use crate::server::{Node, Server, answer, me, spec, writing};
+
+async fn push(
+    node: &Node,
+    engine: &Arc<Engine>,
+    image: &Image,
+    near: &[&str],
+) -> Result<Pushed, ClientError> {
+    let near: Vec<Repository> = near.iter().map(|name| Repository::new(name).unwrap()).collect();
+    let images: Arc<dyn Images> = Arc::clone(engine) as _;
+    let (repository, sent) = (Repository::new("tranship").unwrap(), Arc::new(AtomicU64::new(0)));
+    let pushed = node
+        .client
+        .push(&repository, &near, &images, &spec(image), &sent)
+        .await;
+    if let Ok(pushed) = &pushed {
+        assert_eq!(pushed.bytes, sent.load(Ordering::Relaxed));
+    }
+    pushed
+}
+
+#[tokio::test]
+async fn only_what_the_registry_lacks_is_sent_and_no_tag_is_left() {
+    let base = Image::new("base", &[noise(1, 400_000), noise(2, 300_000)]);
+    let top = Image::new(
+        "top",
+        &[
+            noise(1, 400_000),
+            noise(2, 300_000),
+            noise(3, 200_000),
+            noise(3, 200_000),
+        ],
+    );
+    let source = Engine::with(&[("base:1", &base), ("top:1", &top)]);
+    let (there, spool) = (Engine::with(&[]), tempfile::tempdir().unwrap());
+    let registry = writing(Arc::clone(&there), Some(me()), &spool.path().join("s"));
+    let node = Node::new(Server::new(registry));
+    let first = push(&node, &source, &base, &[]).await.unwrap();
+    assert_eq!(first.layers, 2);
+    assert_eq!(first.bytes, 700_000 + base.config.len() as u64);
+    let second = push(&node, &source, &top, &[]).await.unwrap();
+    assert_eq!(second.layers, 1, "two are there, and the third is the fourth");
+    assert_eq!(second.bytes, 200_000 + top.config.len() as u64);
+    let third = push(&node, &source, &top, &[]).await.unwrap();
+    assert_eq!((third.layers, third.bytes), (0, 0));
+    assert_eq!(third.manifest, second.manifest);
+    assert!(there.tags.lock().unwrap().is_empty());
+    let found = there.find(top.id().as_str()).await.unwrap().unwrap();
+    assert_eq!(found.layers, top.diff_ids());
+    // And it is known by what it was pushed as.
+    let repository = Repository::new("tranship").unwrap();
+    let has = |image: Image| {
+        let (client, repository, manifest) = (&node.client, &repository, &third.manifest);
+        async move { client.has(repository, manifest, &spec(&image)).await.unwrap() }
+    };
+    assert!(has(top.clone()).await);
+    assert!(!has(base).await);
+}
+
+#[tokio::test]
+async fn layers_of_other_repositories_are_mounted() {
+    let image = Image::new("app", &[noise(1, 400_000)]);
+    let source = Engine::with(&[("app:1", &image)]);
+    let spool = tempfile::tempdir().unwrap();
+    let registry = writing(Engine::with(&[]), None, &spool.path().join("s"));
+    let digest = image.diff_ids()[0].clone();
+    let mounts = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&mounts);
+    // One that has the layer in another repository only.
+    let node = Node::new(Server::lying(registry, move |seen, _| {
+        if !seen.url.contains(digest.as_str()) {
+            // What it took in by mounting it knows, and this one does not.
+            return seen.url.contains("/manifests/").then(|| answer(201, &[], ""));
+        }
+        match seen.method {
+            Method::HEAD => Some(answer(404, &[], "")),
+            Method::POST => {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let right = seen.url.contains("from=team/app");
+                Some(match right {
+                    true => answer(201, &[], ""),
+                    false => answer(202, &[("location", "/v2/tranship/blobs/uploads/x")], ""),
+                })
+            }
+            _ => panic!("{} {}", seen.method, seen.url),
+        }
+    }));
+    let pushed = push(&node, &source, &image, &["other", "team/app"])
+        .await
+        .unwrap();
+    assert_eq!(pushed.layers, 0);
+    assert_eq!(mounts.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn refusals_end_it() {
+    let image = Image::new("app", &[noise(1, 1000)]);
+    let source = Engine::with(&[("app:1", &image)]);
+    for (status, method, code) in [
+        (405, Method::POST, "registry.status"),
+        (403, Method::POST, "registry.denied"),
+        (400, Method::PUT, "registry.status"),
+        (507, Method::PUT, "registry.status"),
+        (500, Method::HEAD, "registry.status"),
+    ] {
+        let spool = tempfile::tempdir().unwrap();
+        let registry = writing(Engine::with(&[]), None, &spool.path().join("s"));
+        let node = Node::new(Server::lying(registry, move |seen, _| {
+            (seen.method == method).then(|| answer(status, &[], ""))
+        }));
+        let error = push(&node, &source, &image, &[]).await.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+    }
+    // The engine says no of its own: that is what is told.
+    let spool = tempfile::tempdir().unwrap();
+    let registry = writing(Engine::with(&[]), None, &spool.path().join("s"));
+    let node = Node::new(Server::new(registry));
+    source.closed.store(true, Ordering::Relaxed);
+    let error = push(&node, &source, &image, &[]).await.unwrap_err();
+    assert_eq!(error.code(), "engine.unsupported");
+}
