@@ -20,7 +20,7 @@ const NEXT_SUITE: &str = "forky";
 const NEXT_PACKAGES: [&str; 2] = ["criu", "libcriu2"];
 
 /// What nodes need beyond a bare system.
-const PACKAGES: [&str; 26] = [
+const PACKAGES: [&str; 28] = [
     "aardvark-dns",
     "busybox-static",
     "ca-certificates",
@@ -30,6 +30,7 @@ const PACKAGES: [&str; 26] = [
     "crun",
     "curl",
     "docker-cli",
+    "docker-registry",
     "docker.io",
     "iproute2",
     "iptables",
@@ -45,6 +46,7 @@ const PACKAGES: [&str; 26] = [
     "procps",
     "rsync",
     "runc",
+    "skopeo",
     "tini",
     "zstd",
 ];
