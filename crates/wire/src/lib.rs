@@ -16,6 +16,7 @@ pub mod h1;
 pub mod h2;
 mod hex;
 pub mod http;
+pub mod https;
 pub mod identity;
 pub mod local;
 pub mod relay;

@@ -76,22 +76,24 @@ impl Client {
             return Err(self.other(format!("it has other layers than {id}")));
         }
         // A layer may be there twice, and packed in two ways: the first one will do.
-        let mut missing: BTreeMap<&Digest, &Descriptor> = BTreeMap::new();
+        let mut missing: BTreeMap<Digest, Descriptor> = BTreeMap::new();
         for (diff_id, descriptor) in diff_ids.iter().zip(&layers).skip(wanted.held) {
-            missing.entry(diff_id).or_insert(descriptor);
+            missing
+                .entry(diff_id.clone())
+                .or_insert_with(|| descriptor.clone());
         }
         let total = missing
             .values()
             .fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
         store.spool.room(total)?;
         let came = AtomicU64::new(0);
-        let found: BTreeMap<&Digest, (Arc<BlobFile>, u64)> = stream::iter(&missing)
+        let found: BTreeMap<Digest, (Arc<BlobFile>, u64)> = stream::iter(missing.clone())
             .map(|(diff_id, descriptor)| {
                 let came = &came;
                 async move {
-                    let blob = self.blob(repository, descriptor, store, came).await?;
-                    let length = compared(descriptor, &blob, diff_id, store).await?;
-                    Ok::<_, ClientError>((*diff_id, (blob, length)))
+                    let blob = self.blob(repository, &descriptor, store, came).await?;
+                    let length = compared(&descriptor, &blob, &diff_id, store).await?;
+                    Ok::<_, ClientError>((diff_id, (blob, length)))
                 }
             })
             .buffer_unordered(PARALLEL)
@@ -106,8 +108,17 @@ impl Client {
                 open: Box::new(move || Box::pin(async move { Ok(layer::unpacked(blob, digest, length)) })),
             })
         });
+        let archive = archive::archive(id, config, &diff_ids, parts.collect())?;
+        // What came serves this archive; as soon as nobody reads it any more, it goes.
+        let release = Release {
+            store: Arc::clone(store),
+            digests: missing.values().map(|layer| layer.digest.clone()).collect(),
+        };
+        let archive = archive.inspect(move |_| {
+            let _ = &release;
+        });
         Ok(Fetched {
-            archive: archive::archive(id, config, &diff_ids, parts.collect())?,
+            archive: Box::pin(archive),
             layers: missing.len(),
             bytes: came.into_inner(),
         })
@@ -413,6 +424,20 @@ impl Client {
             return Ok(());
         }
         Err(self.nonsense(what, format!("it gives {given:?} where {right:?} was asked for")))
+    }
+}
+
+/// Drops layers of the store.
+struct Release {
+    store: Arc<Store>,
+    digests: Vec<Digest>,
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        for digest in &self.digests {
+            self.store.spool.drop_blob(digest);
+        }
     }
 }
 

@@ -79,23 +79,23 @@ impl Client {
         let before = sent.load(Ordering::Relaxed);
         let count = AtomicUsize::new(0);
         let mut seen = BTreeSet::new();
-        let wanted: Vec<(usize, &(Digest, u64))> = layers
+        let wanted: Vec<(usize, (Digest, u64))> = layers
             .iter()
+            .cloned()
             .enumerate()
-            .filter(|(_, (digest, _))| seen.insert(digest))
+            .filter(|(_, (digest, _))| seen.insert(digest.clone()))
             .collect();
         stream::iter(wanted)
             .map(|(index, (digest, length))| {
                 let count = &count;
                 async move {
-                    let length = *length;
                     let content = Content::Layer {
                         images,
                         image,
                         index,
                         length,
                     };
-                    if self.put_blob(repository, near, digest, &content, sent).await? {
+                    if self.put_blob(repository, near, &digest, &content, sent).await? {
                         count.fetch_add(1, Ordering::Relaxed);
                     }
                     Ok::<_, ClientError>(())

@@ -78,7 +78,7 @@ impl Client {
                     if shown > AUTHORIZATIONS {
                         return Err(self.denied(ask));
                     }
-                    let value = self.authorize(&response, ask).await?;
+                    let value = self.authorize(&response.into_parts().0.headers, ask).await?;
                     if shown > 1 && credentials.as_ref() == Some(&value) {
                         return Err(self.denied(ask));
                     }
@@ -206,12 +206,8 @@ impl Client {
     }
 
     /// What the registry wants to see, as the value of a header.
-    async fn authorize(
-        &self,
-        response: &Response<BodyStream>,
-        ask: &Ask,
-    ) -> Result<HeaderValue, ClientError> {
-        let challenges = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
+    async fn authorize(&self, headers: &HeaderMap, ask: &Ask) -> Result<HeaderValue, ClientError> {
+        let challenges = headers.get_all(header::WWW_AUTHENTICATE).iter();
         let challenge = challenges
             .filter_map(|value| value.to_str().ok())
             .find_map(Challenge::read)

@@ -63,14 +63,14 @@ where
 
 /// Which stream of which connection an error belongs to.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
-    pub(super) peer: String,
-    pub(super) what: String,
+pub(crate) struct Place {
+    pub(crate) peer: String,
+    pub(crate) what: String,
 }
 
 impl Place {
     /// Tells a lost connection from a single stream that was broken off.
-    pub(super) fn error(&self, error: hyper::Error) -> WireError {
+    pub(crate) fn error(&self, error: hyper::Error) -> WireError {
         match reset_by_peer(&error) {
             true => WireError::Aborted {
                 peer: self.peer.clone(),
@@ -110,7 +110,7 @@ pub struct ByteStream {
 }
 
 impl ByteStream {
-    pub(super) fn new(body: Incoming, place: Place) -> Self {
+    pub(crate) fn new(body: Incoming, place: Place) -> Self {
         Self {
             body,
             rest: Bytes::new(),

@@ -315,6 +315,19 @@ impl Client {
         ))
     }
 
+    /// Sends a request as it is and returns the answer as it is, whatever its status. The authority of its address is the other end's
+    /// own business.
+    ///
+    /// # Errors
+    /// [`WireError::Lost`] and its like.
+    pub async fn exchange(&self, request: Request<Body>) -> Result<Response<ByteStream>, WireError> {
+        let place = self.place(request.method(), request.uri().path());
+        match self.sender.clone().send_request(request).await {
+            Ok(response) => Ok(response.map(|body| ByteStream::new(body, place))),
+            Err(error) => Err(self.reason(place.error(error)).await),
+        }
+    }
+
     fn place(&self, method: &Method, path: &str) -> Place {
         Place {
             peer: self.peer.clone(),

@@ -38,6 +38,7 @@ mod duplex;
 mod events;
 mod server;
 
+pub(crate) use body::Place;
 pub use body::{Body, ByteStream, Limits, full_body, stream_body};
 pub use client::{Client, ClientOptions};
 pub use duplex::{Duplex, DuplexSender};
