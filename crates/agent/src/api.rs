@@ -40,6 +40,8 @@
 //! | `PUT /v1/volumes/NAME/archive` | caller | a tar archive becomes a volume, described in [`VOLUME_HEADER`] |
 //! | `POST /v1/retire` | caller | end the agent if it has nothing to do |
 //! | `POST /v1/peer/STEP` | the source's agent | the steps of [`tranship_migrate::Destination`] |
+//! | `POST /v1/peer/image/N/pipe` | the source's agent | the stream on which the source is a registry of one image (HTTP/2 the other way round) |
+//! | `POST /v1/peer/image/N/from` | the source's agent | fetch the image: from that stream, or from a registry |
 //! | `POST /v1/peer/files` | the source's agent | the archive that [`ReceiveFiles`] announced |
 //! | `POST /v1/peer/copy` | the source's agent | one round of a copy (full duplex) |
 //! | `POST /v1/peer/element/N` | the source's agent | one round of an element (full duplex; `…/open` asks first) |

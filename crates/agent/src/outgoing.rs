@@ -14,6 +14,7 @@ use tranship_core::fault::FaultKind;
 use tranship_core::storage::Pipe;
 use tranship_core::{EngineError, Fault, MigrationId};
 use tranship_migrate::destination::{Adopted, ArrivalState, Discarded, Opened};
+use tranship_migrate::images::{Came, ImageOrigin};
 use tranship_migrate::{Destination, Plan};
 use tranship_wire::WireError;
 use tranship_wire::h2::{Client, ClientOptions, Duplex};
@@ -206,6 +207,14 @@ impl Destination for RemoteDestination {
             )
             .await;
         answer.map_err(|e| lost(e).on_node(self.name.clone()))
+    }
+
+    async fn image_pipe(&self, member: usize) -> Result<Pipe, Fault> {
+        self.pipe(&format!("/v1/peer/image/{member}/pipe")).await
+    }
+
+    async fn image_from(&self, member: usize, origin: &ImageOrigin) -> Result<Came, Fault> {
+        self.step(&format!("image/{member}/from"), origin).await
     }
 
     async fn prepare(&self) -> Result<(), Fault> {

@@ -15,6 +15,7 @@ use tranship_core::engine::ByteStream;
 use tranship_core::fault::FaultKind;
 use tranship_core::ids::{ContainerName, Digest};
 use tranship_core::{EngineError, Fault, MigrationId};
+use tranship_migrate::images::ImageOrigin;
 use tranship_migrate::{Arrival, Plan};
 use tranship_wire::h2::{self, Body, Handler};
 use tranship_wire::{PeerIdentity, WireError};
@@ -427,6 +428,9 @@ impl Handler for PeerHandler {
                 Err(fault) => Err(fault),
             });
         }
+        if let ["image", member, what] = parts.as_slice() {
+            return image_otherwise(arrival, member, what, request).await;
+        }
         match step {
             "prepare" => answer(regardless(async move { arrival.prepare().await }).await),
             "create" => answer(regardless(async move { arrival.create().await }).await),
@@ -519,6 +523,29 @@ fn unknown(id: &MigrationId) -> Fault {
 /// engine that has the whole archive goes on taking it in.
 async fn image(arrival: &Arc<Arrival>, member: usize, request: Request<RequestBody>) -> Result<(), Fault> {
     arrival.image(member, Some(image_stream(request))).await
+}
+
+/// `image/N/pipe` is the stream on which the source answers, `image/N/from` the order to fetch.
+async fn image_otherwise(
+    arrival: Arc<Arrival>,
+    member: &str,
+    what: &str,
+    request: Request<RequestBody>,
+) -> Response<Body> {
+    match what {
+        "pipe" => {
+            let (response, stream) = h2::duplex_response(request);
+            arrival.offer_image_pipe(Box::new(stream));
+            response
+        }
+        "from" => answer(match (parse(member), body::<ImageOrigin>(request).await) {
+            (Ok(member), Ok(origin)) => {
+                regardless(async move { arrival.image_from(member, &origin).await }).await
+            }
+            (Err(fault), _) | (_, Err(fault)) => Err(fault),
+        }),
+        _ => h2::not_found(&request),
+    }
 }
 
 fn image_stream(request: Request<RequestBody>) -> ByteStream {

@@ -6,6 +6,7 @@ use tranship_core::Fault;
 use tranship_core::engine::ByteStream;
 use tranship_core::storage::Pipe;
 
+use crate::images::{Came, ImageOrigin, unsupported};
 use crate::plan::Plan;
 use crate::protocol::Answer;
 
@@ -63,6 +64,14 @@ pub trait Destination: Send + Sync {
     async fn open(&self, plan: &Plan) -> Result<Vec<Opened>, Fault>;
     /// Takes in the image archive of the plan's container `member`.
     async fn image(&self, member: usize, archive: ByteStream) -> Result<(), Fault>;
+    /// Opens the stream on which the destination asks for layers of the image of the plan's container `member`.
+    async fn image_pipe(&self, _member: usize) -> Result<Pipe, Fault> {
+        Err(unsupported())
+    }
+    /// Lets the destination fetch the image of the plan's container `member`.
+    async fn image_from(&self, _member: usize, _origin: &ImageOrigin) -> Result<Came, Fault> {
+        Err(unsupported())
+    }
     /// Makes networks and volumes.
     async fn prepare(&self) -> Result<(), Fault>;
     /// Makes the containers.

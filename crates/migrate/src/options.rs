@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tranship_core::storage::Compression;
 
+use crate::images::ImageStrategy;
+
 /// Which way the user asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -159,6 +161,12 @@ pub struct MoveOptions {
     /// The whole image travels, layers that are there included.
     #[serde(default)]
     pub whole_image: bool,
+    /// How the image gets there.
+    #[serde(default, skip_serializing_if = "ImageStrategy::is_auto")]
+    pub image_strategy: ImageStrategy,
+    /// The registry by way of which it may get there: `[http://]HOST[:PORT][/PATH]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry: Option<String>,
     /// Milliseconds within which the container must be healthy (or just stay up) at the destination.
     #[serde(default)]
     pub health_timeout_ms: Option<u64>,
@@ -201,4 +209,12 @@ pub struct MoveOptions {
     /// Commands of the user, in the order in which they run at their time.
     #[serde(default)]
     pub hooks: Vec<Hook>,
+}
+
+impl MoveOptions {
+    /// Whether layers travel that are there already.
+    #[must_use]
+    pub fn sends_whole_image(&self) -> bool {
+        self.whole_image || self.image_strategy == ImageStrategy::Simple
+    }
 }

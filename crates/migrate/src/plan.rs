@@ -13,6 +13,7 @@ use tranship_core::node::{ArrivalFacts, ContainerReport, Survey};
 use crate::check;
 use crate::elements::{self, ElementPlan, Target};
 use crate::health;
+use crate::images::{Choice, ImageWay};
 use crate::options::{Hook, HookPlace, HookTime, ModeRequest, MoveOptions, OnSource};
 use crate::order;
 
@@ -135,6 +136,9 @@ pub struct Plan {
     pub options: MoveOptions,
     /// The image and what travels of it.
     pub transfer: ImageTransfer,
+    /// How the image gets there.
+    #[serde(default)]
+    pub image_way: ImageWay,
     /// How the container is made at the destination.
     pub create: CreateRequest,
     /// The restart policy that it has, and gets back there.
@@ -282,6 +286,7 @@ fn plan_group(
     let (mode, request) = mode_of(input.options, reports);
     let options = MoveOptions {
         mode: request,
+        whole_image: input.options.sends_whole_image(),
         ..input.options.clone()
     };
     let mut found = check::Findings(Vec::new());
@@ -308,6 +313,19 @@ fn plan_group(
             plan.prediction.add_elements(&planned.elements, mode);
         }
         plan.findings = check::findings(&plan, report, &arrival, input.source_node, input.survey);
+        let choice = Choice {
+            options: &options,
+            image: &report.spec.image,
+            source: input.source_node,
+            destination: &input.survey.node,
+            held: arrival.image_held,
+            skip: plan.transfer.skip_layers,
+            bytes: plan.prediction.bytes.saturating_sub(plan.prediction.data_bytes),
+        };
+        plan.image_way = choice.way();
+        let mut ways = check::Findings(Vec::new());
+        choice.check(&plan.image_way, &mut ways);
+        plan.findings.append(&mut ways.0);
         plan
     };
     let mut plans: Vec<Plan> = reports.iter().enumerate().map(|(i, r)| single(i, r)).collect();
@@ -460,14 +478,15 @@ fn plan_one(
 ) -> Plan {
     let spec = &report.spec;
     let options = input.options;
-    let skip_layers = match (options.whole_image, arrival.image_held) {
+    let whole_image = options.sends_whole_image();
+    let skip_layers = match (whole_image, arrival.image_held) {
         (true, _) => 0,
         (false, true) => spec.image.layers.len(),
         (false, false) => arrival.layers_held.min(spec.image.layers.len()),
     };
     let exact = !report.archive_bytes.is_empty();
     let whole = report.archive_bytes.first().copied().unwrap_or(spec.image.size);
-    let bytes = if arrival.image_held && !options.whole_image {
+    let bytes = if arrival.image_held && !whole_image {
         0
     } else {
         // Without exact sizes the share of the layers is the best guess there is.
@@ -517,6 +536,7 @@ fn plan_one(
         mode,
         options: options.clone(),
         transfer,
+        image_way: ImageWay::default(),
         create,
         restart_policy: spec.restart_policy.clone(),
         health_timeout_ms,

@@ -9,6 +9,8 @@ use tranship_core::fault::FaultKind;
 use tranship_core::storage::{ElementAt, ElementPlace, Storage};
 use tranship_core::{Engine, Fault};
 
+use crate::images::ImageWays;
+
 /// Runs the user's commands on the node itself.
 #[async_trait]
 pub trait Host: Send + Sync {
@@ -31,6 +33,8 @@ pub struct Ports {
     pub storage: Arc<dyn Storage>,
     /// Its shell.
     pub host: Arc<dyn Host>,
+    /// Its images, by other ways than one archive.
+    pub images: Arc<dyn ImageWays>,
 }
 
 impl Ports {

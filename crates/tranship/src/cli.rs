@@ -10,9 +10,12 @@ use tranship_agent::files::Owner;
 use tranship_core::ids::{ContainerName, MigrationId};
 use tranship_core::storage::Compression;
 use tranship_core::{Fault, NodeAddress};
+use tranship_migrate::ImageStrategy;
 use tranship_migrate::options::{ModeRequest, MoveOptions, OnSource, VolumeConflict};
 
-pub use self::image::{ImageArgs, ImageCommand, ImageLayersArgs, ImageLsArgs, ImageServeArgs};
+pub use self::image::{
+    ImageArgs, ImageCommand, ImageLayersArgs, ImageLsArgs, ImageServeArgs, ImageStrategyArg, ImageWayArgs,
+};
 use crate::hooks;
 use crate::volume_address::VolumeAddress;
 
@@ -192,9 +195,12 @@ pub struct MoveArgs {
     /// Leave behind what the containers wrote into their own layers
     #[arg(long, help_heading = "State")]
     pub without_layer: bool,
-    /// Send the whole image, layers that are there included
-    #[arg(long, help_heading = "Transfer")]
+    /// Send the whole image, layers that are there included; the same as --image-strategy simple
+    #[arg(long, help_heading = "Transfer", conflicts_with = "image_strategy")]
     pub whole_image: bool,
+    /// How the image gets there.
+    #[command(flatten)]
+    pub image: ImageWayArgs,
     /// Carry the data through this machine, without trying the direct way
     #[arg(long, help_heading = "Transfer")]
     pub relay: bool,
@@ -230,7 +236,9 @@ impl MoveArgs {
             retag: self.retag,
             new_subnets: self.new_subnets,
             reuse_networks: self.reuse_networks,
-            whole_image: self.whole_image,
+            whole_image: self.whole_image || self.image.strategy() == ImageStrategy::Simple,
+            image_strategy: self.image.strategy(),
+            registry: self.image.registry.clone(),
             health_timeout_ms: self.health_timeout.map(|s| s * 1000),
             with_dependents: self.with_dependents,
             volumes: self.volume.clone(),

@@ -4,7 +4,7 @@
 //! and so can an agent that starts after a crash, from the record alone.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
@@ -13,11 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tranship_core::container::ContainerState;
 use tranship_core::engine::ByteStream;
 use tranship_core::fault::FaultKind;
-use tranship_core::storage::ElementAt;
+use tranship_core::storage::{ElementAt, Pipe};
 use tranship_core::{ContainerId, EngineError, Fault};
 
 use crate::destination::{ArrivalState, Opened};
 use crate::elements::Target;
+use crate::images::{Came, ImageOrigin};
 use crate::options::HookTime;
 use crate::plan::{Member, Plan};
 use crate::ports::Ports;
@@ -36,6 +37,8 @@ pub struct Arrival {
     record: Mutex<ArrivalRecord>,
     /// The elements that are open for writing, by their place in the plan.
     sinks: elements::Sinks,
+    /// Where the source answers questions about layers.
+    image_pipe: std::sync::Mutex<Option<Pipe>>,
     /// A copy that can be read while a step holds the record.
     snapshot: watch::Sender<ArrivalRecord>,
     /// Set once: steps under way end with a fault, so that the discard need not wait for them.
@@ -78,6 +81,7 @@ impl Arrival {
             record: Mutex::new(record),
             snapshot,
             sinks: elements::Sinks::default(),
+            image_pipe: std::sync::Mutex::default(),
             cancelled: watch::Sender::new(false),
             given_up: CancellationToken::new(),
         }
@@ -172,13 +176,34 @@ impl Arrival {
     /// # Errors
     /// What the stream or the engine says; `image.corrupt` when the image is another one than announced.
     pub async fn image(&self, member: usize, archive: Option<ByteStream>) -> Result<(), Fault> {
+        self.bring(member, Bring::Archive(archive)).await.map(drop)
+    }
+
+    /// Keeps the stream at whose other end the source answers questions about layers. It takes the place of an older one.
+    pub fn offer_image_pipe(&self, pipe: Pipe) {
+        self.image_pipe().replace(pipe);
+    }
+
+    fn image_pipe(&self) -> std::sync::MutexGuard<'_, Option<Pipe>> {
+        self.image_pipe.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fetches an image, or only sets the tag where it is here already.
+    ///
+    /// # Errors
+    /// As [`Arrival::image`]; what the way of the image says.
+    pub async fn image_from(&self, member: usize, origin: &ImageOrigin) -> Result<Came, Fault> {
+        self.bring(member, Bring::From(origin)).await
+    }
+
+    async fn bring(&self, member: usize, bring: Bring<'_>) -> Result<Came, Fault> {
         failpoint::reach("destination.image").await?;
         let mut record = self.record.lock().await;
         Self::refuse_if_over(&record)?;
         let transfer = member_of(&record, member)?.transfer;
         let (image, tag) = (transfer.image, transfer.tag);
         let held = self.ports.engine.image(image.id.as_str()).await?.is_some();
-        let mut notes = Vec::new();
+        let (mut notes, mut came) = (Vec::new(), Came::default());
         if !held {
             notes.push(Undo::Image {
                 id: image.id.to_string(),
@@ -206,13 +231,24 @@ impl Arrival {
             .take(member)
             .any(|m| m.transfer.image.id == image.id);
         if !held || (record.plan.options.whole_image && !shared) {
-            let Some(archive) = archive else {
-                return Err(Fault::new(
-                    "image.missing",
-                    FaultKind::Environment,
-                    "the image is no longer at the destination",
-                )
-                .with_hint("run the command again"));
+            let archive = match bring {
+                Bring::Archive(Some(archive)) => archive,
+                Bring::Archive(None) => {
+                    return Err(Fault::new(
+                        "image.missing",
+                        FaultKind::Environment,
+                        "the image is no longer at the destination",
+                    )
+                    .with_hint("run the command again"));
+                }
+                Bring::From(origin) => {
+                    let here = self.ports.engine.layers_held(&image.layers).await?;
+                    let pipe = self.image_pipe().take();
+                    let fetched = self.ports.images.fetch(&image, here, origin, pipe);
+                    let (archive, what) = self.unless_cancelled(fetched).await?;
+                    came = what;
+                    archive
+                }
             };
             // Not given up half-way: an engine that has the whole archive goes on taking it in after its caller left, and
             // the discard would come too early to see the image. When it is to end, the archive breaks off instead.
@@ -235,7 +271,7 @@ impl Arrival {
         if let Some(tag) = &tag {
             self.ports.engine.tag_image(&image.id, tag).await?;
         }
-        Ok(())
+        Ok(came)
     }
 
     /// Lets containers go on that waited for their tmpfs.
@@ -275,6 +311,14 @@ impl Arrival {
         }
         Ok(())
     }
+}
+
+/// How an image comes.
+enum Bring<'a> {
+    /// As an archive, where it is not here already.
+    Archive(Option<ByteStream>),
+    /// It is fetched.
+    From(&'a ImageOrigin),
 }
 
 /// Whether the container waits after its start for a tmpfs to be filled.

@@ -34,6 +34,7 @@ use crate::record::{DepartureRecord, PhaseRecord, Records};
 mod data;
 mod drive;
 mod hooks;
+mod image;
 mod memory;
 mod rollback;
 mod stateless;
@@ -314,6 +315,9 @@ impl Departure {
                 .destination
                 .image(index, Box::pin(futures_util::stream::empty()))
                 .await;
+        }
+        if let Some(done) = self.image_otherwise(index, member, opened).await {
+            return done;
         }
         let skip = if whole { 0 } else { opened.layers_held.min(layers) };
         match self.send_image(index, member, skip).await {

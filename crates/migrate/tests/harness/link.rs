@@ -16,6 +16,7 @@ use tranship_core::storage::{ElementAt, Pipe};
 use tranship_core::{ContainerSpec, Engine, Fault, MigrationId};
 use tranship_migrate::departure::Order;
 use tranship_migrate::destination::{Adopted, ArrivalState, Discarded, Opened};
+use tranship_migrate::images::{Came, ImageOrigin};
 use tranship_migrate::options::{ModeRequest, MoveOptions};
 use tranship_migrate::plan::{Plan, PlanInput, plan};
 use tranship_migrate::record::{ArrivalRecord, DepartureRecord, DepartureState, RecordError, Records};
@@ -108,6 +109,13 @@ impl Destination for Link {
             )),
             None => self.inner.image(member, archive).await,
         }
+    }
+    async fn image_pipe(&self, member: usize) -> Result<Pipe, Fault> {
+        self.call("image pipe", self.inner.image_pipe(member)).await
+    }
+    async fn image_from(&self, member: usize, origin: &ImageOrigin) -> Result<Came, Fault> {
+        self.call("image from", self.inner.image_from(member, origin))
+            .await
     }
     async fn prepare(&self) -> Result<(), Fault> {
         self.call("prepare", self.inner.prepare()).await

@@ -1,6 +1,7 @@
 //! Both halves of a migration over engines in memory, without a wire in between.
 #![allow(dead_code, reason = "each test uses its part of it")]
 
+pub mod images;
 pub mod link;
 
 use std::sync::{Arc, Mutex};
@@ -15,6 +16,7 @@ use tranship_core::node::{ArrivalFacts, NodeFacts, Survey};
 use tranship_core::storage::Pipe;
 use tranship_core::{Fault, NetworkSpec};
 use tranship_migrate::destination::{Adopted, ArrivalState, Discarded, Opened};
+use tranship_migrate::images::{Came, ImageOrigin};
 use tranship_migrate::plan::Plan;
 use tranship_migrate::record::{ArrivalRecord, DepartureRecord, RecordError, Records};
 use tranship_migrate::{Arrival, Departure, Destination, Host, Ports};
@@ -48,6 +50,17 @@ impl Destination for Direct {
         // As the agent does: a source that goes away does not end the step.
         let arrival = Arc::clone(&self.0);
         tokio::spawn(async move { arrival.image(member, Some(archive)).await })
+            .await
+            .unwrap()
+    }
+    async fn image_pipe(&self, _member: usize) -> Result<Pipe, Fault> {
+        let (here, there) = tokio::io::duplex(64 << 10);
+        self.0.offer_image_pipe(Box::new(there));
+        Ok(Box::new(here))
+    }
+    async fn image_from(&self, member: usize, origin: &ImageOrigin) -> Result<Came, Fault> {
+        let (arrival, origin) = (Arc::clone(&self.0), origin.clone());
+        tokio::spawn(async move { arrival.image_from(member, &origin).await })
             .await
             .unwrap()
     }
@@ -110,6 +123,7 @@ pub fn ports(engine: &Arc<MemoryEngine>) -> Ports {
         engine: engine.clone(),
         storage: Arc::new(engine.storage()),
         host: Arc::new(Shell::default()),
+        images: Arc::new(images::Carried(engine.clone())),
     }
 }
 

@@ -8,6 +8,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 mod members;
+mod ways;
 
 use std::time::Duration;
 

@@ -6,6 +6,7 @@
 )]
 
 mod edges;
+mod ways;
 
 use std::net::IpAddr;
 

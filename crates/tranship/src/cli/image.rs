@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use tranship_core::NodeAddress;
+use tranship_migrate::ImageStrategy;
 
 /// `tranship image`
 #[derive(Debug, Clone, Args)]
@@ -100,4 +101,56 @@ pub struct ImageServeArgs {
     /// The engine's socket, where it is not the default one
     #[arg(long, value_name = "SOCKET")]
     pub engine: Option<PathBuf>,
+}
+
+/// How the image of a container gets to its destination.
+#[derive(Debug, Clone, Args)]
+pub struct ImageWayArgs {
+    /// How the image gets there
+    #[arg(long, value_enum, default_value_t = ImageStrategyArg::Auto, help_heading = "Transfer")]
+    pub image_strategy: ImageStrategyArg,
+    /// The registry by way of which the image may get there; http:// before it says that it has no TLS
+    #[arg(
+        long,
+        value_name = "HOST[:PORT][/PATH]",
+        value_parser = parse_registry,
+        required_if_eq("image_strategy", "registry"),
+        help_heading = "Transfer"
+    )]
+    pub registry: Option<String>,
+}
+
+impl ImageWayArgs {
+    /// The strategy, as the heart has it.
+    pub fn strategy(&self) -> ImageStrategy {
+        match self.image_strategy {
+            ImageStrategyArg::Auto => ImageStrategy::Auto,
+            ImageStrategyArg::Simple => ImageStrategy::Simple,
+            ImageStrategyArg::Stream => ImageStrategy::Stream,
+            ImageStrategyArg::Layers => ImageStrategy::Layers,
+            ImageStrategyArg::Registry => ImageStrategy::Registry,
+        }
+    }
+}
+
+/// How the image gets there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ImageStrategyArg {
+    /// The cheapest of the others that works; the plan says which, and why
+    Auto,
+    /// The whole image as one archive, layers that are there included
+    Simple,
+    /// The missing layers as one archive, straight into the engine there
+    Stream,
+    /// The missing layers one by one, several at once; they go on where they stood if the link breaks
+    Layers,
+    /// To a registry (--registry) and from there, both without what is there already
+    Registry,
+}
+
+fn parse_registry(text: &str) -> Result<String, String> {
+    match tranship_agent::check_registry(text) {
+        Ok(()) => Ok(text.to_owned()),
+        Err(fault) => Err(fault.message),
+    }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tranship_agent::api::{PROTOCOL_MAX, PROTOCOL_MIN};
 use tranship_agent::daemon::{self, Config};
-use tranship_agent::{AgentClient, Identity, NodeEngine, NodeStorage, Shell};
+use tranship_agent::{AgentClient, DockerConfig, Identity, NodeEngine, NodeImages, NodeStorage, Shell};
 use tranship_core::{Engine, Fault, FaultKind};
 use tranship_migrate::Ports;
 use tranship_wire::WireError;
@@ -120,7 +120,9 @@ async fn serve(context: &Context, args: &AgentArgs, place: &Place) -> Result<(),
     #[cfg(feature = "fail-points")]
     tranship_migrate::failpoint::read_from(place.runtime.join("fail-point"));
     let engine: Arc<dyn Engine> = Arc::new(NodeEngine::at(engine_socket(context, args.engine.as_deref())));
+    let docker = DockerConfig(context.environment.docker_config.clone());
     let ports = Ports {
+        images: Arc::new(NodeImages::new(Arc::clone(&engine), &place.state, docker)),
         storage: Arc::new(NodeStorage::new(Arc::clone(&engine), place.state.clone())),
         engine,
         host: Arc::new(Shell),

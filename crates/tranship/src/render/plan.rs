@@ -26,6 +26,14 @@ pub fn lines(ui: &Ui, plan: &Plan) -> Vec<String> {
         "image",
         format!("{image} ({layers} layers, {held} already there)"),
     );
+    row(
+        "image by",
+        format!(
+            "{}: {}",
+            plan.image_way.strategy,
+            one_line(&plan.image_way.reason)
+        ),
+    );
     let about = if plan.prediction.exact { "" } else { "about " };
     let of = bytes(plan.prediction.image_bytes + plan.prediction.data_bytes);
     row(

@@ -27,6 +27,7 @@ mod cp_elements;
 mod cp_races;
 mod failures;
 mod fidelity;
+mod image_ways;
 mod images;
 mod journals;
 mod live;

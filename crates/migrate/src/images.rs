@@ -1,0 +1,254 @@
+//! The ways of an image: which one a plan chooses, and what the two halves of a migration ask of their nodes for it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tranship_core::engine::ByteStream;
+use tranship_core::fault::FaultKind;
+use tranship_core::ids::Digest;
+use tranship_core::node::{ImageStore, NodeFacts};
+use tranship_core::storage::Pipe;
+use tranship_core::{Fault, ImageSpec};
+
+use crate::check::Findings;
+use crate::options::MoveOptions;
+use crate::plan::Rates;
+
+/// How an image gets to the destination.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageStrategy {
+    /// The cheapest of the others that works.
+    #[default]
+    Auto,
+    /// The whole image as one archive, layers that are there included.
+    Simple,
+    /// The missing layers as one archive, from the source's engine straight into the destination's.
+    Stream,
+    /// The missing layers one by one and several at once, each compared at the destination before its engine sees a byte of any, and
+    /// each going on where it stood after the link broke.
+    Layers,
+    /// To a registry and from there, both without what is there already.
+    Registry,
+}
+
+impl ImageStrategy {
+    /// Whether the choice is left to the plan.
+    #[must_use]
+    pub fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+}
+
+impl fmt::Display for ImageStrategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Simple => "simple",
+            Self::Stream => "stream",
+            Self::Layers => "layers",
+            Self::Registry => "registry",
+        })
+    }
+}
+
+/// The way that a plan chose, and why.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageWay {
+    /// Never [`ImageStrategy::Auto`] in a plan of this version.
+    pub strategy: ImageStrategy,
+    /// For people.
+    pub reason: String,
+}
+
+/// Where a destination has an image from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageOrigin {
+    /// The source, which answers at the other end of the stream that was opened before.
+    Source,
+    /// A registry.
+    Registry {
+        /// Its address.
+        address: String,
+        /// The repository there.
+        repository: String,
+        /// Digest of the image's manifest.
+        manifest: Digest,
+    },
+}
+
+/// What came of an image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Came {
+    /// Layers that came.
+    pub layers: usize,
+    /// Bytes of layers that came.
+    pub bytes: u64,
+}
+
+/// The ways of images beside one archive.
+#[async_trait]
+pub trait ImageWays: Send + Sync {
+    /// At the source: answers what the other end of the pipe asks about this image, until it has asked everything. Bytes of layers
+    /// are counted as they go.
+    async fn serve(&self, image: &ImageSpec, pipe: Pipe, sent: Arc<AtomicU64>) -> Result<(), Fault>;
+
+    /// At the source: brings the image to a registry, without what is there, and says where it is to be had. Bytes of layers are
+    /// counted as they go.
+    async fn push(
+        &self,
+        image: &ImageSpec,
+        registry: &str,
+        sent: Arc<AtomicU64>,
+    ) -> Result<ImageOrigin, Fault>;
+
+    /// At the destination: fetches the image without its `held` lowest layers, and gives it as an archive for the engine once every
+    /// byte of it was compared. The pipe is there where the origin is the source.
+    async fn fetch(
+        &self,
+        image: &ImageSpec,
+        held: usize,
+        origin: &ImageOrigin,
+        pipe: Option<Pipe>,
+    ) -> Result<(ByteStream, Came), Fault>;
+}
+
+/// No ways beside one archive.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoWays;
+
+#[async_trait]
+impl ImageWays for NoWays {
+    async fn serve(&self, _: &ImageSpec, _: Pipe, _: Arc<AtomicU64>) -> Result<(), Fault> {
+        Err(unsupported())
+    }
+    async fn push(&self, _: &ImageSpec, _: &str, _: Arc<AtomicU64>) -> Result<ImageOrigin, Fault> {
+        Err(unsupported())
+    }
+    async fn fetch(
+        &self,
+        _: &ImageSpec,
+        _: usize,
+        _: &ImageOrigin,
+        _: Option<Pipe>,
+    ) -> Result<(ByteStream, Came), Fault> {
+        Err(unsupported())
+    }
+}
+
+pub(crate) fn unsupported() -> Fault {
+    Fault::new(
+        "image.strategy",
+        FaultKind::Environment,
+        "this node cannot bring images in this way",
+    )
+    .with_hint("use --image-strategy stream")
+}
+
+/// A transfer of more than this many milliseconds is worth being kept when the link breaks.
+const LONG: u64 = 60_000;
+
+/// What the choice depends on.
+pub(crate) struct Choice<'a> {
+    pub(crate) options: &'a MoveOptions,
+    pub(crate) image: &'a ImageSpec,
+    pub(crate) source: &'a NodeFacts,
+    pub(crate) destination: &'a NodeFacts,
+    /// The image itself is there.
+    pub(crate) held: bool,
+    /// How many layers are there.
+    pub(crate) skip: usize,
+    /// Bytes that would travel.
+    pub(crate) bytes: u64,
+}
+
+impl Choice<'_> {
+    /// The way that was asked for, or the cheapest one that works.
+    pub(crate) fn way(&self) -> ImageWay {
+        let way = |strategy, reason: String| ImageWay { strategy, reason };
+        let asked = self.options.image_strategy;
+        if asked != ImageStrategy::Auto {
+            return way(asked, "as asked for".into());
+        }
+        if self.options.whole_image {
+            return way(ImageStrategy::Simple, "the whole image was asked for".into());
+        }
+        if self.held {
+            return way(ImageStrategy::Stream, "it is there already".into());
+        }
+        if let Some(registry) = &self.options.registry
+            && self.is_from(registry)
+        {
+            let reason = format!("it came from {registry}: nothing is sent from the source");
+            return way(ImageStrategy::Registry, reason);
+        }
+        let expected = self.bytes.saturating_mul(1000) / Rates::default().image_bytes_per_second;
+        // On their way they are on the disk there, and then a second time as the engine's.
+        let room = self
+            .destination
+            .free_bytes
+            .is_none_or(|free| free / 3 > self.bytes);
+        if expected > LONG && room && self.obstacle().is_none() {
+            let reason = format!(
+                "about {} s on the way: what came of a layer is kept if the link breaks",
+                expected / 1000
+            );
+            return way(ImageStrategy::Layers, reason);
+        }
+        let layers = self.image.layers.len();
+        let missing = layers.saturating_sub(self.skip);
+        let mut reason = format!("{missing} of {layers} layers straight into the engine there");
+        if let Some(registry) = &self.options.registry {
+            reason.push_str(&format!("; by way of {registry} they would travel twice"));
+        }
+        way(ImageStrategy::Stream, reason)
+    }
+
+    /// Whether the engine knows the image by a digest of this registry.
+    fn is_from(&self, registry: &str) -> bool {
+        let host = registry.split_once("://").map_or(registry, |(_, rest)| rest);
+        let host = host.split('/').next().unwrap_or(host);
+        let known = |name: &String| name.split('/').next() == Some(host);
+        self.image.repo_digests.iter().any(known)
+    }
+
+    /// What speaks against single layers.
+    fn obstacle(&self) -> Option<&'static str> {
+        if !self.source.direct_layers {
+            return Some("the source's agent cannot read single layers from its engine's storage");
+        }
+        if self.destination.engine.image_store != ImageStore::Classic {
+            return Some("the destination's engine takes whole images only");
+        }
+        None
+    }
+
+    /// Says what speaks against the way that was asked for.
+    pub(crate) fn check(&self, way: &ImageWay, found: &mut Findings) {
+        if self.held && !self.options.whole_image {
+            return;
+        }
+        let by_layers = match way.strategy {
+            ImageStrategy::Layers => true,
+            ImageStrategy::Registry => match &self.options.registry {
+                Some(registry) => !self.is_from(registry),
+                None => {
+                    found.conflict(
+                        "image.registry",
+                        "the image shall travel by way of a registry, and none is named",
+                        "name one with --registry",
+                    );
+                    return;
+                }
+            },
+            _ => return,
+        };
+        if let Some(obstacle) = self.obstacle().filter(|_| by_layers) {
+            found.conflict("image.strategy", obstacle, "use --image-strategy stream");
+        }
+    }
+}

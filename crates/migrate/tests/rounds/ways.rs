@@ -1,0 +1,114 @@
+//! Images by other ways than one archive.
+
+use tranship_migrate::ImageStrategy;
+
+use super::*;
+
+fn by(strategy: ImageStrategy) -> MoveOptions {
+    MoveOptions {
+        image_strategy: strategy,
+        registry: (strategy == ImageStrategy::Registry).then(|| "r:5000".into()),
+        ..cold()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_destination_asks_for_the_layers_that_it_lacks() {
+    for held in [0, 2] {
+        let world = world(&by(ImageStrategy::Layers), |_| {});
+        if held > 0 {
+            world.destination.add_image(&memory::image("old:1", held));
+        }
+        let record = world.run().await;
+        assert_eq!(record.state, DepartureState::Complete, "{:?}", record.fault);
+        assert_eq!(
+            (world.link.count("image"), world.link.count("image from")),
+            (0, 1)
+        );
+        assert_eq!(record.plan.transfer.skip_layers, held);
+        let image = record.phases.iter().find(|p| p.phase == Phase::Image).unwrap();
+        assert!(image.bytes > 0);
+    }
+    // One that is there is not asked about.
+    let world = world(&by(ImageStrategy::Layers), |_| {});
+    world.destination.add_image(&world.plan.transfer.image);
+    assert_eq!(world.run().await.state, DepartureState::Complete);
+    assert_eq!(world.link.count("image from"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_that_breaks_while_layers_come_is_made_again() {
+    for (call, how) in [
+        ("image from", How::Lost),
+        ("image from", How::Deaf),
+        ("image pipe", How::Lost),
+        ("image from", How::Says("registry.lost", FaultKind::Environment)),
+    ] {
+        let world = world(&by(ImageStrategy::Layers), |_| {});
+        world.link.on(call, 0..3, how);
+        let record = world.run().await;
+        assert_eq!(
+            record.state,
+            DepartureState::Complete,
+            "{call} {how:?} {:?}",
+            record.fault
+        );
+        assert_eq!(world.link.count(call), 4);
+        assert_eq!(world.told.warnings("it goes on"), 1);
+    }
+    // Not for ever, and not for what would be no better the next time.
+    for (how, code) in [
+        (How::Lost, "wire.lost"),
+        (
+            How::Says("registry.digest", FaultKind::Environment),
+            "registry.digest",
+        ),
+    ] {
+        let world = world(&by(ImageStrategy::Layers), |_| {});
+        world.link.on("image from", 0..EVER, how);
+        let record = world.run().await;
+        assert_eq!(self::code(&record), code);
+        assert_eq!(record.state, DepartureState::RolledBack);
+        assert_eq!(world.link.count("image from") == 1, code == "registry.digest");
+    }
+    // Whoever gave up is not waited for.
+    let world = world(&by(ImageStrategy::Layers), |_| {});
+    world.link.on("image from", 0..EVER, How::Takes(60_000));
+    let cancel = world.cancel.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        cancel.send_replace(true);
+    });
+    let record = world.run().await;
+    assert_eq!(code(&record), "migrate.aborted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_in_between() {
+    let world = world(&by(ImageStrategy::Registry), |_| {});
+    let record = world.run().await;
+    assert_eq!(record.state, DepartureState::Complete, "{:?}", record.fault);
+    assert_eq!(
+        (world.link.count("image pipe"), world.link.count("image from")),
+        (0, 1)
+    );
+    assert_eq!(world.asked_here("export image"), 0);
+    assert!(
+        record.bytes_sent > 1000,
+        "what went there, and what came from there"
+    );
+    let image = &record.plan.transfer.image;
+    let there = world.destination.all();
+    assert_eq!(there[0].spec.image.id, image.id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_that_share_an_image_fetch_it_once() {
+    let world = group(&by(ImageStrategy::Layers), &["web", "worker"], |_| {});
+    let record = world.run().await;
+    assert_eq!(record.state, DepartureState::Complete, "{:?}", record.fault);
+    assert_eq!(
+        (world.link.count("image from"), world.link.count("image")),
+        (1, 1)
+    );
+}
