@@ -10,14 +10,14 @@ use super::measure::{machine, median};
 use crate::build;
 
 /// One measurement of ours.
-struct Ours {
-    image: Duration,
+pub(super) struct Ours {
+    pub(super) image: Duration,
     whole: Duration,
     bytes: u64,
 }
 
 /// Runs the benchmark `runs` times and prints a table of medians.
-pub(super) fn run(runs: usize) -> Result<(), Box<dyn std::error::Error>> {
+pub(super) fn run(runs: usize, small: bool) -> Result<(), Box<dyn std::error::Error>> {
     println!("building tranship (release) …");
     let tranship = build::release()?;
     println!("starting two hosts …");
@@ -79,7 +79,8 @@ pub(super) fn run(runs: usize) -> Result<(), Box<dyn std::error::Error>> {
             bytes as f64 / 1e6
         );
     }
-    Ok(())
+    drop(bed);
+    super::ways::run(&tranship, runs, small)
 }
 
 /// What a user does today, from the source, straight to the destination.
@@ -93,6 +94,16 @@ fn pipeline(a: &Node, image: &str) -> Result<Duration, Box<dyn std::error::Error
 
 /// A migration that leaves the source running, and takes the container away at the destination afterwards.
 fn ours(tranship: &Path, bed: &Testbed, container: &str) -> Result<Ours, Box<dyn std::error::Error>> {
+    ours_by(tranship, bed, container, &[])
+}
+
+/// The same with more options.
+pub(super) fn ours_by(
+    tranship: &Path,
+    bed: &Testbed,
+    container: &str,
+    options: &[&str],
+) -> Result<Ours, Box<dyn std::error::Error>> {
     let state = tempfile::tempdir()?;
     let begun = Instant::now();
     let output = Command::new(tranship)
@@ -105,6 +116,7 @@ fn ours(tranship: &Path, bed: &Testbed, container: &str) -> Result<Ours, Box<dyn
             "ssh://root@b",
         ])
         .args(["--mode", "stateless", "--on-source", "keep", "--json", "--quiet"])
+        .args(options)
         .env("TRANSHIP_SSH_CONFIG", bed.ssh_config())
         .env("TRANSHIP_STATE_DIR", state.path())
         .stdin(Stdio::null())
@@ -145,7 +157,7 @@ fn prepare(b: &Node, present: Option<&str>) -> Result<(), Box<dyn std::error::Er
     Ok(())
 }
 
-fn clear(b: &Node) -> Result<(), Box<dyn std::error::Error>> {
+pub(super) fn clear(b: &Node) -> Result<(), Box<dyn std::error::Error>> {
     b.sh("docker ps -aq | xargs -r docker rm -f >/dev/null; docker images -aq | sort -u | xargs -r docker rmi -f >/dev/null")?;
     Ok(())
 }

@@ -5,6 +5,7 @@ mod image;
 mod measure;
 mod memory;
 mod volume;
+mod ways;
 
 use tranship_testkit::testbed::{Options, Testbed};
 
@@ -30,7 +31,7 @@ pub struct Args {
 /// Runs the benchmark.
 pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     match args.what.as_str() {
-        "image" => image::run(usize::from(args.runs)),
+        "image" => image::run(usize::from(args.runs), args.small),
         "memory" => memory::run(usize::from(args.runs), args.small),
         "cp" => cp::run(usize::from(args.runs), &args.rows, args.small),
         "volume" => volume::run(usize::from(args.runs), &args.rows, args.small),
