@@ -39,7 +39,6 @@ pub struct Server {
     registry: Registry,
     lie: Box<Lie>,
     pub seen: Mutex<Vec<Seen>>,
-    pub change: Box<dyn Fn(&Seen, &mut Response<BodyStream>) + Send + Sync>,
 }
 
 impl Server {
@@ -48,7 +47,6 @@ impl Server {
             registry,
             lie: Box::new(|_, _| None),
             seen: Mutex::default(),
-            change: Box::new(|_, _| {}),
         }
     }
 
@@ -80,7 +78,7 @@ impl Transport for Server {
             headers: parts.headers.clone(),
         };
         let number = self.seen.lock().unwrap().len();
-        let mut answer = match (self.lie)(&seen, number) {
+        let answer = match (self.lie)(&seen, number) {
             Some(answer) => answer,
             None => {
                 let body: BodyStream = match body {
@@ -96,7 +94,6 @@ impl Transport for Server {
                 })
             }
         };
-        (self.change)(&seen, &mut answer);
         self.seen.lock().unwrap().push(seen);
         Ok(answer)
     }
