@@ -126,6 +126,7 @@ impl ImageWays for NodeImages {
         &self,
         image: &ImageSpec,
         registry: &str,
+        may_push: bool,
         sent: Arc<AtomicU64>,
     ) -> Result<ImageOrigin, Fault> {
         let (address, client) = self.registry(registry)?;
@@ -144,6 +145,10 @@ impl ImageWays for NodeImages {
                 return Ok(origin(&repository, manifest));
             }
             near.push(repository);
+        }
+        if !may_push {
+            let text = format!("{registry} does not have the image {} any more", image.id);
+            return Err(Fault::new("registry.not-found", FaultKind::Environment, text));
         }
         let repository = address.repository(TRANSPORT).map_err(Fault::from)?;
         let images: Arc<dyn Images> = Arc::new(EngineImages(Arc::clone(&self.engine)));

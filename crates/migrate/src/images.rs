@@ -98,11 +98,12 @@ pub trait ImageWays: Send + Sync {
     async fn serve(&self, image: &ImageSpec, pipe: Pipe, sent: Arc<AtomicU64>) -> Result<(), Fault>;
 
     /// At the source: brings the image to a registry, without what is there, and says where it is to be had. Bytes of layers are
-    /// counted as they go.
+    /// counted as they go. Unless it `may_push`, it only looks whether it is there: `registry.not-found` if not.
     async fn push(
         &self,
         image: &ImageSpec,
         registry: &str,
+        may_push: bool,
         sent: Arc<AtomicU64>,
     ) -> Result<ImageOrigin, Fault>;
 
@@ -126,7 +127,7 @@ impl ImageWays for NoWays {
     async fn serve(&self, _: &ImageSpec, _: Pipe, _: Arc<AtomicU64>) -> Result<(), Fault> {
         Err(unsupported())
     }
-    async fn push(&self, _: &ImageSpec, _: &str, _: Arc<AtomicU64>) -> Result<ImageOrigin, Fault> {
+    async fn push(&self, _: &ImageSpec, _: &str, _: bool, _: Arc<AtomicU64>) -> Result<ImageOrigin, Fault> {
         Err(unsupported())
     }
     async fn fetch(

@@ -27,10 +27,20 @@ impl Departure {
                 opened.layers_held.min(member.transfer.image.layers.len());
         }
         let image = &member.transfer.image;
-        match strategy {
-            ImageStrategy::Layers => Some(self.by_layers(index, image, member.transfer.bytes).await),
-            ImageStrategy::Registry => Some(self.by_registry(index, image).await),
-            ImageStrategy::Auto | ImageStrategy::Simple | ImageStrategy::Stream => None,
+        let done = match strategy {
+            ImageStrategy::Layers => self.by_layers(index, image, member.transfer.bytes).await,
+            ImageStrategy::Registry => self.by_registry(index, image).await,
+            ImageStrategy::Auto | ImageStrategy::Simple | ImageStrategy::Stream => return None,
+        };
+        match done {
+            // Nobody asked for this way: where it turns out to be none, there is the one that always works.
+            Err(fault) if self.plan().options.image_strategy.is_auto() && is_no_way(&fault) => {
+                let text =
+                    format!("{strategy} does not work ({fault}); sending the missing layers from here");
+                self.reporter.report(Event::Warning { text });
+                None
+            }
+            done => Some(done),
         }
     }
 
@@ -97,7 +107,12 @@ impl Departure {
     async fn by_registry(&mut self, index: usize, image: &ImageSpec) -> Result<(), Fault> {
         let registry = self.plan().options.registry.clone().unwrap_or_default();
         let sent = Arc::new(AtomicU64::new(0));
-        let pushing = self.ports.images.push(image, &registry, Arc::clone(&sent));
+        // Whoever leaves the choice to the plan does not want everything to travel twice.
+        let may_push = !self.plan().options.image_strategy.is_auto();
+        let pushing = self
+            .ports
+            .images
+            .push(image, &registry, may_push, Arc::clone(&sent));
         let pushed = self.watched(pushing, &sent, None).await;
         let bytes = sent.load(Ordering::Relaxed);
         self.record.bytes_sent += bytes;
@@ -158,6 +173,13 @@ impl Departure {
         );
         self.reporter.report(Event::Note { text });
     }
+}
+
+/// Whether a fault speaks against the way, and not against the link or the engine.
+fn is_no_way(fault: &Fault) -> bool {
+    ["registry.", "oci."]
+        .iter()
+        .any(|room| fault.code.starts_with(room))
 }
 
 /// Whether it may go better over another connection.

@@ -38,8 +38,12 @@ impl ImageWays for Carried {
         &self,
         image: &ImageSpec,
         registry: &str,
+        may_push: bool,
         sent: Arc<AtomicU64>,
     ) -> Result<ImageOrigin, Fault> {
+        if !may_push && registry.starts_with("gone") {
+            return Err(Fault::new("registry.not-found", FaultKind::Environment, "gone"));
+        }
         sent.fetch_add(1000, Ordering::Relaxed);
         Ok(ImageOrigin::Registry {
             address: registry.to_owned(),

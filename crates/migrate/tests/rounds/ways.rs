@@ -112,3 +112,46 @@ async fn two_that_share_an_image_fetch_it_once() {
         (1, 1)
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_way_that_nobody_asked_for_may_turn_out_to_be_none() {
+    for (registry, how, streams) in [
+        ("r:5000", None, 0),
+        ("gone:5000", None, 1),
+        (
+            "r:5000",
+            Some(How::Says("registry.denied", FaultKind::Environment)),
+            1,
+        ),
+        (
+            "r:5000",
+            Some(How::Says("oci.no-space", FaultKind::Environment)),
+            1,
+        ),
+    ] {
+        let options = MoveOptions {
+            registry: Some(registry.into()),
+            ..cold()
+        };
+        let world = world(&options, |spec| {
+            let digest = "0".repeat(64);
+            spec.image.repo_digests = vec![format!("{registry}/app@sha256:{digest}")];
+        });
+        assert_eq!(world.plan.image_way.strategy, ImageStrategy::Registry);
+        if let Some(how) = how {
+            world.link.on("image from", 0..1, how);
+        }
+        let record = world.run().await;
+        assert_eq!(record.state, DepartureState::Complete, "{:?}", record.fault);
+        assert_eq!(world.link.count("image"), streams, "{registry} {how:?}");
+        assert_eq!(world.told.warnings("from here"), streams);
+    }
+    // What was asked for by name is not replaced by something else.
+    let world = world(&by(ImageStrategy::Registry), |_| {});
+    world.link.on(
+        "image from",
+        0..1,
+        How::Says("registry.denied", FaultKind::Environment),
+    );
+    assert_eq!(code(&world.run().await), "registry.denied");
+}

@@ -349,6 +349,19 @@ fn by_way_of_a_registry_at_either_end() {
         .expect(0)
         .json();
     assert_eq!(plan[0]["image_way"]["strategy"], "registry", "{plan}");
+    // The password comes from a helper now.
+    let helper = format!(
+        "#!/bin/sh\nread -r host\n[ \"$host\" = {} ] || {{ echo credentials not found in native keychain; exit 1; }}\n\
+         printf '{{\"Username\":\"me\",\"Secret\":\"pass-word-1\"}}'\n",
+        at_a.name
+    );
+    for node in [&world.a, &world.b] {
+        write(node, "/usr/local/bin/docker-credential-test", &helper);
+        node.sh("chmod 700 /usr/local/bin/docker-credential-test")
+            .unwrap();
+        let config = format!(r#"{{"credHelpers":{{"{}":"test"}}}}"#, at_a.name);
+        write(node, "/root/.docker/config.json", &config);
+    }
     let came = there_and_forgotten(&world, "app:1", &["--registry", &at_a.name]);
     assert!(ONE.contains(&came), "{came}");
 
