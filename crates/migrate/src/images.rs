@@ -118,29 +118,6 @@ pub trait ImageWays: Send + Sync {
     ) -> Result<(ByteStream, Came), Fault>;
 }
 
-/// No ways beside one archive.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoWays;
-
-#[async_trait]
-impl ImageWays for NoWays {
-    async fn serve(&self, _: &ImageSpec, _: Pipe, _: Arc<AtomicU64>) -> Result<(), Fault> {
-        Err(unsupported())
-    }
-    async fn push(&self, _: &ImageSpec, _: &str, _: bool, _: Arc<AtomicU64>) -> Result<ImageOrigin, Fault> {
-        Err(unsupported())
-    }
-    async fn fetch(
-        &self,
-        _: &ImageSpec,
-        _: usize,
-        _: &ImageOrigin,
-        _: Option<Pipe>,
-    ) -> Result<(ByteStream, Came), Fault> {
-        Err(unsupported())
-    }
-}
-
 pub(crate) fn unsupported() -> Fault {
     Fault::new(
         "image.strategy",

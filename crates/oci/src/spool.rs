@@ -269,6 +269,11 @@ impl Spool {
         Ok(Arc::clone(&session.upload))
     }
 
+    /// Whether there is an upload of this name; looking does not keep it.
+    pub(crate) fn has_upload(&self, id: &str) -> bool {
+        self.state().uploads.contains_key(id)
+    }
+
     /// Gives an upload up.
     pub(crate) fn give_up(&self, id: &str) {
         self.state().uploads.remove(id);

@@ -242,6 +242,7 @@ impl Arrival {
                     .with_hint("run the command again"));
                 }
                 Bring::From(origin) => {
+                    expected(origin, &record.plan)?;
                     let here = self.ports.engine.layers_held(&image.layers).await?;
                     let pipe = self.image_pipe().take();
                     let fetched = self.ports.images.fetch(&image, here, origin, pipe);
@@ -310,6 +311,17 @@ impl Arrival {
             }
         }
         Ok(())
+    }
+}
+
+/// Only the registry that the plan names is asked: names and passwords are shown to it.
+fn expected(origin: &ImageOrigin, plan: &Plan) -> Result<(), Fault> {
+    match origin {
+        ImageOrigin::Registry { address, .. } if plan.options.registry.as_ref() != Some(address) => {
+            let text = format!("the plan does not name the registry {address}");
+            Err(Fault::new("request.invalid", FaultKind::Usage, text))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -184,5 +184,6 @@ fn is_no_way(fault: &Fault) -> bool {
 
 /// Whether it may go better over another connection.
 fn passes(fault: &Fault) -> bool {
-    link_lost(fault) || fault.code == "registry.lost"
+    // A destination that does not know the way will not learn it.
+    (link_lost(fault) && fault.code != "wire.not-found") || fault.code == "registry.lost"
 }

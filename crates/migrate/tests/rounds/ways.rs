@@ -155,3 +155,23 @@ async fn a_way_that_nobody_asked_for_may_turn_out_to_be_none() {
     );
     assert_eq!(code(&world.run().await), "registry.denied");
 }
+
+#[tokio::test]
+async fn a_registry_that_the_plan_does_not_name_is_not_asked() {
+    use tranship_migrate::Arrival;
+    use tranship_migrate::images::ImageOrigin;
+
+    for (registry, code) in [("r:5000", ""), ("else:5000", "request.invalid")] {
+        let world = world(&by(ImageStrategy::Registry), |_| {});
+        let kept = std::sync::Arc::new(harness::Kept::default());
+        let arrival = Arrival::new(harness::ports(&world.destination), kept, world.plan.clone(), 0);
+        arrival.open().await.unwrap();
+        let origin = ImageOrigin::Registry {
+            address: registry.into(),
+            repository: "tranship".into(),
+            manifest: world.plan.transfer.image.id.clone(),
+        };
+        let came = arrival.image_from(0, &origin).await;
+        assert_eq!(came.err().map_or(String::new(), |f| f.code), code);
+    }
+}

@@ -39,12 +39,11 @@ impl Store {
     pub fn sweep(&self) {
         self.spool.sweep();
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.retain(|digest, slot| Arc::strong_count(slot) > 1 || self.spool.blob(digest).is_none());
-        // What is left are layers that broke off; their uploads may be gone by now.
+        // Those that nobody brings at the moment are layers that broke off; their uploads may be gone by now.
         slots.retain(|_, slot| match slot.try_lock() {
-            Ok(held) => held
-                .as_ref()
-                .is_some_and(|id| self.spool.upload(&self.name, id).is_ok()),
+            Ok(held) => {
+                Arc::strong_count(slot) > 1 || held.as_ref().is_some_and(|id| self.spool.has_upload(id))
+            }
             Err(_) => true,
         });
     }

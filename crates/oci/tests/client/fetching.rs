@@ -204,3 +204,32 @@ async fn a_token_is_got_where_the_registry_says() {
     // One token for everything that follows.
     assert_eq!(node.server.count(&Method::GET, "auth.example"), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_goes_on_with_is_kept_for_a_while_only() {
+    let image = Image::new("app", &[noise(1, 3 << 20)]);
+    let server = {
+        let image = image.clone();
+        Server::lying(reading(&image.clone()), move |seen, _| {
+            let part = || broken(image.layers[0].slice(..2 << 20));
+            is_layer(seen, &image).then(|| match range_of(seen) {
+                None => streamed(200, &[], part()),
+                Some(_) => answer(500, &[], ""),
+            })
+        })
+    };
+    let node = Node::new(server);
+    node.fetch(&image, 0).await.unwrap_err();
+    assert_eq!(node.spooled(), 1);
+    for minute in 1..=20 {
+        tokio::time::advance(std::time::Duration::from_secs(60)).await;
+        node.store.sweep();
+        assert_eq!(node.spooled(), usize::from(minute < 15), "minute {minute}");
+    }
+    // And what came whole goes as soon as the archive does.
+    let node = Node::new(Server::new(reading(&image)));
+    let fetched = node.fetch(&image, 0).await.unwrap();
+    assert_eq!(node.spooled(), 1);
+    drop(fetched);
+    assert_eq!(node.spooled(), 0);
+}
