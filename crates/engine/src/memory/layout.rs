@@ -9,7 +9,9 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{private_directory, sockets};
+use tranship_core::ContainerId;
+
+use super::{is_private, private_directory, sockets};
 
 /// Images up to this size are copied, in bytes.
 const SMALL: u64 = 64 << 10;
@@ -21,6 +23,8 @@ const FILES: &str = "files.img";
 const LARGEST_FILES: u64 = 256 << 20;
 /// The name of the checkpoint.
 const NAME: &str = "tranship";
+/// How the names of directories begin that containerd unpacks checkpoints in.
+const UNPACKED: &str = "ctrd-checkpoint";
 
 /// What a dump looks like that cannot be used.
 #[derive(Debug)]
@@ -75,8 +79,34 @@ pub(super) fn remove(checkpoints: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The file by which the checkpoint of a container is known wherever it is unpacked. CRIU does not look at it.
+fn mark(container: &ContainerId) -> String {
+    format!("tranship-{container}")
+}
+
+/// Removes what containerd unpacked for a restore of this container and left behind, in `directory`: it never takes its own temporary
+/// directories away (`services/tasks/local.go`), and they hold part of the memory.
+pub(super) fn remove_unpacked(directory: &Path, container: &ContainerId) -> io::Result<()> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let named = entry.file_name().as_bytes().starts_with(UNPACKED.as_bytes());
+        if named && is_private(&path) && path.join(mark(container)).symlink_metadata().is_ok() {
+            std::fs::remove_dir_all(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes a checkpoint in `checkpoints`, a directory of the engine's, of the images in `images`.
-pub(super) fn lay_out(images: &Path, checkpoints: &Path) -> Result<LaidOut, LayoutError> {
+pub(super) fn lay_out(
+    images: &Path,
+    checkpoints: &Path,
+    container: &ContainerId,
+) -> Result<LaidOut, LayoutError> {
     let directory = checkpoints.join(NAME);
     let refused = |path: &Path| {
         let path = path.to_owned();
@@ -96,7 +126,10 @@ pub(super) fn lay_out(images: &Path, checkpoints: &Path) -> Result<LaidOut, Layo
         directory: directory.clone(),
         closed: 0,
     };
-    let done = fill(images, &directory, &mut laid.closed);
+    let marked = directory.join(mark(container));
+    let done = std::fs::write(&marked, b"")
+        .map_err(refused(&marked))
+        .and_then(|()| fill(images, &directory, &mut laid.closed));
     if let Err(error) = done {
         laid.remove();
         return Err(error);
@@ -150,6 +183,32 @@ fn is_a_name(name: &OsStr) -> bool {
 mod tests {
     use super::*;
 
+    fn container() -> ContainerId {
+        ContainerId::new("a".repeat(64)).unwrap()
+    }
+
+    #[test]
+    fn only_what_was_unpacked_of_this_container_is_removed() {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let root = tempfile::tempdir().unwrap();
+        let other = ContainerId::new("b".repeat(64)).unwrap();
+        let made = |name: &str, mode: u32, of: &ContainerId| {
+            let path = root.path().join(name);
+            std::fs::DirBuilder::new().mode(mode).create(&path).unwrap();
+            std::fs::write(path.join(mark(of)), b"").unwrap();
+            path
+        };
+        let ours = made("ctrd-checkpoint1", 0o700, &container());
+        let theirs = made("ctrd-checkpoint2", 0o700, &other);
+        let open = made("ctrd-checkpoint3", 0o755, &container());
+        let named = made("something", 0o700, &container());
+        std::os::unix::fs::symlink(&named, root.path().join("ctrd-checkpoint4")).unwrap();
+        remove_unpacked(root.path(), &container()).unwrap();
+        assert!(!ours.exists());
+        assert!(theirs.exists() && open.exists() && named.join(mark(&container())).exists());
+        remove_unpacked(&root.path().join("nothing"), &container()).unwrap();
+    }
+
     fn directories() -> (tempfile::TempDir, PathBuf, PathBuf) {
         let root = tempfile::tempdir().unwrap();
         let images = root.path().join("images");
@@ -163,7 +222,7 @@ mod tests {
         let (root, images, checkpoints) = directories();
         std::fs::write(images.join("pages-1.img"), vec![7u8; 100_000]).unwrap();
         std::fs::write(images.join("core-1.img"), b"core").unwrap();
-        let laid = lay_out(&images, &checkpoints).unwrap();
+        let laid = lay_out(&images, &checkpoints, &container()).unwrap();
         let made = checkpoints.join(laid.name());
         let link = std::fs::read_link(made.join("pages-1.img")).unwrap();
         assert!(link.is_relative());
@@ -186,7 +245,7 @@ mod tests {
                 "name" => std::fs::write(images.join(".hidden"), b"").unwrap(),
                 _ => std::fs::write(images.join(FILES), b"no image").unwrap(),
             }
-            let refused = lay_out(&images, &checkpoints);
+            let refused = lay_out(&images, &checkpoints, &container());
             assert!(matches!(refused, Err(LayoutError::Strange(..))), "{kind}");
             assert!(!checkpoints.exists(), "{kind}");
         }
@@ -199,7 +258,7 @@ mod tests {
         std::fs::create_dir_all(&old).unwrap();
         std::fs::write(old.join("core-9.img"), b"").unwrap();
         std::fs::write(images.join("core-1.img"), b"core").unwrap();
-        let laid = lay_out(&images, &checkpoints).unwrap();
+        let laid = lay_out(&images, &checkpoints, &container()).unwrap();
         assert!(!old.join("core-9.img").exists());
         assert!(old.join("core-1.img").exists());
         laid.remove();

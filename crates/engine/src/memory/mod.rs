@@ -62,6 +62,8 @@ const MARGIN: u64 = 64 << 20;
 /// How long a restore may take at least, and for each gigabyte on top of it. What is left to itself may still come to its end.
 const RESTORE_WITHIN: Duration = Duration::from_secs(120);
 const RESTORE_PER_GIB: u64 = 60;
+/// Where containerd has its temporary directories: the usual place, and that of a session of root's.
+const TEMPORARY: [&str; 2] = ["/tmp", "/run/user/0"];
 /// Time between two looks whether a dump has ended.
 const AGAIN: Duration = Duration::from_millis(50);
 /// Deleted files that are still open are kept in the dump up to this size, in bytes.
@@ -268,13 +270,16 @@ impl DockerEngine {
             return Err(ask.failed("it was restored from this dump before, or may have been"));
         }
         let checkpoints = self.checkpoints_of(container).await?;
-        let laid = layout::lay_out(&dump.images(), &checkpoints);
+        let laid = layout::lay_out(&dump.images(), &checkpoints, container);
         let laid = laid.map_err(|error| ask.failed(error))?;
         tracing::debug!(connections = laid.closed, "closed in the dump");
         // First: an engine that is killed meanwhile does not know what it started.
         std::fs::write(&used, b"").map_err(|error| ask.failed(error))?;
         let started = self.start_from(&dump, &laid, &ask).await;
         laid.remove();
+        if let Err(error) = remove_unpacked(container) {
+            tracing::warn!("what was unpacked for a restore of {container} is left: {error}");
+        }
         let refused = matches!(
             started,
             Err(EngineError::Failed { .. } | EngineError::Conflict { .. } | EngineError::NoSpace { .. })
@@ -339,6 +344,7 @@ impl DockerEngine {
         }
         // Small images were copied there for a restore that was interrupted.
         failed = layout::remove(&checkpoints).err().or(failed);
+        failed = remove_unpacked(container).err().or(failed);
         failed.map_or(Ok(()), |error| Err(ask.failed(error)))
     }
 
@@ -382,6 +388,12 @@ fn fits_in_memory(root: &Path, bytes: u64) -> bool {
 /// What the kernel calls this boot.
 fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
+/// Removes what containerd left of a restore, wherever its temporary directories are.
+fn remove_unpacked(container: &ContainerId) -> io::Result<()> {
+    let done = TEMPORARY.map(|directory| layout::remove_unpacked(Path::new(directory), container));
+    done.into_iter().collect()
 }
 
 /// Whether a restore that an engine drives brings locks on files back.

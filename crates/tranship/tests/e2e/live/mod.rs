@@ -50,7 +50,7 @@ fn without_gap(numbers: &[u64]) {
 #[track_caller]
 fn nothing_dumped(node: &Node) {
     let left = node
-        .sh("ls -d /dev/shm/tranship-memory /var/lib/docker/tranship-memory /var/lib/docker/containers/*/checkpoints/* 2>/dev/null || true")
+        .sh("ls -d /dev/shm/tranship-memory /var/lib/docker/tranship-memory /var/lib/docker/containers/*/checkpoints/* /tmp/ctrd-checkpoint* 2>/dev/null || true")
         .unwrap();
     assert_eq!(left, "", "dumps are left");
 }
