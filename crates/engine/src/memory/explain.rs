@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(1);
 const STATES: [&str; 2] = ["/run/containerd", "/run/docker/containerd/daemon"];
 
 /// Phrases of CRIU, what they mean, and what can be done.
-const MEANINGS: [(&str, &str); 17] = [
+const MEANINGS: [(&str, &str); 18] = [
     (
         "Can't get 1:16 opt",
         "this CRIU cannot dump internet sockets on this kernel: CRIU 4.2 can",
@@ -75,6 +75,10 @@ const MEANINGS: [(&str, &str); 17] = [
     (
         "file locks are hold",
         "it holds locks on files, which a restore brings back only with the line file-locks in /etc/criu/runc.conf at both ends",
+    ),
+    (
+        "Can't get rlimit",
+        "the agent lacks the capability CAP_SYS_RESOURCE, without which only processes of root can be dumped",
     ),
     (
         "Unsupported proto 262",

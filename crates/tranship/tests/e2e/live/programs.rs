@@ -163,12 +163,27 @@ fn a_program_with_many_things_open_goes_on_with_all_of_them() {
 }
 
 #[test]
-fn a_server_of_many_processes_serves_on() {
+fn a_server_of_several_processes_serves_on() {
     let world = world!();
     let image = world.a.load_image("web:1").unwrap();
     world
         .a
-        .exec_ok(["docker", "run", "-d", "--name", "web", "-p", "8080:8080", &image])
+        .exec_ok([
+            // Processes of other users need a capability that not every machine gives to its tests.
+            "docker",
+            "run",
+            "-d",
+            "--name",
+            "web",
+            "-p",
+            "8080:8080",
+            "--user",
+            "0:0",
+            &image,
+            "nginx",
+            "-g",
+            "daemon off; user root;",
+        ])
         .unwrap();
     wait_until(|| get(world.a.address(), 8080));
     let processes = |node: &tranship_testkit::testbed::Node| {
