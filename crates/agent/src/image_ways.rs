@@ -3,12 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use http::{Request, Response};
 use hyper::body::Incoming as RequestBody;
 use tokio::sync::OnceCell;
@@ -102,24 +102,30 @@ async fn sweep(store: Weak<Store>) {
 #[async_trait]
 impl ImageWays for NodeImages {
     async fn serve(&self, image: &ImageSpec, pipe: Pipe, sent: Arc<AtomicU64>) -> Result<(), Fault> {
+        let failed = Arc::new(Mutex::new(None));
         let images = Arc::new(OneImage {
             engine: EngineImages(Arc::clone(&self.engine)),
             image: image.clone(),
+            failed: Arc::clone(&failed),
         });
         let handler = Arc::new(Counted {
             registry: Registry::reading(images, None),
             sent,
         });
         let options = ServerOptions::default();
-        h2::serve_connection(
+        let served = h2::serve_connection(
             pipe,
             handler,
             PeerIdentity::Stdio,
             &options,
             CancellationToken::new(),
         )
-        .await
-        .map_err(WireError::into_fault)
+        .await;
+        // The other side hears only that a layer broke off.
+        if let Some(error) = failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(error.into());
+        }
+        served.map_err(WireError::into_fault)
     }
 
     async fn push(
@@ -227,6 +233,8 @@ fn of_registry(address: &Address, known: &str) -> Option<(Repository, Digest)> {
 struct OneImage {
     engine: EngineImages,
     image: ImageSpec,
+    /// Why the first layer broke off that did.
+    failed: Arc<Mutex<Option<EngineError>>>,
 }
 
 impl OneImage {
@@ -265,7 +273,13 @@ impl Images for OneImage {
     }
     async fn layer(&self, image: &ImageSpec, index: usize, offset: u64) -> Result<ByteStream, EngineError> {
         self.check(&image.id)?;
-        self.engine.layer(image, index, offset).await
+        let failed = Arc::clone(&self.failed);
+        let keep = move |error: &EngineError| {
+            let mut first = failed.lock().unwrap_or_else(PoisonError::into_inner);
+            first.get_or_insert_with(|| error.clone());
+        };
+        let layer = self.engine.layer(image, index, offset).await.inspect_err(&keep)?;
+        Ok(Box::pin(layer.inspect_err(keep)))
     }
     async fn held(&self, _layers: &[Digest]) -> Result<usize, EngineError> {
         Self::only_read()

@@ -209,11 +209,19 @@ impl Spool {
     pub(crate) fn sweep(&self) {
         let idle = self.limits.idle;
         let mut state = self.state();
-        // One that is written to at this moment is locked.
-        state
-            .uploads
-            .retain(|_, session| session.used.elapsed() < idle || session.upload.try_lock().is_err());
-        state.blobs.retain(|_, blob| blob.used.elapsed() < idle);
+        // One that is written to at this moment is locked. Its time begins when that ends, as a blob's when nobody holds it any more.
+        state.uploads.retain(|_, session| {
+            if session.upload.try_lock().is_err() {
+                session.used = Instant::now();
+            }
+            session.used.elapsed() < idle
+        });
+        state.blobs.retain(|_, blob| {
+            if Arc::strong_count(&blob.value) > 1 {
+                blob.used = Instant::now();
+            }
+            blob.used.elapsed() < idle
+        });
         state
             .documents
             .retain(|_, document| document.used.elapsed() < idle);

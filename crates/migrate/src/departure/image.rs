@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tranship_core::event::{Event, Phase};
@@ -91,13 +92,23 @@ impl Departure {
         let both = async {
             let (mut serving, mut taking) = (std::pin::pin!(serving), std::pin::pin!(taking));
             tokio::select! {
-                taken = &mut taking => return taken,
-                served = &mut serving => {
-                    // The destination has asked everything, or sees for itself that the stream broke.
-                    if let Err(fault) = served {
-                        tracing::debug!("a stream of layers ended: {fault}");
-                    }
+                taken = &mut taking => {
+                    // The destination saw a layer break off; why, is known here.
+                    let served = match taken {
+                        Ok(_) => None,
+                        Err(_) => tokio::time::timeout(WHY, &mut serving).await.ok(),
+                    };
+                    return match served {
+                        Some(Err(why)) if is_of_the_source(&why) => Err(why),
+                        _ => taken,
+                    };
                 }
+                served = &mut serving => match served {
+                    Err(why) if is_of_the_source(&why) => return Err(why),
+                    // The destination has asked everything, or sees for itself that the stream broke.
+                    Err(fault) => tracing::debug!("a stream of layers ended: {fault}"),
+                    Ok(()) => {}
+                },
             }
             taking.await
         };
@@ -175,11 +186,22 @@ impl Departure {
     }
 }
 
-/// Whether a fault speaks against the way, and not against the link or the engine.
-fn is_no_way(fault: &Fault) -> bool {
-    ["registry.", "oci."]
+/// How long the end of a stream is waited for that says why a layer broke off.
+const WHY: Duration = Duration::from_secs(2);
+
+/// Whether it was the source's engine that could not give out a layer: asking again does not mend it.
+fn is_of_the_source(fault: &Fault) -> bool {
+    ["engine.", "image."]
         .iter()
         .any(|room| fault.code.starts_with(room))
+}
+
+/// Whether a fault speaks against the way, and not against the link. A destination of an older version does not know ways.
+fn is_no_way(fault: &Fault) -> bool {
+    ["registry.", "oci.", "image."]
+        .iter()
+        .any(|room| fault.code.starts_with(room))
+        || ["wire.not-found", "engine.failed"].contains(&fault.code.as_str())
 }
 
 /// Whether it may go better over another connection.

@@ -186,7 +186,7 @@ impl Explain for ClientError {
             }
             Self::Busy { .. } => "try again later, or use --image-strategy stream".into(),
             Self::Insecure { .. } => {
-                "only an address that begins with http:// is used without TLS, and it leads nowhere else"
+                "only an address that begins with http:// is used without TLS, and a password goes without it to that address alone"
                     .into()
             }
             Self::Digest { .. } | Self::Length { .. } => {

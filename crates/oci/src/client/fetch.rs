@@ -290,7 +290,7 @@ impl Client {
             store.forget(digest);
             return self.of_length(blob, descriptor);
         }
-        let mut fruitless = 0;
+        let (mut fruitless, mut farthest) = (0, 0);
         loop {
             let (id, upload) = store.upload(&mut slot)?;
             let before = upload.lock().await.at;
@@ -318,15 +318,23 @@ impl Client {
                     return self.of_length(blob, descriptor);
                 }
                 Err(error) if error.passes() => {
-                    fruitless = if at > before { 0 } else { fruitless + 1 };
+                    // One that begins anew again and again comes no farther.
+                    fruitless = if at > farthest { 0 } else { fruitless + 1 };
+                    farthest = farthest.max(at);
                     if fruitless >= self.patience.tries {
                         return Err(error);
                     }
                     tokio::time::sleep(self.patience.breath).await;
                 }
                 Err(error) => {
-                    store.drop_upload(&mut slot);
-                    store.forget(digest);
+                    let lied = matches!(
+                        error,
+                        ClientError::Digest { .. } | ClientError::Length { .. } | ClientError::Answer { .. }
+                    );
+                    if lied {
+                        store.drop_upload(&mut slot);
+                        store.forget(digest);
+                    }
                     return Err(error);
                 }
             }

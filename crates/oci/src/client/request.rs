@@ -191,7 +191,12 @@ impl Client {
         if times > REDIRECTS || !(ask.method == Method::GET || ask.method == Method::HEAD) {
             return Err(ClientError::Redirects {
                 registry: self.name(),
-                message: format!("{} from {from}", ask.what),
+                // Its query may hold a signature.
+                message: format!(
+                    "{} from {}",
+                    ask.what,
+                    from.authority().map_or("nowhere", |host| host.as_str())
+                ),
             });
         }
         // A path is meant at the host that gave it.
@@ -251,6 +256,14 @@ impl Client {
         };
         let joint = if realm.contains('?') { '&' } else { '?' };
         let uri = self.uri(&format!("{realm}{joint}{query}"), what)?;
+        let own = self.uri("/v2/", what)?;
+        // A password goes without TLS to the address that was given so, and nowhere else.
+        if basic.is_some() && uri.scheme_str() == Some("http") && uri.authority() != own.authority() {
+            return Err(ClientError::Insecure {
+                registry: self.name(),
+                to: uri.authority().map(ToString::to_string).unwrap_or_default(),
+            });
+        }
         let mut request = Request::new(Payload::Full(Bytes::new()));
         *request.uri_mut() = uri;
         if let Some(basic) = basic {
