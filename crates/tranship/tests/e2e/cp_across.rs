@@ -188,7 +188,7 @@ fn an_interrupt_ends_both_ends() {
     // The agents are there: what goes over the slow link is the copy, and there is time to interrupt it.
     p.shell(&p.0.b, "mkdir -p /srv");
     p.cp(&[], "c1:/srv/tree/sub", "c1:/srv/warm-up").expect(0);
-    p.0.a.set_link(Link::Rate("8mbit")).unwrap();
+    p.0.a.set_link(Link::Rate("3mbit")).unwrap();
     for options in [&[][..], &["--relay"]] {
         let copy = p.begin(options, "c1:/srv/tree", "c1:/srv");
         wait_until(|| p.left_over().contains(".tranship-"));
