@@ -278,23 +278,32 @@ impl Journal {
     }
 }
 
-/// Writes a file so that either the old or the new content survives a crash.
+/// Writes a file so that either the old or the new content survives a crash. Nothing else is left if it fails.
 pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_extension("new");
+    if let Err(error) = replace(path, &temporary, bytes) {
+        // Where the disk is full, it is in the way of what comes next.
+        let gone = fs::remove_file(&temporary);
+        tracing::debug!(?gone, "the new {} was not written: {error}", path.display());
+        return Err(error);
+    }
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn replace(path: &Path, temporary: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
-        .open(&temporary)?;
+        .open(temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     drop(file);
-    fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
+    fs::rename(temporary, path)
 }
 
 #[async_trait]
