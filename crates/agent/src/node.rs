@@ -1,12 +1,14 @@
 //! What this node says about itself: facts that come from the kernel rather than from the engine.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tranship_core::container::MountKind;
 use tranship_core::ids::ContainerName;
+use tranship_core::memory::{LiveFacts, Obstacle};
+use tranship_core::network::kernel_socket_address;
 use tranship_core::node::{
     ArrivalFacts, ContainerReport, ElementSize, EngineFacts, ImageStore, NodeFacts, PortInUse, Survey,
     SurveyRequest,
@@ -73,7 +75,10 @@ pub async fn facts(engine: &dyn Engine) -> Result<NodeFacts, Fault> {
         direct_files,
         addresses: addresses(),
         limits,
-        live: engine.live_facts().await.unwrap_or_default(),
+        live: engine.live_facts().await.unwrap_or_else(|error| LiveFacts {
+            obstacles: vec![Obstacle::new("live.unknown", error.to_string(), "")],
+            ..LiveFacts::default()
+        }),
     })
 }
 
@@ -353,8 +358,7 @@ pub fn listening_ports() -> Vec<PortInUse> {
     ports
 }
 
-/// A line of `/proc/net/tcp` and its like (proc(5)): number, local address, remote address, state; addresses are
-/// hexadecimal words in the machine's byte order.
+/// A line of `/proc/net/tcp` and its like (proc(5)): number, local address, remote address, state.
 fn parse_socket(line: &str, protocol: &str, wanted: &str) -> Option<PortInUse> {
     let mut fields = line.split_ascii_whitespace();
     let local = fields.nth(1)?;
@@ -362,22 +366,7 @@ fn parse_socket(line: &str, protocol: &str, wanted: &str) -> Option<PortInUse> {
     if state != wanted {
         return None;
     }
-    let (address, port) = local.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let address = match address.len() {
-        8 => IpAddr::V4(Ipv4Addr::from(
-            u32::from_str_radix(address, 16).ok()?.to_ne_bytes(),
-        )),
-        32 => {
-            let mut bytes = [0u8; 16];
-            for (index, word) in bytes.chunks_exact_mut(4).enumerate() {
-                let text = address.get(index * 8..index * 8 + 8)?;
-                word.copy_from_slice(&u32::from_str_radix(text, 16).ok()?.to_ne_bytes());
-            }
-            IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
-        }
-        _ => return None,
-    };
+    let (address, port) = kernel_socket_address(local)?;
     Some(PortInUse {
         protocol: protocol.to_owned(),
         address,

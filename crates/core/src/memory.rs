@@ -57,9 +57,6 @@ pub struct MemoryReport {
     /// Established TCP connections.
     #[serde(default)]
     pub connections: u64,
-    /// It has sockets of the internet's protocols.
-    #[serde(default)]
-    pub sockets: bool,
     /// What of it keeps its memory from travelling.
     #[serde(default)]
     pub obstacles: Vec<Obstacle>,

@@ -1,7 +1,7 @@
 //! Networks: what an engine's network is made of, and how two of them compare.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -123,6 +123,29 @@ impl Subnet {
     }
 }
 
+/// `ADDRESS:PORT` as `/proc/net/tcp` and its like have it (proc(5)): the address in hexadecimal words of the machine's byte order, the
+/// port in hexadecimal. An IPv4 address in an IPv6 one is given as what it is.
+#[must_use]
+pub fn kernel_socket_address(text: &str) -> Option<(IpAddr, u16)> {
+    let (address, port) = text.split_once(':')?;
+    let word = |index: usize| {
+        let word = address.get(index * 8..index * 8 + 8)?;
+        Some(u32::from_str_radix(word, 16).ok()?.to_ne_bytes())
+    };
+    let address = match address.len() {
+        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
+        32 => {
+            let mut bytes = [0u8; 16];
+            for (index, part) in bytes.chunks_exact_mut(4).enumerate() {
+                part.copy_from_slice(&word(index)?);
+            }
+            IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
+        }
+        _ => return None,
+    };
+    Some((address, u16::from_str_radix(port, 16).ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,5 +160,27 @@ mod tests {
         assert!(!s("fd00::/64").overlaps(&s("10.0.0.0/8")));
         assert!(s("fd00::/8").contains("fd01::1".parse().unwrap()));
         assert!(Subnet::parse("10.0.0.0/33").is_none() && Subnet::parse("x").is_none());
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn addresses_are_read_as_the_kernel_writes_them() {
+        let read = |text| kernel_socket_address(text).map(|(address, port)| format!("{address} {port}"));
+        assert_eq!(read("0100007F:1F90").as_deref(), Some("127.0.0.1 8080"));
+        let six = "000000FD000000000000000001000000:0016";
+        assert_eq!(read(six).as_deref(), Some("fd00::1 22"));
+        let four_in_six = "0000000000000000FFFF0000020011AC:0016";
+        assert_eq!(read(four_in_six).as_deref(), Some("172.17.0.2 22"));
+        for junk in [
+            "",
+            "x",
+            "0100007F",
+            "zzzzzzzz:0016",
+            "0100007F:zz",
+            "00:00",
+            "é00007F:0016",
+        ] {
+            assert_eq!(read(junk), None, "{junk}");
+        }
     }
 }

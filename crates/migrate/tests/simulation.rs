@@ -253,7 +253,7 @@ fn world(seed: u64, mode: ModeRequest) -> Arc<World> {
         bind_files: Vec::new(),
         bind_users: Default::default(),
         mounted_below: Default::default(),
-        memory: None,
+        memory: Some(Default::default()),
         notes: Default::default(),
     };
     let survey = survey(vec![ArrivalFacts::default()]);

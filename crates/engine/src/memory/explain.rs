@@ -20,8 +20,8 @@ const LOOK: Duration = Duration::from_millis(1);
 /// Where containerd keeps what belongs to running containers: the system's, and one that dockerd started for itself.
 const STATES: [&str; 2] = ["/run/containerd", "/run/docker/containerd/daemon"];
 
-/// Phrases of CRIU, what they mean, and what can be done.
-const MEANINGS: [(&str, &str); 18] = [
+/// Phrases of CRIU's sources (and of its version 4.1.1 on a newer kernel), what they mean, and what can be done.
+const MEANINGS: &[(&str, &str)] = &[
     (
         "Can't get 1:16 opt",
         "this CRIU cannot dump internet sockets on this kernel: CRIU 4.2 can",
@@ -32,10 +32,6 @@ const MEANINGS: [(&str, &str); 18] = [
     ),
     ("io_uring", "it uses io_uring, which CRIU cannot dump"),
     (
-        "anon_inode:[io_uring]",
-        "it uses io_uring, which CRIU cannot dump",
-    ),
-    (
         "Can't dump ghost file",
         "it holds a large file open that was deleted",
     ),
@@ -44,26 +40,9 @@ const MEANINGS: [(&str, &str); 18] = [
         "one of its mounts is unlike those that CRIU knows",
     ),
     (
-        "unsupported tty",
-        "it has a terminal, which cannot be restored elsewhere",
-    ),
-    (
-        "a controlling terminal",
-        "it has a terminal, which cannot be restored elsewhere",
-    ),
-    (
         "External socket is used",
         "it is connected to a unix socket outside of the container",
     ),
-    (
-        "has unsupported filesystem",
-        "one of its mounts is of a file system that CRIU cannot dump",
-    ),
-    (
-        "Can't find a proper device",
-        "it has a device open that CRIU cannot dump",
-    ),
-    ("Can't dump /dev", "it has a device open that CRIU cannot dump"),
     (
         "Can't bind inet socket",
         "it listens on an address of its own, which the container does not have there",

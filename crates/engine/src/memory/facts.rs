@@ -1,12 +1,13 @@
 //! What a node has for dumping and restoring memory, and what of a container stands in the way.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::process::Command;
 use tranship_core::memory::{LiveFacts, MemoryReport, Obstacle};
+use tranship_core::network::kernel_socket_address;
 use tranship_core::{ContainerSpec, EngineError};
 
 use crate::docker::DockerEngine;
@@ -27,7 +28,7 @@ impl DockerEngine {
                 "",
             ));
         }
-        if !rustix::process::geteuid().is_root() || self.root_prefix != Path::new("/") {
+        if !self.reaches_processes() {
             obstacles.push(Obstacle::new(
                 "live.root",
                 "dumping and restoring memory takes root on the engine's machine",
@@ -78,7 +79,7 @@ impl DockerEngine {
         &self,
         spec: &ContainerSpec,
     ) -> Result<Option<MemoryReport>, EngineError> {
-        if self.podman || !rustix::process::geteuid().is_root() || self.root_prefix != Path::new("/") {
+        if self.podman || !self.reaches_processes() {
             return Ok(None);
         }
         let id = spec.id.as_str();
@@ -127,7 +128,6 @@ impl DockerEngine {
         if own_network {
             let sockets = sockets(&proc.join("net"));
             report.connections = sockets.connections;
-            report.sockets = sockets.any;
             let fixed = |address: &IpAddr| {
                 spec.attachments
                     .iter()
@@ -307,7 +307,6 @@ fn not_dumped(target: &str) -> Option<&'static str> {
 /// Sockets of a network namespace.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Sockets {
-    any: bool,
     connections: u64,
     /// Addresses that something listens on alone.
     bound: BTreeSet<IpAddr>,
@@ -335,7 +334,6 @@ fn read_socket(line: &str, sockets: &mut Sockets) {
     let [_, local, remote, state, ..] = fields.as_slice() else {
         return;
     };
-    sockets.any = true;
     match *state {
         // With a peer that is the machine itself it is a connection all the same. UDP's peers are no connections.
         "01" if !remote.starts_with("00000000:") => sockets.connections += 1,
@@ -349,22 +347,7 @@ fn read_socket(line: &str, sockets: &mut Sockets) {
 /// An address of the container itself: neither all of them, nor the machine itself, nor one of a group. Docker's own resolver listens at
 /// an address of the machine itself, and is there anew.
 fn own_address(local: &str) -> Option<IpAddr> {
-    let (text, _) = local.split_once(':')?;
-    let word = |at: usize| {
-        let word = text.get(at * 8..at * 8 + 8)?;
-        Some(u32::from_str_radix(word, 16).ok()?.to_ne_bytes())
-    };
-    let address = match text.len() {
-        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
-        32 => {
-            let mut bytes = [0u8; 16];
-            for (index, part) in bytes.chunks_exact_mut(4).enumerate() {
-                part.copy_from_slice(&word(index)?);
-            }
-            IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
-        }
-        _ => return None,
-    };
+    let (address, _) = kernel_socket_address(local)?;
     let broadcast = matches!(address, IpAddr::V4(four) if four.is_broadcast());
     (!address.is_unspecified() && !address.is_loopback() && !address.is_multicast() && !broadcast)
         .then_some(address)
@@ -442,7 +425,7 @@ mod tests {
             "0: 00000000:18EB 00000000:0000 0A 0",
             "1: 0B00007F:18EB 00000000:0000 0A 0",
         ]);
-        assert!(everywhere.any && everywhere.bound.is_empty() && everywhere.connections == 0);
+        assert_eq!((everywhere.bound.len(), everywhere.connections), (0, 0));
         let alone = of(&["0: 020011AC:18EB 00000000:0000 0A 0"]);
         assert_eq!(
             alone.bound.into_iter().collect::<Vec<_>>(),

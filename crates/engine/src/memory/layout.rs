@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use tranship_core::ContainerId;
 
-use super::{is_private, private_directory, sockets};
+use super::{is_private, or_missing, private_directory, sockets};
 
 /// Images up to this size are copied, in bytes.
 const SMALL: u64 = 64 << 10;
@@ -21,8 +21,8 @@ const DEPTH: usize = 24;
 const FILES: &str = "files.img";
 /// A list of open files that is longer than this is none, in bytes.
 const LARGEST_FILES: u64 = 256 << 20;
-/// The name of the checkpoint.
-const NAME: &str = "tranship";
+/// The name of the checkpoint at the engine.
+pub(super) const NAME: &str = "tranship";
 /// How the names of directories begin that containerd unpacks checkpoints in.
 const UNPACKED: &str = "ctrd-checkpoint";
 
@@ -44,36 +44,10 @@ impl fmt::Display for LayoutError {
     }
 }
 
-/// A checkpoint as the engine finds it.
-pub(super) struct LaidOut {
-    all: PathBuf,
-    directory: PathBuf,
-    /// Connections that will be closed.
-    pub(super) closed: usize,
-}
-
-impl LaidOut {
-    /// Its name at the engine.
-    #[expect(clippy::unused_self, reason = "there is a name only for what is laid out")]
-    pub(super) fn name(&self) -> &'static str {
-        NAME
-    }
-
-    /// Takes it away again.
-    pub(super) fn remove(self) {
-        let gone = std::fs::remove_dir_all(&self.directory);
-        // Others' checkpoints may lie there.
-        let empty = std::fs::remove_dir(&self.all);
-        tracing::trace!(?gone, ?empty, "the checkpoint");
-    }
-}
-
-/// Takes away what a restore that was interrupted left of one.
+/// Takes the checkpoint away, also one that a restore left which was interrupted.
 pub(super) fn remove(checkpoints: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(checkpoints.join(NAME)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    or_missing(std::fs::remove_dir_all(checkpoints.join(NAME)))?;
+    // Others' checkpoints may lie there.
     let empty = std::fs::remove_dir(checkpoints);
     tracing::trace!(?empty, "the checkpoints");
     Ok(())
@@ -101,43 +75,34 @@ pub(super) fn remove_unpacked(directory: &Path, container: &ContainerId) -> io::
     Ok(())
 }
 
-/// Makes a checkpoint in `checkpoints`, a directory of the engine's, of the images in `images`.
+/// Makes a checkpoint in `checkpoints`, a directory of the engine's, of the images in `images`. Says how many connections it closes. What
+/// cannot be laid out leaves nothing.
 pub(super) fn lay_out(
     images: &Path,
     checkpoints: &Path,
     container: &ContainerId,
-) -> Result<LaidOut, LayoutError> {
+) -> Result<usize, LayoutError> {
     let directory = checkpoints.join(NAME);
     let refused = |path: &Path| {
         let path = path.to_owned();
         move |error| LayoutError::Io(path, error)
     };
-    match std::fs::remove_dir_all(&directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(LayoutError::Io(directory, error));
-        }
-        _ => {}
-    }
+    or_missing(std::fs::remove_dir_all(&directory)).map_err(refused(&directory))?;
     // The engine makes this one as it likes.
     std::fs::create_dir_all(checkpoints).map_err(refused(checkpoints))?;
     private_directory(&directory).map_err(refused(&directory))?;
-    let mut laid = LaidOut {
-        all: checkpoints.to_owned(),
-        directory: directory.clone(),
-        closed: 0,
-    };
     let marked = directory.join(mark(container));
     let done = std::fs::write(&marked, b"")
         .map_err(refused(&marked))
-        .and_then(|()| fill(images, &directory, &mut laid.closed));
-    if let Err(error) = done {
-        laid.remove();
-        return Err(error);
+        .and_then(|()| fill(images, &directory));
+    if done.is_err() {
+        remove(checkpoints).map_err(refused(checkpoints))?;
     }
-    Ok(laid)
+    done
 }
 
-fn fill(images: &Path, directory: &Path, closed: &mut usize) -> Result<(), LayoutError> {
+fn fill(images: &Path, directory: &Path) -> Result<usize, LayoutError> {
+    let mut closed = 0;
     let io = |path: &Path, error: io::Error| LayoutError::Io(path.to_owned(), error);
     for entry in std::fs::read_dir(images).map_err(|e| io(images, e))? {
         let entry = entry.map_err(|e| io(images, e))?;
@@ -158,7 +123,7 @@ fn fill(images: &Path, directory: &Path, closed: &mut usize) -> Result<(), Layou
             let image = std::fs::read(&from).map_err(|e| io(&from, e))?;
             let (image, connections) = sockets::close_connections(&image)
                 .map_err(|sockets::Damaged(why)| LayoutError::Strange(from, why))?;
-            *closed = connections;
+            closed = connections;
             std::fs::write(&to, image).map_err(|e| io(&to, e))?;
         } else if about.len() <= SMALL {
             std::fs::copy(&from, &to).map_err(|e| io(&to, e))?;
@@ -169,7 +134,7 @@ fn fill(images: &Path, directory: &Path, closed: &mut usize) -> Result<(), Layou
             std::os::unix::fs::symlink(&target, &to).map_err(|e| io(&to, e))?;
         }
     }
-    Ok(())
+    Ok(closed)
 }
 
 /// Letters, digits and a few marks, as in all names that CRIU and runc give.
@@ -222,15 +187,15 @@ mod tests {
         let (root, images, checkpoints) = directories();
         std::fs::write(images.join("pages-1.img"), vec![7u8; 100_000]).unwrap();
         std::fs::write(images.join("core-1.img"), b"core").unwrap();
-        let laid = lay_out(&images, &checkpoints, &container()).unwrap();
-        let made = checkpoints.join(laid.name());
+        assert_eq!(lay_out(&images, &checkpoints, &container()).unwrap(), 0);
+        let made = checkpoints.join(NAME);
         let link = std::fs::read_link(made.join("pages-1.img")).unwrap();
         assert!(link.is_relative());
         let elsewhere = root.path().join("elsewhere");
         std::os::unix::fs::symlink(&link, &elsewhere).unwrap();
         assert_eq!(std::fs::read(elsewhere).unwrap().len(), 100_000);
         assert!(!made.join("core-1.img").is_symlink());
-        laid.remove();
+        remove(&checkpoints).unwrap();
         assert!(!checkpoints.exists());
         assert!(images.join("pages-1.img").exists());
     }
@@ -258,9 +223,8 @@ mod tests {
         std::fs::create_dir_all(&old).unwrap();
         std::fs::write(old.join("core-9.img"), b"").unwrap();
         std::fs::write(images.join("core-1.img"), b"core").unwrap();
-        let laid = lay_out(&images, &checkpoints, &container()).unwrap();
+        lay_out(&images, &checkpoints, &container()).unwrap();
         assert!(!old.join("core-9.img").exists());
         assert!(old.join("core-1.img").exists());
-        laid.remove();
     }
 }

@@ -28,7 +28,7 @@ use tranship_core::container::ContainerState;
 use tranship_core::storage::ElementAt;
 use tranship_core::{ContainerId, Engine as _, EngineError};
 
-use crate::docker::{DockerEngine, UNLIMITED};
+use crate::docker::DockerEngine;
 use crate::fault::Ask;
 use crate::json::text;
 
@@ -106,17 +106,16 @@ impl Dump {
 
     /// Removes what an earlier dump wrote. Processes of that time must not be taken for those of the next.
     fn clear(&self) -> io::Result<()> {
-        remove_file(&self.directory.join(COMPLETE))?;
-        remove_file(&self.directory.join(USED))?;
+        for note in [COMPLETE, USED] {
+            or_missing(std::fs::remove_file(self.directory.join(note)))?;
+        }
         for path in [self.images(), self.work()] {
             std::fs::remove_dir_all(&path)?;
             private_directory(&path)?;
         }
         Ok(())
     }
-}
 
-impl Dump {
     /// Waits until no dump is under way. What is given back keeps others from beginning one, as long as it is open anywhere.
     async fn alone(&self) -> io::Result<std::fs::File> {
         let lock = std::fs::File::options()
@@ -149,12 +148,17 @@ impl DockerEngine {
         Ok(dump.images())
     }
 
+    /// Whether this process is root where the engine's containers run.
+    fn reaches_processes(&self) -> bool {
+        rustix::process::geteuid().is_root() && self.root_prefix == Path::new("/")
+    }
+
     /// Where the dump of a container is, or is to be.
     async fn dump_of(&self, container: &ContainerId, bytes: u64) -> Result<Dump, EngineError> {
         let unsupported = |why: &str| EngineError::Unsupported {
             message: format!("memory can neither be dumped nor restored here: {why}"),
         };
-        if !rustix::process::geteuid().is_root() || self.root_prefix != Path::new("/") {
+        if !self.reaches_processes() {
             return Err(unsupported("that takes root on the engine's own machine"));
         }
         let root = self.identity().await?.root;
@@ -271,21 +275,21 @@ impl DockerEngine {
         }
         let checkpoints = self.checkpoints_of(container).await?;
         let laid = layout::lay_out(&dump.images(), &checkpoints, container);
-        let laid = laid.map_err(|error| ask.failed(error))?;
-        tracing::debug!(connections = laid.closed, "closed in the dump");
+        let connections = laid.map_err(|error| ask.failed(error))?;
+        tracing::debug!(connections, "closed in the dump");
         // First: an engine that is killed meanwhile does not know what it started.
         std::fs::write(&used, b"").map_err(|error| ask.failed(error))?;
-        let started = self.start_from(&dump, &laid, &ask).await;
-        laid.remove();
-        if let Err(error) = remove_unpacked(container) {
-            tracing::warn!("what was unpacked for a restore of {container} is left: {error}");
+        let started = self.start_from(&dump, &ask).await;
+        // They are looked for again when the dump goes.
+        if let Err(error) = layout::remove(&checkpoints).and(remove_unpacked(container)) {
+            tracing::warn!("images of a restore of {container} are left: {error}");
         }
         let refused = matches!(
             started,
             Err(EngineError::Failed { .. } | EngineError::Conflict { .. } | EngineError::NoSpace { .. })
         );
         if refused && self.runtime_root(container).await.is_err() {
-            remove_file(&used).map_err(|error| ask.failed(error))?;
+            or_missing(std::fs::remove_file(&used)).map_err(|error| ask.failed(error))?;
         }
         started
     }
@@ -295,16 +299,13 @@ impl DockerEngine {
         Ok(containers.join(container.as_str()).join("checkpoints"))
     }
 
-    async fn start_from(&self, dump: &Dump, laid: &layout::LaidOut, ask: &Ask) -> Result<(), EngineError> {
+    async fn start_from(&self, dump: &Dump, ask: &Ask) -> Result<(), EngineError> {
         let id = dump.container.as_str();
-        let path = format!(
-            "/containers/{id}/start?checkpoint={}&checkpoint-dir=",
-            laid.name()
-        );
+        let path = format!("/containers/{id}/start?checkpoint={}", layout::NAME);
         let gib = dump.bytes >> 30;
         let within = RESTORE_WITHIN + Duration::from_secs(RESTORE_PER_GIB.saturating_mul(gib));
         let log = explain::RestoreLog::watch(id);
-        let started = tokio::time::timeout(within.min(UNLIMITED), self.raw.act(&path, ask)).await;
+        let started = tokio::time::timeout(within, self.raw.act(&path, ask)).await;
         let log = log.end();
         match started {
             Ok(Ok(())) => Ok(()),
@@ -324,7 +325,7 @@ impl DockerEngine {
 
     pub(crate) async fn remove_dump(&self, element: &ElementAt) -> Result<(), EngineError> {
         let (container, bytes) = memory_of(element)?;
-        if !rustix::process::geteuid().is_root() || self.root_prefix != Path::new("/") {
+        if !self.reaches_processes() {
             return Ok(());
         }
         let ask = Ask::new("remove the dump of", "container", container.as_str());
@@ -337,7 +338,8 @@ impl DockerEngine {
             if !is_private(&all) {
                 continue;
             }
-            failed = remove_tree(&all.join(container.as_str())).err().or(failed);
+            let removed = std::fs::remove_dir_all(all.join(container.as_str()));
+            failed = or_missing(removed).err().or(failed);
             // Others' dumps may lie there.
             let left = std::fs::remove_dir(&all);
             tracing::trace!(?left, bytes, "the directory of dumps");
@@ -426,17 +428,11 @@ fn private_directory(path: &Path) -> io::Result<()> {
     )))
 }
 
-fn remove_tree(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn remove_file(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+/// What is gone already was removed well.
+fn or_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 

@@ -6,6 +6,7 @@ use tranship_core::memory::Obstacle;
 use tranship_core::node::{ContainerReport, NodeFacts, Survey};
 
 use super::Findings;
+use crate::elements::{ElementPlan, Making, Target};
 use crate::plan::Plan;
 
 /// What a person can do instead, whatever stands in the way.
@@ -22,11 +23,15 @@ pub(super) fn live(
     survey: &Survey,
 ) {
     let there = &survey.node;
-    for obstacle in &source.live.obstacles {
-        obstructed(found, obstacle, "at the source");
-    }
-    for obstacle in &there.live.obstacles {
-        obstructed(found, obstacle, "at the destination");
+    for (node, place) in [(source, "at the source"), (there, "at the destination")] {
+        for obstacle in &node.live.obstacles {
+            obstructed(found, obstacle, place);
+        }
+        // Silence is no consent: an agent of an older version does not know the question.
+        if node.live.obstacles.is_empty() && node.live.criu.is_empty() {
+            let silent = Obstacle::new("live.unknown", "the agent says nothing of dumps of memory", "");
+            obstructed(found, &silent, place);
+        }
     }
     if !(source.direct_files && there.direct_files) {
         found.conflict(
@@ -77,6 +82,20 @@ pub(super) fn live(
         }
     }
     between(found, source, there);
+    let is_reused = |element: &ElementPlan| {
+        let of = match &element.target {
+            Target::Volume { making, .. } | Target::Bind { making, .. } => Some(*making),
+            _ => None,
+        };
+        of == Some(Making::Reuse)
+    };
+    if plan.elements.iter().any(is_reused) || !plan.options.shared_bind.is_empty() {
+        found.conflict(
+            "live.other-data",
+            "its processes would go on with files that are not those that they had open",
+            format!("carry them as well, {INSTEAD}"),
+        );
+    }
     if plan.options.without_volumes
         || plan.options.without_layer
         || !plan.options.exclude.is_empty()

@@ -37,7 +37,7 @@ fn node() -> NodeFacts {
         direct_files: true,
         addresses: Vec::new(),
         limits: Vec::new(),
-        live: tranship_core::memory::LiveFacts::default(),
+        live: memory::live_facts(),
     }
 }
 

@@ -280,7 +280,7 @@ pub fn group(options: &MoveOptions, names: &[&str], change: impl Fn(&mut Contain
             bind_files: Vec::new(),
             bind_users: Default::default(),
             mounted_below: Default::default(),
-            memory: None,
+            memory: Some(Default::default()),
             notes: Default::default(),
         })
         .collect();

@@ -174,7 +174,7 @@ pub fn node(host: &str) -> NodeFacts {
         direct_files: true,
         addresses: Vec::new(),
         limits: Vec::new(),
-        live: tranship_core::memory::LiveFacts::default(),
+        live: memory::live_facts(),
     }
 }
 

@@ -6,6 +6,7 @@
 )]
 
 mod edges;
+mod live;
 mod ways;
 
 use std::net::IpAddr;
@@ -43,7 +44,7 @@ fn node() -> NodeFacts {
         direct_files: true,
         addresses: vec!["192.0.2.1".parse().unwrap()],
         limits: Vec::new(),
-        live: tranship_core::memory::LiveFacts::default(),
+        live: memory::live_facts(),
     }
 }
 
@@ -59,7 +60,7 @@ fn sides() -> Sides {
             bind_files: Vec::new(),
             bind_users: Default::default(),
             mounted_below: Default::default(),
-            memory: None,
+            memory: Some(Default::default()),
             notes: Default::default(),
         },
         survey: Survey {

@@ -19,7 +19,7 @@ use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
 use tranship_core::{ContainerId, Engine, EngineError, ImageSpec, NetworkSpec};
 
 use super::state::conflict;
-use super::{Contents, MemoryEngine, facts};
+use super::{Contents, MemoryEngine, facts, live_facts};
 
 #[async_trait]
 impl Engine for MemoryEngine {
@@ -274,15 +274,7 @@ impl Engine for MemoryEngine {
     }
 
     async fn live_facts(&self) -> Result<LiveFacts, EngineError> {
-        self.call("live facts", |_| {
-            Ok(LiveFacts {
-                criu: "4.2".into(),
-                cpu_features: vec!["sse2".into()],
-                free_memory: 8 << 30,
-                restores_locks: true,
-                obstacles: Vec::new(),
-            })
-        })
+        self.call("live facts", |_| Ok(live_facts()))
     }
 
     async fn dump(&self, element: &ElementAt) -> Result<(), EngineError> {

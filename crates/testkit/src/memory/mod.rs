@@ -21,6 +21,7 @@ use tranship_core::container::{ContainerSpec, ContainerState, ContainerStatus, H
 use tranship_core::engine::ExecOutcome;
 use tranship_core::ids::Digest;
 use tranship_core::image::common_layers;
+use tranship_core::memory::LiveFacts;
 use tranship_core::node::{EngineFacts, ImageStore};
 use tranship_core::storage::VolumeSpec;
 use tranship_core::{ContainerId, EngineError, ImageSpec};
@@ -361,5 +362,17 @@ pub fn facts() -> EngineFacts {
         security_options: Vec::new(),
         rootless: false,
         experimental: false,
+    }
+}
+
+/// What the engine in memory says about dumps: it can do everything.
+#[must_use]
+pub fn live_facts() -> LiveFacts {
+    LiveFacts {
+        criu: "4.2".into(),
+        cpu_features: vec!["sse2".into()],
+        free_memory: 8 << 30,
+        restores_locks: true,
+        obstacles: Vec::new(),
     }
 }

@@ -246,7 +246,7 @@ fn node_checks(checks: &mut Checks, facts: &NodeFacts) {
 /// Whether `--mode live` would do here.
 fn memory(checks: &mut Checks, facts: &NodeFacts) {
     let live = &facts.live;
-    if live.obstacles.is_empty() {
+    if live.obstacles.is_empty() && !live.criu.is_empty() {
         checks.add(
             Verdict::Good,
             "memory",

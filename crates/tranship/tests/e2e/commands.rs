@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tranship_testkit::testbed::{Link, Node};
 
-use crate::world::{Outcome, World, finish, get, inspect, is_running, wait_until};
+use crate::world::{Outcome, World, finish, get, inspect, is_running, serves, wait_until};
 
 /// Begins a cold migration and waits until it stands at a place, which is held.
 fn hold(world: &World, node: &Node, place: &str) -> Child {
@@ -45,7 +45,7 @@ fn an_abort_takes_back_what_is_not_committed_and_a_rollback_what_is() {
     });
     caller.expect(4).saying(&["migrate.aborted"]);
     wait_until(|| world.inventories() == before);
-    assert!(get(world.a.address(), 8080));
+    assert!(serves(world.a.address(), 8080));
 
     let child = hold(&world, &world.a, "source.health");
     on(&world, "abort", &[])
@@ -59,7 +59,7 @@ fn an_abort_takes_back_what_is_not_committed_and_a_rollback_what_is() {
     });
     finish(child).expect(4);
     wait_until(|| world.inventories() == before);
-    assert!(get(world.a.address(), 8080));
+    assert!(serves(world.a.address(), 8080));
     on(&world, "rollback", &[])
         .expect(1)
         .saying(&["migrate.not-found"]);
@@ -74,7 +74,7 @@ fn an_abort_takes_back_what_is_not_committed_and_a_rollback_what_is() {
     }
     // And nothing stands in the way of the next try.
     world.begin(&["--mode", "cold"]).wait().unwrap();
-    assert!(get(world.b.address(), 8080));
+    assert!(serves(world.b.address(), 8080));
     on(&world, "resume", &[]).expect(0).saying(&["is over: complete"]);
 }
 
@@ -98,7 +98,7 @@ fn resume_watches_what_goes_on_without_its_caller() {
         watching.join().unwrap()
     });
     watched.expect(0);
-    assert!(get(world.b.address(), 8080) && !is_running(&world.a, "web"));
+    assert!(serves(world.b.address(), 8080) && !is_running(&world.a, "web"));
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn doubt_is_shown_while_the_link_is_cut_and_ends_when_it_is_back() {
     wait_until(|| {
         is_running(&world.a, "web") != is_running(&world.b, "web") && departure(&world) != "in-doubt"
     });
-    assert!(get(world.a.address(), 8080) || get(world.b.address(), 8080));
+    assert!(serves(world.a.address(), 8080) || serves(world.b.address(), 8080));
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_destination_that_is_gone_for_good_is_resolved_by_a_person() {
             .iter()
             .any(|l| l.starts_with("container") || l.starts_with("volume"))
     });
-    assert!(get(world.a.address(), 8080));
+    assert!(serves(world.a.address(), 8080));
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn a_person_may_give_it_to_the_destination() {
     finish(child).expect(5).saying(&["migrate.in-doubt"]);
     on(&world, "resolve", &["--owner", "destination"]).expect(0);
     wait_until(|| departure(&world) == "complete");
-    assert!(get(b, 8080) && !is_running(&world.a, "web"));
+    assert!(serves(b, 8080) && !is_running(&world.a, "web"));
     assert_eq!(
         inspect(&world.b, "web", "{{.HostConfig.RestartPolicy.Name}}"),
         "always"
@@ -218,7 +218,7 @@ fn an_interrupt_is_the_same_once_and_twice() {
             outcome.stderr
         );
         wait_until(|| world.inventories() == before);
-        assert!(get(world.a.address(), 8080));
+        assert!(serves(world.a.address(), 8080));
     }
     // After the commit it is too late, and said so.
     let child = hold(&world, &world.a, "source.start");
@@ -230,5 +230,5 @@ fn an_interrupt_is_the_same_once_and_twice() {
     std::thread::sleep(Duration::from_millis(700));
     world.arm(&world.a, "none");
     finish(child).expect(0).saying(&["too late to go back"]);
-    assert!(get(world.b.address(), 8080) && !is_running(&world.a, "web"));
+    assert!(serves(world.b.address(), 8080) && !is_running(&world.a, "web"));
 }

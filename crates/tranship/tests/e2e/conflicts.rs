@@ -1,6 +1,6 @@
 //! What the plan finds before a byte moves.
 
-use crate::world::get;
+use crate::world::serves;
 
 fn codes(findings: &[(String, String)], severity: &str) -> Vec<String> {
     findings
@@ -122,7 +122,7 @@ fn every_conflict_is_named_and_nothing_is_changed() {
         .expect(1)
         .saying(&["error[port.taken]", "hint: --publish 8080=NEW", "container web"]);
     assert_eq!(world.inventories(), before);
-    assert!(get(world.a.address(), 8080));
+    assert!(serves(world.a.address(), 8080));
 }
 
 #[test]

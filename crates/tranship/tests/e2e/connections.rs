@@ -1,6 +1,6 @@
 //! Ways to nodes, and what is said when they are closed.
 
-use crate::world::{get, is_running};
+use crate::world::{is_running, serves};
 
 #[test]
 fn bad_addresses_and_names_are_refused_before_anything_is_connected() {
@@ -96,7 +96,7 @@ fn every_closed_door_says_which_and_why() {
         .expect(1)
         .saying(&["error[bootstrap.", "hint:"]);
     assert_eq!(world.inventories(), before);
-    assert!(get(world.a.address(), 8080));
+    assert!(serves(world.a.address(), 8080));
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn the_caller_carries_the_data_where_there_is_no_direct_way() {
         .migrate(&["--relay", "--mode", "cold"])
         .expect(0)
         .saying(&["data path: through this machine"]);
-    assert!(get(world.b.address(), 8080));
+    assert!(serves(world.b.address(), 8080));
     // A firewall that lets only ssh in is found out by itself.
     world.a.sh("iptables -I INPUT -p tcp -i eth0 ! --dport 22 -m conntrack --ctstate NEW -j DROP || iptables -I INPUT -p tcp ! --dport 22 --syn -j DROP").unwrap();
     let back = [
@@ -260,5 +260,5 @@ fn a_node_can_be_the_caller() {
         .exec(["tranship", "migrate", "web", "--to", "ssh://root@b"])
         .unwrap();
     assert!(output.status.success(), "{}{}", output.stdout, output.stderr);
-    assert!(get(world.b.address(), 8080));
+    assert!(serves(world.b.address(), 8080));
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tranship_testkit::testbed::{Link, Node, Options};
 
-use crate::world::{World, finish, get, inspect, is_running, reached, wait_until};
+use crate::world::{World, finish, get, inspect, is_running, reached, serves, wait_until};
 
 /// The places where the source's agent can be made to fail, with the modes that pass them.
 const AT_SOURCE: &[(&str, &[&str])] = &[
@@ -34,7 +34,10 @@ const AT_DESTINATION: &[&str] = &[
 ];
 
 fn assert_as_before(world: &World, before: &(Vec<String>, Vec<String>), what: &str) {
-    assert!(get(world.a.address(), 8080), "{what}: the source does not serve");
+    assert!(
+        serves(world.a.address(), 8080),
+        "{what}: the source does not serve"
+    );
     assert_eq!(
         inspect(&world.a, "web", "{{.HostConfig.RestartPolicy.Name}}"),
         "always",
@@ -73,7 +76,7 @@ fn a_failure_at_any_step_of_the_source_puts_everything_back() {
     }
     // And nothing that was tried stands in the way of a move that succeeds.
     world.migrate(&["--mode", "cold"]).expect(0);
-    assert!(get(world.b.address(), 8080));
+    assert!(serves(world.b.address(), 8080));
 }
 
 #[test]
@@ -308,7 +311,7 @@ fn an_engine_that_dies_at_the_destination_ends_it_in_order() {
     let outcome = finish(child);
     assert!(outcome.code == 4 || outcome.code == 5, "{outcome:?}");
     assert!(outcome.stderr.contains("engine."), "{}", outcome.stderr);
-    assert!(get(world.a.address(), 8080));
+    assert!(serves(world.a.address(), 8080));
     world.b.restart_engine().unwrap();
     assert_eq!(world.a.inventory().unwrap(), before.0);
     // What the dead engine could not take away is said, and no container is among it.
@@ -351,7 +354,7 @@ fn a_link_that_is_cut_while_the_image_travels_ends_it_in_order() {
     wait_until(|| bytes() - start > 10_000_000);
     world.b.set_link(Link::Down).unwrap();
     finish(child).expect(4).saying(&["wire.", "rolled back", "hint:"]);
-    assert!(get(world.a.address(), 8080));
+    assert!(serves(world.a.address(), 8080));
     assert_eq!(world.a.inventory().unwrap(), before.0);
     // Nobody can reach the destination: it cleans up by itself.
     wait_until(|| world.b.inventory().unwrap() == before.1);
@@ -403,7 +406,7 @@ fn an_ssh_connection_that_dies_is_made_again() {
         .sh("pkill -f '[s]shd-session: root@notty' || pkill -f '[s]shd: root@notty'")
         .unwrap();
     finish(child).expect(0).saying(&["lost sight"]);
-    assert!(get(world.b.address(), 8080));
+    assert!(serves(world.b.address(), 8080));
 }
 
 #[test]

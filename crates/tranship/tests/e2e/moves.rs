@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::world::{get, inspect, is_running};
+use crate::world::{get, inspect, is_running, serves};
 
 #[test]
 fn a_stateless_service_moves_without_a_failed_request() {
@@ -90,7 +90,7 @@ fn cold_mode_never_runs_two_and_goes_there_and_back() {
         world.b.exec(["docker", "inspect", "web"]).unwrap().status.code() != Some(0),
         "--on-source remove"
     );
-    assert!(get(world.a.address(), 8080));
+    assert!(serves(world.a.address(), 8080));
     let left: Vec<String> = world
         .a
         .inventory()
@@ -319,7 +319,7 @@ fn keep_rename_and_publish_make_a_second_instance_elsewhere() {
             "8080=9090",
         ])
         .expect(0);
-    assert!(get(world.a.address(), 8080) && get(world.b.address(), 9090));
+    assert!(serves(world.a.address(), 8080) && serves(world.b.address(), 9090));
     assert!(is_running(&world.b, "twin"));
     world
         .migrate(&["--mode", "cold", "--on-source", "keep"])

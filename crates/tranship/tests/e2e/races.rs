@@ -5,7 +5,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use tranship_testkit::testbed::Node;
 
-use crate::world::{Outcome, World, finish, get, inspect, is_running, migrate_args, wait_until};
+use crate::world::{Outcome, World, finish, get, inspect, is_running, migrate_args, serves, wait_until};
 
 /// Begins a migration and waits until it stands at a place of the source, which is held.
 fn hold(world: &World, mode: &str, place: &str) -> Child {
@@ -46,7 +46,7 @@ fn a_container_that_is_renamed_meanwhile_is_the_same_one() {
         let outcome = let_go(&world, child);
         // By its id it is still the one of the plan; the other side got the name of the plan.
         outcome.expect(0);
-        assert!(get(world.b.address(), 8080), "{place}");
+        assert!(serves(world.b.address(), 8080), "{place}");
         assert!(!is_running(&world.a, "site"), "{place}");
         world.a.exec_ok(["docker", "rm", "-fv", "site"]).unwrap();
         world.b.exec_ok(["docker", "rm", "-fv", "web"]).unwrap();
@@ -129,7 +129,7 @@ fn opposite_ways_at_the_same_time_do_not_wait_for_each_other() {
     let back = world.command(&args).spawn().unwrap();
     finish(there).expect(0);
     finish(back).expect(0);
-    assert!(get(world.b.address(), 8080));
+    assert!(serves(world.b.address(), 8080));
     assert!(is_running(&world.a, "other") && !is_running(&world.b, "other"));
 }
 
@@ -142,11 +142,11 @@ fn a_container_that_still_arrives_does_not_leave_again() {
     assert!(matches!(refused.code, 1 | 2), "{refused:?}");
     let child_ended = let_go(&world, child);
     child_ended.expect(0);
-    assert!(get(world.b.address(), 8080) && !is_running(&world.a, "web"));
+    assert!(serves(world.b.address(), 8080) && !is_running(&world.a, "web"));
     // And when it is there, it may.
     let options = ["--mode", "cold", "--replace", "--volume-conflict", "replace"];
     world.migrate_between("b", "a", &options).expect(0);
-    assert!(get(world.a.address(), 8080) && !is_running(&world.b, "web"));
+    assert!(serves(world.a.address(), 8080) && !is_running(&world.b, "web"));
 }
 
 /// A copy of two files into the volume `data`, the first of which is there.
@@ -223,7 +223,7 @@ fn nothing_is_copied_into_what_moves_and_nothing_moves_under_a_copy() {
         .run(&migrate_args("web", "a", "b", &["--mode", "cold"]))
         .expect(1)
         .saying(&["container.copying", "hint:"]);
-    assert!(get(world.a.address(), 8080));
+    assert!(serves(world.a.address(), 8080));
     upload.end().expect(0);
     world
         .run(&migrate_args("web", "a", "b", &["--mode", "cold"]))
@@ -247,7 +247,7 @@ fn nothing_arrives_in_a_volume_that_is_being_copied_into() {
     let outcome = world.run(&migrate_args("web", "a", "b", &replace));
     assert_ne!(outcome.code, 0);
     outcome.saying(&["container.copying", "hint:"]);
-    assert!(get(world.a.address(), 8080));
+    assert!(serves(world.a.address(), 8080));
     upload.end().expect(0);
     assert_eq!(world.inventories(), before);
     world.run(&migrate_args("web", "a", "b", &replace)).expect(0);

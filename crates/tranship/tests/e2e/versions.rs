@@ -5,7 +5,7 @@ use std::process::Command;
 
 use tranship_testkit::testbed::Node;
 
-use crate::world::{Outcome, World, finish, get, inspect, is_running, program, wait_until};
+use crate::world::{Outcome, World, finish, get, inspect, is_running, program, serves, wait_until};
 
 /// Makes a node's agent say something else than it is: see `failpoint::setting`.
 fn set(node: &Node, name: &str, text: &str) {
@@ -17,7 +17,7 @@ fn set(node: &Node, name: &str, text: &str) {
 
 fn there_and_back(world: &World, mode: &str) {
     world.migrate(&["--mode", mode]).expect(0);
-    assert!(get(world.b.address(), 8080) && !is_running(&world.a, "web"));
+    assert!(serves(world.b.address(), 8080) && !is_running(&world.a, "web"));
     let options = [
         "--mode",
         mode,
@@ -28,7 +28,7 @@ fn there_and_back(world: &World, mode: &str) {
         "remove",
     ];
     world.migrate_between("b", "a", &options).expect(0);
-    assert!(get(world.a.address(), 8080));
+    assert!(serves(world.a.address(), 8080));
     world.b.sh("docker volume rm -f data").unwrap();
 }
 
@@ -114,7 +114,7 @@ fn an_update_waits_until_the_migration_under_way_is_over() {
     assert_eq!([agent(&world.a), agent(&world.b)], old);
     world.arm(&world.a, "none");
     finish(child).expect(0);
-    assert!(get(world.b.address(), 8080) && !is_running(&world.a, "web"));
+    assert!(serves(world.b.address(), 8080) && !is_running(&world.a, "web"));
     // Once nothing is under way, the other build takes the place of the first, and knows what was.
     wait_until(|| {
         // A way in stays open for a while, for a source that did not hear the last answer.
@@ -159,7 +159,7 @@ fn clocks_that_are_years_apart_and_step_change_nothing() {
         world.run(&["status"]);
         if end == 4 {
             wait_until(|| world.inventories() == before);
-            assert!(get(world.a.address(), 8080), "{place}");
+            assert!(serves(world.a.address(), 8080), "{place}");
         } else {
             wait_until(|| get(world.b.address(), 8080));
             assert!(!is_running(&world.a, "web"), "{place}");

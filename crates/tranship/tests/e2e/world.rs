@@ -1,6 +1,6 @@
 //! Two hosts, the program under test, and what tests ask of them.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -279,6 +279,36 @@ pub fn get(address: Ipv4Addr, port: u16) -> bool {
         Ok(body)
     };
     answer().is_ok_and(|body| body.get(9..12) == Some(b"200"))
+}
+
+/// Whether a web service answers before long: a container that was just started runs before its program listens.
+pub fn serves(address: Ipv4Addr, port: u16) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !get(address, port) {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    true
+}
+
+/// A connection to a service that is asked line by line. One that is paused answers nothing for as long as it is paused.
+pub fn converse(address: Ipv4Addr, port: u16) -> std::io::Result<BufReader<TcpStream>> {
+    let stream = TcpStream::connect_timeout(&SocketAddr::from((address, port)), Duration::from_millis(500))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_nodelay(true)?;
+    Ok(BufReader::new(stream))
+}
+
+/// Sends a line, and waits for the whole line that answers it.
+pub fn ask(stream: &mut BufReader<TcpStream>, line: &str) -> std::io::Result<String> {
+    stream.get_mut().write_all(line.as_bytes())?;
+    let mut answer = String::new();
+    if stream.read_line(&mut answer)? == 0 || !answer.ends_with('\n') {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(answer.trim().to_owned())
 }
 
 /// Waits until something is so, and at most a minute.

@@ -1,47 +1,29 @@
 //! A database that keeps everything in memory and nothing on disk: no write that it acknowledged is ever missing.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::nothing_dumped;
-use crate::world::{World, wait_until};
+use crate::world::{World, ask, converse, wait_until};
 
 const PORT: u16 = 6379;
-
-fn connect(host: Ipv4Addr) -> std::io::Result<BufReader<TcpStream>> {
-    let stream = TcpStream::connect_timeout(&SocketAddr::from((host, PORT)), Duration::from_millis(500))?;
-    // A paused server answers nothing for as long as it is paused.
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    stream.set_nodelay(true)?;
-    Ok(BufReader::new(stream))
-}
-
-fn ask(stream: &mut BufReader<TcpStream>, command: &str) -> std::io::Result<String> {
-    stream.get_mut().write_all(format!("{command}\r\n").as_bytes())?;
-    let mut answer = String::new();
-    if stream.read_line(&mut answer)? == 0 || !answer.ends_with('\n') {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(answer.trim().to_owned())
-}
 
 /// Sets keys, one after the other, at whichever host answers; those that were acknowledged.
 fn client(name: usize, hosts: [Ipv4Addr; 2], stop: &AtomicBool, count: &AtomicUsize) -> Vec<String> {
     let mut acknowledged = Vec::new();
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
-        let Some(mut stream) = hosts.iter().find_map(|host| connect(*host).ok()) else {
+        let Some(mut stream) = hosts.iter().find_map(|host| converse(*host, PORT).ok()) else {
             std::thread::sleep(Duration::from_millis(10));
             continue;
         };
         while !stop.load(Ordering::Relaxed) {
             number += 1;
             let key = format!("{name}-{number}");
-            match ask(&mut stream, &format!("SET {key} {number}")) {
+            match ask(&mut stream, &format!("SET {key} {number}\r\n")) {
                 Ok(answer) => {
                     assert_eq!(answer, "+OK");
                     acknowledged.push(key);
@@ -88,7 +70,11 @@ fn no_write_that_was_acknowledged_is_missing() {
     ];
     world.a.exec_ok(run).unwrap();
     let hosts = [world.a.address(), world.b.address()];
-    wait_until(|| connect(hosts[0]).and_then(|mut s| ask(&mut s, "PING")).is_ok());
+    wait_until(|| {
+        converse(hosts[0], PORT)
+            .and_then(|mut s| ask(&mut s, "PING\r\n"))
+            .is_ok()
+    });
     let run_id = |world: &World, at_b: bool| {
         let node = if at_b { &world.b } else { &world.a };
         node.sh("docker exec web redis-cli info server | grep run_id")

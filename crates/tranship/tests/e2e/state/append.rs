@@ -1,13 +1,13 @@
 //! A service that says that a line is durable only once it is: no line that it answered for is ever missing.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::io::BufReader;
+use std::net::{Ipv4Addr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::{long, volume};
-use crate::world::{World, wait_until};
+use crate::world::{self, World, wait_until};
 
 const PORT: u16 = 7000;
 
@@ -21,21 +21,12 @@ struct Acknowledged {
 }
 
 fn connect(address: Ipv4Addr) -> std::io::Result<BufReader<TcpStream>> {
-    let stream = TcpStream::connect_timeout(&SocketAddr::from((address, PORT)), Duration::from_millis(500))?;
-    // A paused service answers nothing for as long as it is paused.
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    stream.set_nodelay(true)?;
-    Ok(BufReader::new(stream))
+    world::converse(address, PORT)
 }
 
 fn ask(stream: &mut BufReader<TcpStream>, line: &str) -> std::io::Result<(u64, u64)> {
-    stream.get_mut().write_all(line.as_bytes())?;
-    let mut answer = String::new();
-    if stream.read_line(&mut answer)? == 0 || !answer.ends_with('\n') {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
-    }
+    let answer = world::ask(stream, line)?;
     let numbers = answer
-        .trim()
         .split_once(' ')
         .and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
     numbers.ok_or_else(|| std::io::Error::other(answer))

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tranship_testkit::testbed::{Link, Node, Options};
 
 use super::{assert_none, volume};
-use crate::world::{Outcome, World, finish, get, inspect, wait_until};
+use crate::world::{Outcome, World, finish, get, inspect, serves, wait_until};
 
 /// Bytes of the volume's data, none of which compress.
 const BYTES: u64 = 24 << 20;
@@ -178,7 +178,7 @@ fn a_link_that_is_cut_while_data_moves_ends_it_in_order() {
     wait_for_bytes(&world, begun, BYTES / 2);
     world.b.set_link(Link::Down).unwrap();
     finish(child).expect(4).saying(&["rolled back", "hint:"]);
-    assert!(get(world.a.address(), 8080));
+    assert!(serves(world.a.address(), 8080));
     assert_eq!(world.a.inventory().unwrap(), before.inventories.0);
     // Nobody can reach the destination: it cleans up by itself.
     wait_until(|| world.b.inventory().unwrap() == before.inventories.1);

@@ -1,0 +1,116 @@
+//! Memory on its way, and what a container goes on from.
+
+use tranship_core::Engine as _;
+
+use super::*;
+
+/// A world with a container that holds a token in memory and nowhere else.
+fn remembering() -> World {
+    let world = world(&options(ModeRequest::Live), |_| {});
+    let heap = world.source.heap(&world.plan.spec().id);
+    world.source.storage().put(heap, "token", "only in memory");
+    world
+}
+
+/// Whether a running container of the engine still holds it.
+fn remembers(engine: &memory::MemoryEngine) -> bool {
+    engine.all().iter().any(|c| {
+        let heap = engine.storage().get(engine.heap(&c.spec.id)).unwrap_or_default();
+        c.state == ContainerState::Running && heap.contains_key("token")
+    })
+}
+
+fn dumped(engine: &memory::MemoryEngine) -> bool {
+    engine.all().iter().any(|c| engine.is_dumped(&c.spec.id))
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_goes_on_there_and_no_dump_is_left() {
+    let world = remembering();
+    let record = world.run().await;
+    assert_eq!(record.state, DepartureState::Complete, "{:?}", record.fault);
+    assert!(remembers(&world.destination));
+    assert_eq!(world.here().0, "exited");
+    assert!(!dumped(&world.source) && !dumped(&world.destination));
+    // Once while it ran, once in the freeze; a second round that comes at once needs no third.
+    let calls = world.source.calls();
+    assert_eq!(calls.iter().filter(|c| **c == "dump").count(), 2);
+    assert!(record.rounds.len() >= 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_destination_cannot_start_goes_on_here_from_where_it_was() {
+    for (call, state) in [
+        // Before the commit it was never ended.
+        ("element 1", "never ended"),
+        ("start", "restored"),
+        ("ready", "restored"),
+    ] {
+        let world = remembering();
+        world
+            .link
+            .on(call, 0..EVER, How::Says("engine.failed", FaultKind::Environment));
+        let record = world.run().await;
+        assert_eq!(record.state, DepartureState::RolledBack, "{call}");
+        assert!(remembers(&world.source), "{call}");
+        assert_eq!(world.here(), ("running".into(), "always".into()));
+        assert!(!dumped(&world.source) && !dumped(&world.destination), "{call}");
+        let calls = world.source.calls();
+        assert_eq!(calls.contains(&"restore"), state == "restored", "{call}");
+        assert!(record.fault.unwrap().causes.iter().all(|c| !c.contains("afresh")));
+    }
+}
+
+/// How a container comes back that was dumped and has ended, and whether it remembers.
+async fn comes_back(dumped: bool, change: impl FnOnce(&World), fails: &[usize]) -> (Vec<String>, bool) {
+    let world = remembering();
+    let spec = world.plan.spec().clone();
+    let at = world.plan.elements.last().unwrap().at.clone();
+    world.source.dump(&at).await.unwrap();
+    world.source.kill(&spec.id).await.unwrap();
+    change(&world);
+    let before = world.source.calls().len();
+    let fails: Vec<_> = fails.iter().map(|n| (before + n, Failure::Before)).collect();
+    world.source.fail(&fails);
+    let lost = resume(world.source.as_ref(), &world.plan, dumped).await.unwrap();
+    assert_eq!(world.here(), ("running".into(), "always".into()));
+    (lost, remembers(&world.source))
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_was_ended_for_the_move_goes_on_from_its_dump() {
+    assert_eq!(comes_back(true, |_| {}, &[]).await, (Vec::new(), true));
+    // It ended by itself: what it wrote at its end is not in the dump.
+    let (lost, remembers) = comes_back(false, |_| {}, &[]).await;
+    assert!(!remembers && lost[0].contains("afresh"), "{lost:?}");
+    // Somebody started it since, and it ended again.
+    let restarted = |world: &World| {
+        let id = world.plan.spec().id.clone();
+        world
+            .source
+            .alter(&id, |c| c.spec.status.started_at = "later".into());
+    };
+    let (lost, remembers) = comes_back(true, restarted, &[]).await;
+    assert!(!remembers && lost[0].contains("afresh"), "{lost:?}");
+    // The dump is gone, as after a restart of the machine.
+    let gone = |world: &World| {
+        let at = world.plan.elements.last().unwrap().at.clone();
+        futures_util::FutureExt::now_or_never(world.source.forget(&at))
+            .unwrap()
+            .unwrap();
+    };
+    let (lost, remembers) = comes_back(true, gone, &[]).await;
+    assert!(!remembers && lost[0].contains("afresh"), "{lost:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dump_is_tried_twice_and_then_it_serves_without() {
+    // Looked for, status, policy, restore: four calls a time.
+    assert_eq!(comes_back(true, |_| {}, &[3]).await, (Vec::new(), true));
+    let (lost, remembers) = comes_back(true, |_| {}, &[3, 7]).await;
+    assert!(!remembers);
+    assert!(
+        lost[0].contains("could not go on from its own memory"),
+        "{lost:?}"
+    );
+}
