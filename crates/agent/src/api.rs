@@ -12,7 +12,8 @@
 //! | `HEAD`, `GET`, `PUT /v1/elements/STORE/ID/archive` | caller | one storage element (`volume/NAME`, `layer/CONTAINER`, `bind/PATH`, `tmpfs/CONTAINER:PATH`), by a [`tranship_archive::filter::FilterSpec`] in the query; `headers-only=true` and `ancestor=…` beside it, see `docs/cp.md` |
 //! | `POST /v1/files/ID/receive` | caller | [`ReceiveFiles`] → [`Expected`]: opens the way in for files of another agent |
 //! | `POST /v1/files/ID/send` | caller | [`SendFiles`] → server-sent [`FilesEvent`]s: packs files and sends them to another agent |
-//! | `POST /v1/files/ID/forget` | caller | closes that way in, if nobody came |
+//! | `POST /v1/files/ID/here` | caller | [`CopyHere`] → server-sent [`FilesEvent`]s: copies between a container or volume and the caller's own machine |
+//! | `POST /v1/files/ID/forget` | caller | closes that way in, if nobody came, and breaks off what is sent from here |
 //! | `GET /v1/images` | caller | all images, as [`tranship_core::ImageSpec`] |
 //! | `POST /v1/images/find` | caller | a tag, digest or id → [`crate::images::FoundImage`] or nothing |
 //! | `POST /v1/images/held` | caller | layers → how many of the lowest are here |
@@ -57,6 +58,7 @@ use tranship_migrate::{MoveOptions, Plan};
 use tranship_wire::Fingerprint;
 use tranship_wire::tls::PeerOffer;
 
+use crate::files::machine::View;
 use crate::files::{Holder, Unpacked};
 
 /// Oldest version of the protocol that this build speaks.
@@ -186,6 +188,22 @@ pub struct SendFiles {
     pub request: String,
     /// The way to their destination.
     pub route: FilesRoute,
+}
+
+/// Tells an agent to copy between a container or volume and the files of the machine, as the caller sees them, which runs on the
+/// same machine and as root like the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyHere {
+    /// What the caller sees: the agent copies only if it sees the same of it, and may do the same.
+    pub caller: View,
+    /// Whose files, of the two ends that is not the machine.
+    pub holder: Holder,
+    /// They are the ones that are written.
+    pub into: bool,
+    /// What is read, as [`crate::files::PathRequest::to_query`] writes it. The machine's paths lead to no magic link (`/proc/self`).
+    pub reading: String,
+    /// Where it is written.
+    pub writing: String,
 }
 
 /// How files reach their destination without their caller.

@@ -12,7 +12,7 @@ use tranship_wire::WireError;
 use tranship_wire::h2::{ByteStream, Client, Duplex};
 
 use crate::api::{
-    CopyEvent, Depart, Expect, Expected, FilesEvent, Hello, Leaving, MigrationView, Reach, Reached,
+    CopyEvent, CopyHere, Depart, Expect, Expected, FilesEvent, Hello, Leaving, MigrationView, Reach, Reached,
     ReceiveCopy, ReceiveFiles, Resolve, SendCopy, SendFiles, TakeSnapshot, VolumeInfo,
 };
 use crate::archive_api::collected;
@@ -242,7 +242,8 @@ impl AgentClient {
         self.post(&format!("/v1/files/{id}/receive"), asked).await
     }
 
-    /// At the destination: nobody will come by that way.
+    /// Breaks a copy off: at the destination nobody will come by that way, at the source nothing more is sent. The events of a copy
+    /// tell when it has ended.
     ///
     /// # Errors
     /// As [`AgentClient::hello`].
@@ -255,8 +256,23 @@ impl AgentClient {
     /// # Errors
     /// As [`AgentClient::hello`].
     pub async fn send_files(&self, id: &MigrationId, asked: &SendFiles) -> Result<FilesEvents, Fault> {
-        let path = format!("/v1/files/{id}/send");
-        let events = self.client.post_events::<_, FilesEvent>(&path, asked).await;
+        self.files_events(&format!("/v1/files/{id}/send"), asked).await
+    }
+
+    /// Copies between a container or volume and the files of this machine, as this process sees them.
+    ///
+    /// # Errors
+    /// `files.caller` unless this process and the agent are root; as [`AgentClient::hello`].
+    pub async fn copy_here(&self, id: &MigrationId, asked: &CopyHere) -> Result<FilesEvents, Fault> {
+        self.files_events(&format!("/v1/files/{id}/here"), asked).await
+    }
+
+    async fn files_events<A: serde::Serialize + Sync>(
+        &self,
+        path: &str,
+        asked: &A,
+    ) -> Result<FilesEvents, Fault> {
+        let events = self.client.post_events::<_, FilesEvent>(path, asked).await;
         let events = events.map_err(WireError::into_fault)?;
         Ok(Box::pin(events.map(|e| e.map_err(WireError::into_fault))))
     }

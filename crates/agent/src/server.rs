@@ -21,7 +21,8 @@ use tranship_wire::h2::{self, Body, Handler};
 use tranship_wire::{PeerIdentity, WireError};
 
 use crate::api::{
-    Depart, Expect, Expected, Reach, ReceiveCopy, ReceiveFiles, Resolve, SendCopy, SendFiles, TakeSnapshot,
+    CopyHere, Depart, Expect, Expected, Reach, ReceiveCopy, ReceiveFiles, Resolve, SendCopy, SendFiles,
+    TakeSnapshot,
 };
 use crate::archive_api;
 use crate::events::Cursor;
@@ -95,7 +96,7 @@ async fn body<T: serde::de::DeserializeOwned>(request: Request<RequestBody>) -> 
 
 #[async_trait]
 impl Handler for OwnerHandler {
-    async fn handle(&self, request: Request<RequestBody>, _peer: &PeerIdentity) -> Response<Body> {
+    async fn handle(&self, request: Request<RequestBody>, peer: &PeerIdentity) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         let method = request.method().clone();
@@ -218,6 +219,7 @@ impl Handler for OwnerHandler {
             }
             (&Method::PUT, ["v1", "volumes", _, "archive"]) => self.import(request).await,
             (&Method::POST, ["v1", "files", id, what]) => match parse::<MigrationId>(id) {
+                Ok(id) if *what == "here" => self.copy_here(id, request, peer).await,
                 Ok(id) => self.files(id, what, request).await,
                 Err(fault) => answer::<()>(Err(fault)),
             },
@@ -338,10 +340,34 @@ impl OwnerHandler {
                 Err(fault) => answer::<()>(Err(fault)),
             },
             "forget" => {
+                agent.sending.give_up(&id);
                 agent.incoming.forget_files(&id);
                 h2::json_response(&())
             }
             _ => h2::not_found(&request),
+        }
+    }
+
+    /// For root by root: others pass their files on themselves, as does whoever the agent cannot stand in for.
+    async fn copy_here(
+        &self,
+        id: MigrationId,
+        request: Request<RequestBody>,
+        peer: &PeerIdentity,
+    ) -> Response<Body> {
+        let process = match peer {
+            PeerIdentity::Local { uid: 0, process } if rustix::process::geteuid().is_root() => *process,
+            _ => {
+                return answer::<()>(Err(Fault::new(
+                    "files.caller",
+                    FaultKind::Environment,
+                    "files of this machine are copied by the agent for root only, and only if the agent is root",
+                )));
+            }
+        };
+        match body::<CopyHere>(request).await {
+            Ok(asked) => h2::events_response(self.agent.copy_here(id, asked, process)),
+            Err(fault) => answer::<()>(Err(fault)),
         }
     }
 

@@ -18,6 +18,7 @@ use crate::incoming::Incoming;
 use crate::node;
 use crate::outgoing::Outgoing;
 use crate::registry::Registry;
+use crate::transfers::Sending;
 use crate::ways::Ways;
 
 /// What an agent is made with.
@@ -46,6 +47,8 @@ pub struct Agent {
     ways: Ways,
     /// Which volume is which.
     pub(crate) guids: Guids,
+    /// Copies of files that callers watch.
+    pub(crate) sending: Sending,
     /// Connections of callers.
     connections: AtomicUsize,
 }
@@ -68,6 +71,7 @@ impl Agent {
             registry,
             copies,
             guids,
+            sending: Sending::default(),
             connections: AtomicUsize::new(0),
         })
     }
@@ -160,6 +164,8 @@ impl Agent {
                 "path.relay",
                 "files.direct",
                 "files.delta",
+                "files.here",
+                "files.partial",
             ]
             .map(String::from)
             .to_vec(),
@@ -267,6 +273,7 @@ impl Agent {
             && self.registry.busy() == 0
             && self.incoming.open() == 0
             && self.copies.busy() == 0
+            && self.sending.busy() == 0
     }
 }
 

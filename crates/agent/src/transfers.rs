@@ -5,6 +5,7 @@
 //! agent that lets it do just that, once. Then it tells the source where to send ([`SendFiles`]) and watches. When it goes
 //! away, both ends break off.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,9 +18,12 @@ use tranship_core::{Fault, MigrationId};
 use tranship_wire::WireError;
 use tranship_wire::h2::Client;
 
-use crate::api::{FilesEvent, FilesRoute, ReceiveFiles, SendFiles};
-use crate::files::bridge::Pieces;
-use crate::files::{PathRequest, Unpacked};
+use tranship_archive::confined::{Links, Root};
+use tranship_archive::path::TreePath;
+
+use crate::api::{CopyHere, FilesEvent, FilesRoute, ReceiveFiles, SendFiles};
+use crate::files::bridge::{self, Pieces};
+use crate::files::{PathRequest, Unpacked, blocking, machine};
 use crate::state::Agent;
 
 /// Where a peer sends the archive.
@@ -29,6 +33,8 @@ const TOLD: Duration = Duration::from_millis(100);
 
 /// How the sending goes.
 pub type FilesStream = std::pin::Pin<Box<dyn Stream<Item = Result<FilesEvent, Fault>> + Send>>;
+
+type Events = mpsc::Sender<Result<FilesEvent, Fault>>;
 
 /// What a way in is for, and lets happen once.
 #[derive(Debug)]
@@ -101,25 +107,31 @@ impl Agent {
 
     /// Packs files and sends them to another agent, or unpacks them here. Dropping the stream ends it at both ends.
     pub fn send_files(self: &Arc<Self>, id: MigrationId, asked: SendFiles) -> FilesStream {
-        let (sender, receiver) = mpsc::channel(16);
-        let given_up = CancellationToken::new();
-        let (agent, token) = (Arc::clone(self), given_up.clone());
-        tokio::spawn(async move {
-            let end = match agent.send_files_to(&id, asked, &token, &sender).await {
-                Ok(unpacked) => Ok(FilesEvent::Done { unpacked }),
-                Err(Failed::There(fault)) => Ok(FilesEvent::Refused {
-                    fault: Box::new(fault),
-                }),
-                Err(Failed::Here(fault)) => Err(fault),
+        let (agent, way) = (Arc::clone(self), id.clone());
+        self.sending.told(id, move |given_up, events| async move {
+            agent.send_files_to(&way, asked, &given_up, &events).await
+        })
+    }
+
+    /// Copies between a container or volume and the machine's files as a process sees them. Dropping the stream ends it.
+    pub fn copy_here(self: &Arc<Self>, id: MigrationId, asked: CopyHere, process: i32) -> FilesStream {
+        let agent = Arc::clone(self);
+        self.sending.told(id, move |given_up, events| async move {
+            let reading = PathRequest::from_query(&asked.reading)?;
+            let writing = PathRequest::from_query(&asked.writing)?;
+            let root = machine::seen_by(process, &asked.caller)?;
+            let (pieces, root) = match asked.into {
+                true => (machine::pack(root, reading).await?, None),
+                false => (agent.pack(&asked.holder, &reading).await?.1, Some(root)),
             };
-            // Nobody may be left to hear it.
-            let _ = sender.send(end).await;
-        });
-        let guard = given_up.drop_guard();
-        Box::pin(futures_util::stream::unfold(
-            (receiver, guard),
-            |(mut receiver, guard)| async move { receiver.recv().await.map(|event| (event, (receiver, guard))) },
-        ))
+            let (pieces, own) = kept(watched(pieces, given_up, events));
+            let done = match root {
+                None => agent.unpack(&asked.holder, &writing, pieces).await,
+                Some(root) => unpack_here(root, writing, pieces).await,
+            };
+            let broken = own.lock().unwrap_or_else(PoisonError::into_inner).take();
+            done.map_err(|fault| broken.map_or(Failed::There(fault), Failed::Here))
+        })
     }
 
     async fn send_files_to(
@@ -127,7 +139,7 @@ impl Agent {
         id: &MigrationId,
         asked: SendFiles,
         given_up: &CancellationToken,
-        events: &mpsc::Sender<Result<FilesEvent, Fault>>,
+        events: &Events,
     ) -> Result<Unpacked, Failed> {
         let reading = PathRequest::from_query(&asked.request)?;
         let client = match &asked.route {
@@ -155,6 +167,78 @@ impl Agent {
     }
 }
 
+/// A copy that is not over.
+struct UnderWay(Sending, MigrationId);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.all().remove(&self.1);
+    }
+}
+
+/// Copies that callers watch, by the names that they gave them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sending(Arc<Mutex<HashMap<MigrationId, CancellationToken>>>);
+
+impl Sending {
+    fn all(&self) -> std::sync::MutexGuard<'_, HashMap<MigrationId, CancellationToken>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Number of copies under way.
+    pub(crate) fn busy(&self) -> usize {
+        self.all().len()
+    }
+
+    /// Breaks a copy off. Its watcher is told when it has ended.
+    pub(crate) fn give_up(&self, id: &MigrationId) {
+        if let Some(given_up) = self.all().get(id) {
+            given_up.cancel();
+        }
+    }
+
+    /// What work tells while it is done, and how it ends. Dropping the stream gives the work up.
+    fn told<W, F>(&self, id: MigrationId, work: W) -> FilesStream
+    where
+        W: FnOnce(CancellationToken, Events) -> F + Send + 'static,
+        F: Future<Output = Result<Unpacked, Failed>> + Send,
+    {
+        let (sender, receiver) = mpsc::channel(16);
+        let given_up = CancellationToken::new();
+        let token = given_up.clone();
+        self.all().insert(id.clone(), given_up.clone());
+        let under_way = UnderWay(self.clone(), id);
+        tokio::spawn(async move {
+            let under_way = under_way;
+            let end = match work(token, sender.clone()).await {
+                Ok(unpacked) => Ok(FilesEvent::Done { unpacked }),
+                Err(Failed::There(fault)) => Ok(FilesEvent::Refused {
+                    fault: Box::new(fault),
+                }),
+                Err(Failed::Here(fault)) => Err(fault),
+            };
+            drop(under_way);
+            // Nobody may be left to hear it.
+            let _ = sender.send(end).await;
+        });
+        let guard = given_up.drop_guard();
+        Box::pin(futures_util::stream::unfold(
+            (receiver, guard),
+            |(mut receiver, guard)| async move { receiver.recv().await.map(|event| (event, (receiver, guard))) },
+        ))
+    }
+}
+
+async fn unpack_here(root: Root, writing: PathRequest, pieces: Pieces) -> Result<Unpacked, Fault> {
+    let archive = bridge::reader(pieces);
+    blocking(move || {
+        let directory = TreePath::of_request(&writing.path)?;
+        let root = root.below(&directory, Links::Beneath)?;
+        machine::unpack(archive, &root, writing.owner, writing.partial)
+    })
+    .await
+}
+
 async fn send(client: &Client, pieces: Pieces) -> Result<Unpacked, Failed> {
     let path = format!("/v1/peer/{STEP}");
     let sent = client
@@ -170,11 +254,7 @@ async fn send(client: &Client, pieces: Pieces) -> Result<Unpacked, Failed> {
 }
 
 /// The pieces, with an error in place of the next one once the copy was given up, and told about every now and then.
-fn watched(
-    pieces: Pieces,
-    given_up: CancellationToken,
-    events: mpsc::Sender<Result<FilesEvent, Fault>>,
-) -> Pieces {
+fn watched(pieces: Pieces, given_up: CancellationToken, events: Events) -> Pieces {
     let state = (pieces, given_up, events, 0u64, Instant::now());
     Box::pin(futures_util::stream::unfold(Some(state), |state| async move {
         let (mut pieces, given_up, events, mut sent, mut told) = state?;

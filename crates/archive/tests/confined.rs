@@ -418,6 +418,77 @@ fn broken_archives_leave_no_half_files() {
 }
 
 #[test]
+fn the_beginning_of_a_large_file_is_kept_where_that_is_asked_for() {
+    let root = TempDir::new().unwrap();
+    fs::write(root.path().join("f"), "old").unwrap();
+    let content = "new.".repeat(1 << 20);
+    let whole = one(file("f", &content));
+    let options = || ExtractOptions {
+        keep_partial: true,
+        ..like_cp()
+    };
+    let unpack = |length: usize| {
+        let bytes = &whole[..length];
+        unpack_with(bytes, root.path(), "/", Links::InRoot, options())
+    };
+    let partial = root.path().join(".tranship-partial.f");
+    let kept = || partial.metadata().map_or(0, |meta| meta.len());
+    // Too little to be worth it.
+    assert_eq!(code(unpack(500_000)), "archive.truncated");
+    assert_eq!(kept(), 0);
+    assert_eq!(code(unpack(3_000_000)), "archive.truncated");
+    let (longest, mode) = (kept(), partial.metadata().unwrap().mode() & 0o777);
+    assert!(
+        (2_500_000..3_000_000).contains(&longest) && mode == 0o600,
+        "{longest} {mode:o}"
+    );
+    assert!(content.starts_with(&fs::read_to_string(&partial).unwrap()));
+    // One that comes less far changes nothing, one that comes further takes its place.
+    assert_eq!(code(unpack(1_500_000)), "archive.truncated");
+    assert_eq!(kept(), longest);
+    assert_eq!(code(unpack(4_000_000)), "archive.truncated");
+    assert!(kept() > longest);
+    assert_eq!(fs::read_to_string(root.path().join("f")).unwrap(), "old");
+    // It goes with the whole one, as does whatever has that name, and a directory that has it is in nobody's way.
+    unpack(whole.len()).unwrap();
+    assert_eq!(
+        (kept(), fs::read_to_string(root.path().join("f")).unwrap()),
+        (0, content.clone())
+    );
+    fs::create_dir(&partial).unwrap();
+    assert_eq!(code(unpack(3_000_000)), "archive.truncated");
+    unpack(whole.len()).unwrap();
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
+    fs::remove_dir(&partial).unwrap();
+    // What is the beginning of an older file makes way for less of a newer one.
+    assert_eq!(code(unpack(3_900_000)), "archive.truncated");
+    fs::File::open(&partial)
+        .unwrap()
+        .set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1))
+        .unwrap();
+    let longest = kept();
+    assert_eq!(code(unpack(2_000_000)), "archive.truncated");
+    assert!(kept() < longest);
+    fs::remove_file(&partial).unwrap();
+    // A file of the archive that is called so is a file like any other.
+    let both = archive(&[
+        (file(".tranship-partial.f", "own").0, b"own"),
+        (file("f", &content).0, content.as_bytes()),
+    ]);
+    for length in [3_000_000, both.len()] {
+        let done = unpack_with(&both[..length], root.path(), "/", Links::InRoot, options());
+        assert_eq!(done.is_ok(), length == both.len());
+        assert_eq!(fs::read_to_string(&partial).unwrap(), "own");
+    }
+    // A name that leaves no place for another is not kept.
+    let long = "n".repeat(250);
+    let bytes = one(file(&long, &"x".repeat(4 << 20)));
+    let result = unpack_with(&bytes[..3_000_000], root.path(), "/", Links::InRoot, options());
+    assert_eq!(code(result), "archive.truncated");
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
+}
+
+#[test]
 fn a_full_disk_is_named() {
     if !is_root() {
         eprintln!("SKIPPED: mounting a small file system needs root");
@@ -425,13 +496,18 @@ fn a_full_disk_is_named() {
     }
     let root = TempDir::new().unwrap();
     let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=256k", "none"])
+        .args(["-t", "tmpfs", "-o", "size=2m", "none"])
         .arg(root.path())
         .status()
         .unwrap();
     assert!(mounted.success());
-    let large = file("large", &"x".repeat(1 << 20));
-    let result = unpack(&one(large), root.path(), "/");
+    let large = file("large", &"x".repeat(4 << 20));
+    // A beginning that is kept would keep the disk full.
+    let options = ExtractOptions {
+        keep_partial: true,
+        ..like_cp()
+    };
+    let result = unpack_with(&one(large), root.path(), "/", Links::InRoot, options);
     let left = fs::read_dir(root.path()).unwrap().count();
     let bound = root.path().join("bound");
     fs::write(&bound, "host").unwrap();

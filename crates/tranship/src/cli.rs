@@ -366,7 +366,10 @@ pub struct CpArgs {
     /// Send only what the files at the destination do not hold already. Both ends are read and compared by content
     #[arg(long)]
     pub delta: bool,
-    /// From host to host, copy through this machine, although the hosts may reach each other
+    /// Keep the beginning of a large file when the copy is interrupted, and go on there the next time; implies --delta
+    #[arg(long)]
+    pub partial: bool,
+    /// Copy through this process, although the agents could do without it
     #[arg(long)]
     pub relay: bool,
 }

@@ -31,6 +31,8 @@ pub struct Connection {
     pub hello: Hello,
     /// How it was reached, in words.
     pub way: String,
+    /// Its agent runs on this machine.
+    pub here: bool,
 }
 
 /// Connects to a node's agent, uploading and starting it where that is needed and allowed.
@@ -49,6 +51,7 @@ async fn connect_inner(context: &Context, address: &NodeAddress, label: &str) ->
         NodeAddress::Context(name) => resolve_context(context, name)?,
         other => other.clone(),
     };
+    let here = matches!(resolved, NodeAddress::Local | NodeAddress::Unix(_));
     let (client, way) = match &resolved {
         NodeAddress::Local => (local(context, None, label).await?, "on this machine".to_owned()),
         NodeAddress::Unix(socket) => (
@@ -95,6 +98,7 @@ async fn connect_inner(context: &Context, address: &NodeAddress, label: &str) ->
         client,
         hello,
         way,
+        here,
     })
 }
 

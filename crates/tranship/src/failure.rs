@@ -16,9 +16,14 @@ pub mod exit {
     pub const ROLLED_BACK: u8 = 4;
     /// In doubt: a person has to look.
     pub const IN_DOUBT: u8 = 5;
+    /// Interrupted by Ctrl-C or another signal, where that leaves something done and something not; as shells write SIGINT.
+    pub const INTERRUPTED: u8 = 130;
     /// A defect in tranship.
     pub const BUG: u8 = 255;
 }
+
+/// The code of a fault that is an interrupt.
+pub const INTERRUPTED: &str = "cp.interrupted";
 
 /// The exit code for a kind of failure.
 pub fn code_of(kind: FaultKind) -> u8 {
@@ -42,6 +47,7 @@ pub fn exit_code(faults: &[Fault]) -> ExitCode {
     };
     match faults.iter().max_by_key(|f| severity(f)) {
         None => ExitCode::SUCCESS,
+        Some(fault) if fault.code == INTERRUPTED => ExitCode::from(exit::INTERRUPTED),
         Some(fault) => ExitCode::from(code_of(fault.kind)),
     }
 }

@@ -7,6 +7,7 @@ mod connect;
 mod failure;
 mod history;
 mod hooks;
+mod interrupts;
 mod progress;
 mod render;
 mod surroundings;

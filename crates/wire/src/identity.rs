@@ -22,6 +22,8 @@ pub enum PeerIdentity {
     Local {
         /// The user it runs as.
         uid: u32,
+        /// The number of the process that connected, as this process sees it.
+        process: i32,
     },
     /// Anybody who can reach a port of this machine.
     Network {
@@ -83,7 +85,7 @@ impl fmt::Display for PeerIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stdio => f.write_str("the caller over standard input and output"),
-            Self::Local { uid } => write!(f, "a process of user {uid}"),
+            Self::Local { uid, .. } => write!(f, "a process of user {uid}"),
             Self::Network { address } => write!(f, "a client at {address}"),
             Self::Agent { fingerprint } => write!(f, "the agent with certificate {fingerprint}"),
         }

@@ -102,8 +102,10 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LocalE
     move |source| LocalError::Io { action, path, source }
 }
 
-fn user_of(stream: &UnixStream) -> io::Result<u32> {
-    Ok(rustix::net::sockopt::socket_peercred(stream)?.uid.as_raw())
+/// The user and the number of the process at the other end.
+fn peer_of(stream: &UnixStream) -> io::Result<(u32, i32)> {
+    let peer = rustix::net::sockopt::socket_peercred(stream)?;
+    Ok((peer.uid.as_raw(), peer.pid.as_raw_nonzero().get()))
 }
 
 fn trusted(uid: u32) -> bool {
@@ -124,7 +126,7 @@ pub async fn connect(path: &Path) -> Result<UnixStream, LocalError> {
             },
             _ => failed("connect to", path)(error),
         })?;
-    let uid = user_of(&stream).map_err(failed("ask for the user of", path))?;
+    let (uid, _) = peer_of(&stream).map_err(failed("ask for the user of", path))?;
     if !trusted(uid) {
         return Err(LocalError::Stranger {
             path: path.to_owned(),
@@ -195,9 +197,11 @@ impl LocalListener {
                 .accept()
                 .await
                 .map_err(failed("accept a connection at", &self.path))?;
-            match user_of(&stream) {
-                Ok(uid) if trusted(uid) => return Ok((stream, PeerIdentity::Local { uid })),
-                Ok(uid) => tracing::warn!(uid, "turned away a connection of another user"),
+            match peer_of(&stream) {
+                Ok((uid, process)) if trusted(uid) => {
+                    return Ok((stream, PeerIdentity::Local { uid, process }));
+                }
+                Ok((uid, _)) => tracing::warn!(uid, "turned away a connection of another user"),
                 Err(error) => tracing::warn!(%error, "turned away a connection of nobody known"),
             }
         }
@@ -294,7 +298,8 @@ mod tests {
         assert_eq!(
             peer,
             PeerIdentity::Local {
-                uid: geteuid().as_raw()
+                uid: geteuid().as_raw(),
+                process: rustix::process::getpid().as_raw_nonzero().get(),
             }
         );
         near.write_all(b"x").await.unwrap();

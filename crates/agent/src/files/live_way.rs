@@ -133,6 +133,7 @@ pub(super) async fn unpack(
             ownership,
             devices: Devices::Create,
             through_own_links: true,
+            keep_partial: asked.partial,
             ..ExtractOptions::default()
         };
         let mut reader = rewrite::open(archive)?;
@@ -145,15 +146,7 @@ pub(super) async fn unpack(
                 extractor.write(extent.offset, buffer.get(..length).unwrap_or_default())?;
             }
         }
-        let report = extractor.end()?;
-        let skipped = report.skipped.first.iter().take(20);
-        Ok(Unpacked {
-            entries: report.entries,
-            bytes: report.bytes,
-            skipped: skipped
-                .map(|s| format!("{}: {}", String::from_utf8_lossy(&s.path), s.what))
-                .collect(),
-        })
+        Ok(extractor.end()?.into())
     })
     .await
 }

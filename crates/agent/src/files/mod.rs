@@ -9,6 +9,7 @@ pub mod bridge;
 pub mod delta;
 mod engine_way;
 pub(crate) mod live_way;
+pub mod machine;
 mod names;
 mod request;
 pub(crate) mod rewrite;
@@ -19,7 +20,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tranship_archive::confined::{Links, Root};
+use tranship_archive::confined::{ExtractReport, Links, Root};
 use tranship_archive::glob::{self, Glob};
 use tranship_archive::path::TreePath;
 use tranship_core::engine::LiveRoot;
@@ -46,6 +47,19 @@ pub struct Unpacked {
     pub bytes: u64,
     /// What was left out, and why; the first of it.
     pub skipped: Vec<String>,
+}
+
+impl From<ExtractReport> for Unpacked {
+    fn from(report: ExtractReport) -> Self {
+        let skipped = report.skipped.first.iter().take(20);
+        Self {
+            entries: report.entries,
+            bytes: report.bytes,
+            skipped: skipped
+                .map(|s| format!("{}: {}", String::from_utf8_lossy(&s.path), s.what))
+                .collect(),
+        }
+    }
 }
 
 /// Whose files are asked for.

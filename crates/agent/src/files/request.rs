@@ -39,6 +39,8 @@ pub struct PathRequest {
     pub headers_only: bool,
     /// What is unpacked comes as [`super::delta`] writes it.
     pub delta: bool,
+    /// The beginning of a large file that is broken off is kept for the next time.
+    pub partial: bool,
 }
 
 impl PathRequest {
@@ -59,6 +61,7 @@ impl PathRequest {
             ("copyUIDGID", self.copy_uid_gid),
             ("headersOnly", self.headers_only),
             ("delta", self.delta),
+            ("partial", self.partial),
         ] {
             if value {
                 parts.push(format!("{key}=true"));
@@ -91,6 +94,7 @@ impl PathRequest {
                 "copyUIDGID" => asked.copy_uid_gid = is_true(&value),
                 "headersOnly" => asked.headers_only = is_true(&value),
                 "delta" => asked.delta = is_true(&value),
+                "partial" => asked.partial = is_true(&value),
                 "owner" => {
                     let owner = std::str::from_utf8(&value).ok().and_then(parse_owner);
                     asked.owner = Some(owner.ok_or_else(|| invalid("an owner is written UID:GID"))?);
@@ -215,6 +219,7 @@ mod tests {
             owner: Some(Owner { uid: 1, gid: 2 }),
             headers_only: true,
             delta: true,
+            partial: true,
         };
         assert_eq!(PathRequest::from_query(&asked.to_query()).unwrap(), asked);
     }

@@ -12,7 +12,7 @@ use tranship_core::fault::Fault;
 use super::error::{Doing as _, ExtractError, SystemError};
 use super::metadata::{Settings, apply, file_type, identity, set_mtime, type_of};
 use super::options::{Devices, ExtractOptions, ExtractReport, Ownership, SetId};
-use super::pending::{OpenFile, SmallFile, Unfinished};
+use super::pending::{OpenFile, SmallFile, Unfinished, is_partial, partial_of};
 use super::root::{Root, is_mount_point, look, open_child, proc_path};
 use super::walk;
 use crate::entry::{Entry, Kind, MODE_BITS};
@@ -65,6 +65,8 @@ pub struct Extractor<'a> {
     directories: Vec<Unfinished>,
     /// Symbolic links of this archive.
     links: Names,
+    /// Entries that are called like the beginning of a file.
+    partials: Names,
     /// The parent of the last entry: most entries have the same one as the entry before.
     parent: Option<(TreePath, Arc<OwnedFd>)>,
     /// An entry gave a directory an access control list that its children inherit.
@@ -96,6 +98,7 @@ impl<'a> Extractor<'a> {
             small: None,
             directories: Vec::new(),
             links: Names::new(),
+            partials: Names::new(),
             parent: None,
             inherits: false,
             random: RandomState::new(),
@@ -115,6 +118,9 @@ impl<'a> Extractor<'a> {
         let Some(name) = path.name().map(<[u8]>::to_vec) else {
             return self.start_base(entry);
         };
+        if self.options.keep_partial && is_partial(&name) {
+            self.partials.insert(path.as_bytes());
+        }
         if self.options.refuse_whiteouts && name.starts_with(b".wh.") {
             return Err(ExtractError::Whiteout {
                 path: entry.path.clone(),
@@ -153,7 +159,7 @@ impl<'a> Extractor<'a> {
         }
         self.links.remove(path.as_bytes());
         match &entry.kind {
-            Kind::File => self.open_file(parent, name, entry)?,
+            Kind::File => self.open_file(parent, name, &path, entry)?,
             Kind::Directory => {
                 rustix::fs::mkdirat(&parent, &name, Mode::RWXU).doing("make the directory", &entry.path)?;
                 self.directory(&parent, &name, &path, entry)?;
@@ -202,16 +208,22 @@ impl<'a> Extractor<'a> {
         Ok(())
     }
 
-    fn write_open(&self, offset: u64, bytes: &[u8]) -> Result<(), ExtractError> {
-        let file = self.file.as_ref().ok_or(ExtractError::NoEntry)?;
+    fn write_open(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ExtractError> {
+        let file = self.file.as_mut().ok_or(ExtractError::NoEntry)?;
         let (mut offset, mut rest) = (offset, bytes);
         while !rest.is_empty() {
             let written = match rustix::io::pwrite(&file.fd, rest, offset) {
-                Err(Errno::INTR) => 0,
+                Err(Errno::INTR) => continue,
                 // A file system that takes nothing without saying why.
-                Ok(0) => return Err(Errno::NOSPC).doing("write", &file.entry.path)?,
-                result => result.doing("write", &file.entry.path)?,
+                Ok(0) => Err(Errno::NOSPC),
+                result => result,
             };
+            // A beginning that is kept would take the space that the whole file needs.
+            if let Err(Errno::NOSPC | Errno::DQUOT) = written {
+                file.forget_partial();
+                file.keep_partial = false;
+            }
+            let written = written.doing("write", &file.entry.path)?;
             offset += written as u64;
             rest = rest.get(written..).unwrap_or_default();
         }
@@ -243,11 +255,12 @@ impl<'a> Extractor<'a> {
                     temporary,
                     name,
                     entry,
+                    keep_partial: self.keeps_partial(&path),
                 });
             }
             Err(Errno::EXIST) => {
                 self.make_room(&parent, &name, &path, &entry)?;
-                self.open_file(parent, name, &entry)?;
+                self.open_file(parent, name, &path, &entry)?;
             }
             Err(source) => Err(source).doing("make the file", &entry.path)?,
         }
@@ -444,7 +457,13 @@ impl<'a> Extractor<'a> {
     }
 
     /// Opens a new file beside the one that it may replace; only when it is complete it gets its name.
-    fn open_file(&mut self, parent: Arc<OwnedFd>, name: Vec<u8>, entry: &Entry) -> Result<(), ExtractError> {
+    fn open_file(
+        &mut self,
+        parent: Arc<OwnedFd>,
+        name: Vec<u8>,
+        path: &TreePath,
+        entry: &Entry,
+    ) -> Result<(), ExtractError> {
         // Checks the policy before anything is made.
         self.settings(entry)?;
         let (fd, temporary) = loop {
@@ -460,6 +479,7 @@ impl<'a> Extractor<'a> {
             temporary,
             name,
             entry: entry.clone(),
+            keep_partial: self.keeps_partial(path),
         };
         if entry.sparse.is_some() {
             rustix::fs::ftruncate(&file.fd, entry.size).doing("make the file", &entry.path)?;
@@ -473,6 +493,8 @@ impl<'a> Extractor<'a> {
         let Some(mut file) = self.file.take() else {
             return Ok(());
         };
+        // One that has its owner and mode is no beginning any more.
+        let keeps = std::mem::take(&mut file.keep_partial);
         let settings = self.settings(&file.entry)?;
         self.apply(&file.fd, &file.entry, &settings)?;
         if file.temporary != file.name {
@@ -480,6 +502,8 @@ impl<'a> Extractor<'a> {
                 .doing("replace", &file.entry.path)?;
         }
         file.temporary.clear();
+        file.keep_partial = keeps;
+        file.forget_partial();
         Ok(())
     }
 
@@ -513,6 +537,12 @@ impl<'a> Extractor<'a> {
             Ok(()) | Err(Errno::NOENT) => Ok(renamed.doing(doing, &entry.path)?),
             Err(source) => Ok(Err(source).doing(doing, &entry.path)?),
         }
+    }
+
+    /// Beginnings are kept, and the archive has no file of its own where that of this one would be.
+    fn keeps_partial(&self, path: &TreePath) -> bool {
+        self.options.keep_partial
+            && partial_of(path).is_some_and(|partial| !self.partials.contains(partial.as_bytes()))
     }
 
     fn temporary_name(&mut self) -> Vec<u8> {

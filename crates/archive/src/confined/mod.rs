@@ -21,6 +21,7 @@ pub use export::{ExportOptions, ExportReport, export, export_as, export_element}
 pub use extract::{Extractor, extract};
 pub use metadata::Attributes;
 pub use options::{Devices, ExtractOptions, ExtractReport, Ownership, SetId};
+pub use pending::partial_of;
 pub(crate) use walk::names;
 
 pub use root::{Links, LocateError, PathStat, Root, go_mode};

@@ -63,6 +63,8 @@ pub struct ExtractOptions {
     pub refuse_whiteouts: bool,
     /// Refuse absolute names. Otherwise they are taken as relative to the destination.
     pub refuse_absolute: bool,
+    /// Keep the beginning of a large file that was broken off, where [`super::partial_of`] says, until the whole one is there.
+    pub keep_partial: bool,
     /// The archive's entry for the destination itself sets the destination's metadata. Docker leaves it alone.
     pub root_metadata: bool,
 }

@@ -51,6 +51,18 @@ impl Root {
         Self { fd, links }
     }
 
+    /// The directory at a path of this tree, all links followed, as the root of a tree of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`SystemError`] if it is none.
+    pub fn below(&self, path: &TreePath, links: Links) -> Result<Self, SystemError> {
+        let fd = self
+            .directory(path)
+            .doing("open the directory", path.as_bytes())?;
+        Ok(Self { fd, links })
+    }
+
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

@@ -14,6 +14,7 @@ use super::plan::{Prepared, prepare, refuse_conflicts};
 use crate::cli::MigrateArgs;
 use crate::connect::{self, Connection};
 use crate::history::Entry;
+use crate::interrupts::Interrupts;
 use crate::progress::Progress;
 use crate::render;
 
@@ -349,28 +350,4 @@ async fn finished_view(source: &Connection, id: &MigrationId) -> Result<Migratio
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Err(last)
-}
-
-/// Ctrl-C and SIGTERM.
-struct Interrupts {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-impl Interrupts {
-    fn new() -> Result<Self, Fault> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let bug = |e: std::io::Error| Fault::new("signal.failed", FaultKind::Bug, e.to_string());
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt()).map_err(bug)?,
-            terminate: signal(SignalKind::terminate()).map_err(bug)?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }

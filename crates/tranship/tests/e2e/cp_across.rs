@@ -192,7 +192,8 @@ fn an_interrupt_ends_both_ends() {
     for options in [&[][..], &["--relay"]] {
         let copy = p.begin(options, "c1:/srv/tree", "c1:/srv");
         wait_until(|| p.left_over().contains(".tranship-"));
-        let interrupt = ["-INT", &copy.id().to_string()];
+        // Shells that run tests in the background have SIGINT ignored.
+        let interrupt = ["-TERM", &copy.id().to_string()];
         assert!(
             std::process::Command::new("kill")
                 .args(interrupt)

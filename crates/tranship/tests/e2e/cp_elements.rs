@@ -27,11 +27,12 @@ impl Bench {
         let world = World::with(Options::default())?;
         let image = world.a.load_image("busybox").unwrap();
         let script = format!(
-            "run() {{ name=$1; shift; docker run -d --name $name --network none \"$@\" {image} sleep 86400; }}
+            "set -e
+            run() {{ name=$1; shift; docker run -d --name $name --network none \"$@\" {image} sleep 86400; }}
             run c1 -v data:/data --tmpfs /m; run c2; run ro --read-only
             docker create --name k1 --network none -v data:/data {image} sleep 86400
             mkdir -p /srv/dir /srv/fixed && echo host >/srv/dir/f && mount -t tmpfs -o ro none /srv/fixed
-            for c in c1 c2; do docker exec $c sh -c 'mkdir /both && echo same >/both/f && touch -d 2001-02-03 /both/f /both'; done
+            for c in c1 c2; do docker exec $c sh -c 'mkdir /both && echo same >/both/f && touch -d \"2001-02-03 04:05:06\" /both/f /both'; done
             docker exec c1 sh -c 'echo new >/etc/new && rm /etc/group && echo in >/data/f && echo m >/m/f &&
                 ln /etc/new /etc/again && mkdir -p /own/sub && rm -r /www && mkdir /www && echo h >/www/h'"
         );
@@ -138,18 +139,13 @@ fn elements_go_out_by_a_filter_and_against_an_ancestor() {
         "own/sub/",
         "both/f",
         "www/h",
+        "www/.wh..wh..opq",
     ] {
         assert!(has(&difference, name), "{name} is not in {difference:?}");
     }
     for name in ["bin/busybox", "etc/passwd", "data/f", "m/f", "etc/group"] {
         assert!(!has(&difference, name), "{name} is in {difference:?}");
     }
-    // Whatever is below a directory that was replaced is gone as well: by one mark for all of it, or one for all that there was, as
-    // the overlay has it.
-    assert!(
-        has(&difference, "www/.wh..wh..opq") || has(&difference, "www/.wh.index.html"),
-        "{difference:?}"
-    );
     let filtered = "include=etc&exclude=&strip=etc&rebase=new/place&ancestor=image";
     let names: Vec<_> = b.get("layer/c1", filtered).unwrap().into_keys().collect();
     assert!(

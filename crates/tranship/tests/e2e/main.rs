@@ -20,6 +20,7 @@ mod conflicts;
 mod connections;
 mod cp;
 mod cp_across;
+mod cp_broken;
 mod cp_cases;
 mod cp_delta;
 mod cp_differential;

@@ -102,7 +102,7 @@ fn measure(nodes: [&Node; 2], case: &Case, runs: usize, share: u32) -> Outcome<[
     let [a, _] = nodes;
     println!("({}) {}: preparing …", case.letter, case.what);
     a.sh(&format!(
-        "rm -rf {DIRECTORY} && mkdir -p {DIRECTORY}/tree && cd {DIRECTORY}/tree && N={share} && {}",
+        "mkdir -p {DIRECTORY}/tree && cd {DIRECTORY}/tree && N={share} && {}",
         case.fill
     ))?;
     if case.direction != Direction::In {
@@ -114,43 +114,51 @@ fn measure(nodes: [&Node; 2], case: &Case, runs: usize, share: u32) -> Outcome<[
     for run in 0..runs {
         for (program, list) in ["docker", "tranship"].into_iter().zip(&mut costs) {
             println!("({}) {program}, run {} of {runs} …", case.letter, run + 1);
-            let (target, script) = prepare(nodes, case.direction, program)?;
+            let target = format!("{DIRECTORY}/{program}-{run}");
+            let script = prepare(nodes, case.direction, program, &target)?;
             let (measured, _) = cost(nodes, program, || Ok(a.sh(&script)?))?;
             list.push(measured);
-            same(nodes, case.direction, &target)?;
+            same(nodes, case.direction, &format!("{target}/tree"))?;
         }
+    }
+    // Small files stay until the bed is taken down, out of the way.
+    let away = match case.fill == LARGE {
+        true => format!("rm -rf {DIRECTORY}/*"),
+        false => format!(
+            "mkdir -p {DIRECTORY}/x {DIRECTORY}-{0} && mv {DIRECTORY}/* {DIRECTORY}-{0}",
+            case.letter
+        ),
+    };
+    for node in nodes {
+        node.sh(&format!("{away} && docker exec box sh -c '{away}'"))?;
     }
     Ok(costs)
 }
 
-/// Removes what an earlier run left. Where the copy goes, and the script that makes it.
-fn prepare(nodes: [&Node; 2], direction: Direction, program: &str) -> Outcome<(String, String)> {
+/// Makes the directory that a copy goes to, and the script that copies. Every copy has a directory of its own, which stays until all
+/// are made: for minutes ext4 passes over the number of every file that was deleted, one by one, each time a file is made.
+fn prepare(nodes: [&Node; 2], direction: Direction, program: &str, target: &str) -> Outcome<String> {
     let [a, b] = nodes;
-    let clear = format!("docker exec box rm -rf {DIRECTORY}/tree");
-    let (target, script) = match direction {
+    let inside = format!("docker exec box mkdir -p {target}");
+    let script = match direction {
         Direction::In => {
-            a.sh(&clear)?;
-            let script = format!("{program} cp {DIRECTORY}/tree box:{DIRECTORY}");
-            (format!("{DIRECTORY}/tree"), script)
+            a.sh(&inside)?;
+            format!("{program} cp {DIRECTORY}/tree box:{target}")
         }
         Direction::Out => {
-            a.sh("rm -rf /srv/out && mkdir /srv/out")?;
-            let script = format!("{program} cp box:{DIRECTORY}/tree /srv/out");
-            ("/srv/out/tree".to_owned(), script)
+            a.sh(&format!("mkdir -p {target}"))?;
+            format!("{program} cp box:{DIRECTORY}/tree {target}")
         }
         Direction::Across => {
-            b.sh(&clear)?;
-            let script = match program {
-                "docker" => {
-                    format!("docker cp box:{DIRECTORY}/tree - | ssh root@b docker cp - box:{DIRECTORY}")
-                }
-                _ => format!("tranship cp box:{DIRECTORY}/tree ssh://root@b//box:{DIRECTORY}"),
-            };
-            (format!("{DIRECTORY}/tree"), script)
+            b.sh(&inside)?;
+            match program {
+                "docker" => format!("docker cp box:{DIRECTORY}/tree - | ssh root@b docker cp - box:{target}"),
+                _ => format!("tranship cp box:{DIRECTORY}/tree ssh://root@b//box:{target}"),
+            }
         }
     };
     a.sh("sync")?;
-    Ok((target, script))
+    Ok(script)
 }
 
 /// A copy that is not equal measures nothing.

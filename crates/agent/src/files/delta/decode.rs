@@ -5,12 +5,12 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tranship_archive::confined::Root;
+use tranship_archive::confined::{Root, partial_of};
 use tranship_archive::path::TreePath;
 use tranship_core::Fault;
 use tranship_core::fault::FaultKind;
 
-use super::{END, FILE, LITERAL, LONGEST_CHUNK, LONGEST_PATH, REFERENCE, malformed};
+use super::{BESIDE, END, FILE, LITERAL, LONGEST_CHUNK, LONGEST_PATH, REFERENCE, malformed};
 
 /// The archive that frames stand for. What it takes from files is compared with its hash first.
 pub struct Decoder<R> {
@@ -18,7 +18,8 @@ pub struct Decoder<R> {
     /// Where files are, and the directory that the archive is unpacked in. None where none can be reached.
     place: Option<(Arc<Root>, TreePath)>,
     path: Vec<u8>,
-    file: Option<File>,
+    /// The file of that path, and what is beside it, once they were needed.
+    files: [Option<File>; 2],
     /// Bytes that follow as they are.
     literal: usize,
     chunk: Vec<u8>,
@@ -54,7 +55,7 @@ impl<R: Read> Decoder<R> {
             frames,
             place,
             path: Vec::new(),
-            file: None,
+            files: [None, None],
             literal: 0,
             chunk: Vec::new(),
             read: 0,
@@ -90,7 +91,7 @@ impl<R: Read> Decoder<R> {
                 let mut path = vec![0; self.length(LONGEST_PATH)?];
                 self.frames.read_exact(&mut path)?;
                 self.path = path;
-                self.file = None;
+                self.files = [None, None];
             }
             [REFERENCE] => {
                 let offset = u64::from_le_bytes(self.number()?);
@@ -115,17 +116,20 @@ impl<R: Read> Decoder<R> {
             let fault = Fault::new("container.changed", FaultKind::Environment, text);
             return Err(self.fault.with(fault.with_hint("run the copy again")));
         }
-        if self.file.is_none() {
-            let path = TreePath::of_entry(&self.path).ok();
-            self.file = match (&self.place, path) {
-                (Some((root, base)), Some(path)) => root.file(&path.under(base)),
-                _ => None,
-            };
+        let beside = offset & BESIDE != 0;
+        let [file, partial] = &mut self.files;
+        let file = if beside { partial } else { file };
+        if file.is_none()
+            && let (Some((root, base)), Ok(path)) = (&self.place, TreePath::of_entry(&self.path))
+        {
+            let path = path.under(base);
+            let path = if beside { partial_of(&path) } else { Some(path) };
+            *file = path.and_then(|path| root.file(&path));
         }
         self.chunk.resize(length, 0);
         self.read = 0;
-        let whole = match &self.file {
-            Some(file) => file.read_exact_at(&mut self.chunk, offset).is_ok(),
+        let whole = match file {
+            Some(file) => file.read_exact_at(&mut self.chunk, offset & !BESIDE).is_ok(),
             None => false,
         };
         if whole && blake3::hash(&self.chunk) == *hash {

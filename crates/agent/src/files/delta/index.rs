@@ -7,13 +7,13 @@ use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
-use tranship_archive::confined::Root;
+use tranship_archive::confined::{Root, partial_of};
 use tranship_archive::entry::Kind;
 use tranship_archive::path::TreePath;
 use tranship_core::Fault;
 use tranship_core::fault::FaultKind;
 
-use super::{LARGEST_INDEX, LARGEST_LIST, LONGEST_PATH, MAGIC, SMALLEST, malformed, sizes};
+use super::{BESIDE, LARGEST_INDEX, LARGEST_LIST, LONGEST_PATH, MAGIC, SMALLEST, malformed, sizes};
 use crate::files::rewrite;
 
 /// Bytes of one chunk in an index.
@@ -134,14 +134,20 @@ pub fn write_index<W: Write>(
     out.write_all(MAGIC).map_err(failed)?;
     let mut left = LARGEST_INDEX - MAGIC.len();
     for name in names {
-        let file = TreePath::of_entry(name)
-            .ok()
-            .and_then(|path| root.file(&path.under(base)));
-        let Some(file) = file else { continue };
+        let Ok(path) = TreePath::of_entry(name) else {
+            continue;
+        };
+        let path = path.under(base);
+        let beside = partial_of(&path).and_then(|path| root.file(&path));
+        let files = [(root.file(&path), 0), (beside, BESIDE)];
+        let files: Vec<_> = files
+            .into_iter()
+            .filter_map(|(file, bit)| Some((file?, bit)))
+            .collect();
         if left < RECORD {
             break;
         }
-        let Ok(record) = record_of(name, &file, left) else {
+        let Ok(record) = record_of(name, &files, left) else {
             continue;
         };
         left -= record.len();
@@ -150,9 +156,13 @@ pub fn write_index<W: Write>(
     Ok(())
 }
 
-/// The record of one file; empty for one that is not worth it or does not fit into `most` bytes.
-fn record_of(name: &[u8], file: &File, most: usize) -> io::Result<Vec<u8>> {
-    let size = file.metadata()?.len();
+/// The record of one file, with what is set in the offsets of each of those that it is in; empty for one that is not worth it or
+/// does not fit into `most` bytes.
+fn record_of(name: &[u8], files: &[(File, u64)], most: usize) -> io::Result<Vec<u8>> {
+    let mut size = 0;
+    for (file, _) in files {
+        size = size.max(file.metadata()?.len());
+    }
     let mut record = Vec::new();
     if size < SMALLEST || name.len() > LONGEST_PATH {
         return Ok(record);
@@ -164,29 +174,32 @@ fn record_of(name: &[u8], file: &File, most: usize) -> io::Result<Vec<u8>> {
     let count_at = record.len();
     record.extend([0; 4]);
     let mut count = 0_u32;
-    let mut at = 0;
-    while let Some((start, end)) = data_from(file, at, size)? {
-        let sizes = sizes(size);
-        let mut buffer = Vec::new();
-        let mut offset = start;
-        while offset < end {
-            fill(file, &mut buffer, offset, end, sizes.max())?;
-            if buffer.is_empty() {
-                break;
+    for (file, bit) in files {
+        let end = file.metadata()?.len();
+        let mut at = 0;
+        while let Some((start, end_of_data)) = data_from(file, at, end)? {
+            let sizes = sizes(size);
+            let mut buffer = Vec::new();
+            let mut offset = start;
+            while offset < end_of_data {
+                fill(file, &mut buffer, offset, end_of_data, sizes.max())?;
+                if buffer.is_empty() {
+                    break;
+                }
+                let length = sizes.cut(&buffer);
+                if record.len() + RECORD > most {
+                    return Ok(Vec::new());
+                }
+                let chunk = buffer.get(..length).unwrap_or_default();
+                record.extend((offset | bit).to_le_bytes());
+                record.extend(u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
+                record.extend(blake3::hash(chunk).as_bytes());
+                count += 1;
+                buffer.drain(..length);
+                offset += length as u64;
             }
-            let length = sizes.cut(&buffer);
-            if record.len() + RECORD > most {
-                return Ok(Vec::new());
-            }
-            let chunk = buffer.get(..length).unwrap_or_default();
-            record.extend(offset.to_le_bytes());
-            record.extend(u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
-            record.extend(blake3::hash(chunk).as_bytes());
-            count += 1;
-            buffer.drain(..length);
-            offset += length as u64;
+            at = end_of_data;
         }
-        at = end;
     }
     if count == 0 || record.len() > most {
         return Ok(Vec::new());

@@ -14,6 +14,11 @@
 //! | 2 | length, path | what follows is taken from this file |
 //! | 3 | offset, length, BLAKE3 of 32 bytes | these bytes of it |
 //! | 4 | | the end of the archive |
+//!
+//! Beside a file may lie the beginning of it that an earlier copy left ([`partial_of`]). Its chunks are in the index too, with
+//! the highest bit of their offsets set: what it means is the destination's own business.
+//!
+//! [`partial_of`]: tranship_archive::confined::partial_of
 
 mod decode;
 mod encode;
@@ -45,6 +50,9 @@ pub const LARGEST_LIST: usize = 64 << 20;
 const SMALLEST: u64 = 512;
 /// Bytes of a chunk, in frames.
 const LONGEST_CHUNK: usize = 4 << 20;
+
+/// Set in offsets of what an earlier copy left beside a file.
+const BESIDE: u64 = 1 << 63;
 
 const LITERAL: u8 = 1;
 const FILE: u8 = 2;

@@ -84,6 +84,32 @@ fn a_page_in_a_large_file_costs_a_chunk_and_the_archive_is_the_same() {
 }
 
 #[test]
+fn what_an_earlier_copy_left_beside_a_file_is_not_sent_again() {
+    let (here, there) = places();
+    let content = noise(1, 8 << 20);
+    std::fs::write(here.path().join("file"), &content).unwrap();
+    std::fs::write(there.path().join(".tranship-partial.file"), &content[..5 << 20]).unwrap();
+    let whole = archive(here.path());
+    // With and without an older file under the name itself.
+    for old in [None, Some(noise(2, 6 << 20))] {
+        if let Some(old) = &old {
+            std::fs::write(there.path().join("file"), old).unwrap();
+        }
+        let frames = encoded_bytes(&whole, &index_of(&whole, there.path()));
+        assert!(frames.len() < 4 << 20, "{}", frames.len());
+        assert_eq!(decoded(&frames, there.path()).unwrap(), whole);
+    }
+    // What is both in the old file and beside it is found in either.
+    std::fs::write(there.path().join("file"), &content[4 << 20..]).unwrap();
+    let frames = encoded_bytes(&whole, &index_of(&whole, there.path()));
+    assert!(frames.len() < 1 << 20, "{}", frames.len());
+    assert_eq!(decoded(&frames, there.path()).unwrap(), whole);
+    // It is gone when it is needed.
+    std::fs::remove_file(there.path().join(".tranship-partial.file")).unwrap();
+    assert_eq!(decoded(&frames, there.path()).unwrap_err().code, "delta.changed");
+}
+
+#[test]
 fn holes_are_neither_sent_nor_looked_for() {
     let (here, there) = places();
     for (path, seed) in [(here.path(), 1), (there.path(), 2)] {

@@ -1,23 +1,30 @@
 //! From one container or volume to another: from agent to agent where one reaches the other, else through this process.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use futures_util::StreamExt as _;
 use serde::Serialize;
 use tranship_agent::FilesEvents;
-use tranship_agent::api::{FilesEvent, FilesRoute, ReceiveFiles, SendFiles};
+use tranship_agent::api::{CopyHere, FilesEvent, FilesRoute, ReceiveFiles, SendFiles};
+use tranship_agent::files::machine::View;
 use tranship_agent::files::{PathRequest, Unpacked};
+use tranship_archive::copy_rules::asserts_directory;
 use tranship_core::{Fault, FaultKind, MigrationId};
 use tranship_wire::WireError;
 
 use super::remote::Remote;
-use super::transfer::{self, Meter};
+use super::{Watch, interrupted, transfer};
+use crate::cli::CpArgs;
 use crate::commands::Context;
 use crate::commands::plan::new_id;
-use crate::progress::Line;
 
 /// What an agent says it can do if it takes part without the caller.
 const CAPABILITY: &str = "files.direct";
+/// What it says if it copies from and to the caller's own files.
+const HERE: &str = "files.here";
 
 /// The way that files took.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -84,23 +91,19 @@ impl<'a> Ways<'a> {
         asked: &PathRequest,
         to: &Remote,
         writing: &PathRequest,
-        line: Line,
+        watch: &Watch,
     ) -> Result<(Unpacked, Way), Fault> {
         let pair = (from.node.hello.instance.clone(), to.node.hello.instance.clone());
-        let able = |end: &Remote| end.node.hello.capabilities.iter().any(|can| can == CAPABILITY);
-        if self.relay || !able(from) || !able(to) || self.closed.contains(&pair) {
-            let done = transfer::between(from, asked, to, writing, line).await?;
+        if self.relay || !can(from, CAPABILITY) || !can(to, CAPABILITY) || self.closed.contains(&pair) {
+            let done = transfer::between(from, asked, to, writing, watch).await?;
             return Ok((done, Way::Relay));
         }
-        match self
-            .without_us(from, asked, to, writing, Line::new(&self.context.ui))
-            .await?
-        {
+        match self.without_us(from, asked, to, writing, watch).await? {
             Tried::Done(done, way) => Ok((done, way)),
             Tried::NoWay(fault) => {
                 self.context.ui.say(&format!("no direct data path: {fault}"));
                 self.closed.insert(pair);
-                let done = transfer::between(from, asked, to, writing, line).await?;
+                let done = transfer::between(from, asked, to, writing, watch).await?;
                 Ok((done, Way::Relay))
             }
         }
@@ -112,7 +115,7 @@ impl<'a> Ways<'a> {
         asked: &PathRequest,
         to: &Remote,
         writing: &PathRequest,
-        line: Line,
+        watch: &Watch,
     ) -> Result<Tried, Fault> {
         let id = new_id()?;
         let receive = ReceiveFiles {
@@ -133,13 +136,70 @@ impl<'a> Ways<'a> {
             route,
         };
         let tried = match from.node.client.send_files(&id, &send).await {
-            Ok(events) => follow(events, from, to, within, line).await,
+            Ok(events) => follow(events, &id, (from, to), within, watch).await,
             Err(fault) => Err(from.explain(fault)),
         };
         if !within && !matches!(tried, Ok(Tried::Done(..))) {
             forget(to, &id).await;
         }
         tried
+    }
+}
+
+fn can(end: &Remote, capability: &str) -> bool {
+    end.node.hello.capabilities.iter().any(|can| can == capability)
+}
+
+/// Whether a path of this machine leads to what is different for every process.
+fn is_of_a_process(path: &[u8], follow: bool) -> bool {
+    let whole = Path::new(OsStr::from_bytes(path));
+    let in_proc = |path: &Path| std::fs::canonicalize(path).is_ok_and(|real| real.starts_with("/proc"));
+    whole.starts_with("/proc")
+        || whole.parent().is_some_and(in_proc)
+        || ((follow || asserts_directory(path)) && in_proc(whole))
+}
+
+/// From or to this machine's files, by the agent of this machine. None if it cannot do that: it runs elsewhere, sees something
+/// else or may do something else than this process.
+///
+/// # Errors
+/// What it says.
+pub(super) async fn here(
+    args: &CpArgs,
+    remote: &Remote,
+    into: bool,
+    reading: &PathRequest,
+    writing: &PathRequest,
+    watch: &Watch,
+) -> Result<Option<(Unpacked, Way)>, Fault> {
+    let own = if into { reading } else { writing };
+    let able = remote.node.here && can(remote, HERE) && rustix::process::geteuid().is_root();
+    if args.relay || !able || is_of_a_process(&own.path, own.follow || !into) {
+        return Ok(None);
+    }
+    let Ok(caller) = View::of("self") else {
+        return Ok(None);
+    };
+    let asked = CopyHere {
+        caller,
+        holder: remote.holder.clone(),
+        into,
+        reading: reading.to_query(),
+        writing: writing.to_query(),
+    };
+    let id = new_id()?;
+    let done = match remote.node.client.copy_here(&id, &asked).await {
+        Ok(events) => follow(events, &id, (remote, remote), true, watch).await,
+        Err(fault) => Err(remote.explain(fault)),
+    };
+    match done {
+        Ok(Tried::Done(done, way)) => Ok(Some((done, way))),
+        // Nothing was read or written yet.
+        Ok(Tried::NoWay(fault)) | Err(fault) if fault.code == "files.caller" => {
+            tracing::debug!("not by the agent: {fault}");
+            Ok(None)
+        }
+        Ok(Tried::NoWay(fault)) | Err(fault) => Err(fault),
     }
 }
 
@@ -152,14 +212,26 @@ async fn forget(to: &Remote, id: &MigrationId) {
 
 async fn follow(
     mut events: FilesEvents,
-    from: &Remote,
-    to: &Remote,
+    id: &MigrationId,
+    (from, to): (&Remote, &Remote),
     within: bool,
-    line: Line,
+    watch: &Watch,
 ) -> Result<Tried, Fault> {
-    let mut meter = Meter::new(line);
+    let mut meter = watch.meter();
     let mut way = within.then_some(Way::Within);
-    while let Some(event) = events.next().await {
+    let mut giving_up = false;
+    loop {
+        let event = tokio::select! {
+            biased;
+            () = watch.given_up.cancelled(), if !giving_up => {
+                giving_up = true;
+                // The next event is the end, when nothing is written any more.
+                from.node.client.forget_files(id).await.map_err(|_| interrupted())?;
+                continue;
+            }
+            event = events.next() => event,
+        };
+        let Some(event) = event else { break };
         match event {
             Ok(FilesEvent::Connected { address }) => way = Some(Way::Direct { address }),
             Ok(FilesEvent::Progress { bytes }) => meter.at(bytes),
@@ -167,6 +239,7 @@ async fn follow(
             Ok(FilesEvent::Done { unpacked }) => {
                 return Ok(Tried::Done(unpacked, way.unwrap_or(Way::Within)));
             }
+            Err(_) if giving_up => return Err(interrupted()),
             Err(fault) if way.is_none() => return Ok(Tried::NoWay(from.explain(fault))),
             Err(fault) => return Err(from.explain(fault)),
         }

@@ -8,51 +8,59 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use tranship_agent::files::delta::{self, Decoder, Index};
-use tranship_agent::files::{Owner, PathRequest, Unpacked, bridge};
+use tranship_agent::files::{PathRequest, Unpacked, bridge};
 use tranship_archive::confined::{Links, Root};
 use tranship_archive::path::TreePath;
 use tranship_core::{Fault, FaultKind};
 use tranship_wire::WireError;
 
+use super::Watch;
 use super::between::Way;
 use super::remote::Remote;
 use super::transfer::{blocking, pack, send, unpack, watched};
-use crate::progress::Line;
 
 /// What an agent says that it can do.
 const CAPABILITY: &str = "files.delta";
+/// The same, if it keeps beginnings.
+const PARTIAL: &str = "files.partial";
 
 /// Where a copy goes.
-pub enum To<'a> {
+pub(super) enum To<'a> {
     /// Into a container or volume.
     Remote(&'a Remote, PathRequest),
-    /// Into a directory of this machine, to be this owner's.
-    Here(&'a OsStr, Option<Owner>),
+    /// Into a directory of this machine.
+    Here(&'a OsStr, PathRequest),
 }
 
-fn able(end: &Remote) -> Result<(), Fault> {
-    if end.node.hello.capabilities.iter().any(|can| can == CAPABILITY) {
+fn able(end: &Remote, capability: &str, option: &str) -> Result<(), Fault> {
+    if end.node.hello.capabilities.iter().any(|can| can == capability) {
         return Ok(());
     }
-    let text = "the agent there is of a version that knows no --delta";
+    let text = format!("the agent there is of a version that knows no {option}");
     Err(end.explain(
-        Fault::new("cp.delta", FaultKind::Environment, text)
-            .with_hint("copy without --delta, or use the same version of tranship at both ends"),
+        Fault::new("cp.delta", FaultKind::Environment, text).with_hint(format!(
+            "copy without {option}, or use the same version of tranship at both ends"
+        )),
     ))
 }
 
 /// Copies from a container or volume, or from this machine if there is none.
-pub async fn copy(
+pub(super) async fn copy(
     from: Option<&Remote>,
     asked: PathRequest,
     to: To<'_>,
-    line: Line,
+    watch: &Watch,
 ) -> Result<(Unpacked, Option<Way>), Fault> {
     for end in from.into_iter().chain(match &to {
         To::Remote(remote, _) => Some(*remote),
         To::Here(..) => None,
     }) {
-        able(end)?;
+        able(end, CAPABILITY, "--delta")?;
+    }
+    if let To::Remote(to, writing) = &to
+        && writing.partial
+    {
+        able(to, PARTIAL, "--partial")?;
     }
     let names = names(from, &asked).await?;
     let index = index(&to, names).await?;
@@ -61,14 +69,14 @@ pub async fn copy(
         None => {
             let index = Index::parse(&index)?;
             let frames = delta::encoded(pack(asked).await?, index).await?;
-            finish(counted(frames, &sent), to, line).await?
+            finish(counted(frames, &sent), to, watch).await?
         }
         Some(from) => {
             let frames = from.node.client.pack_against(&from.holder, &asked, index).await;
             let frames = frames.map_err(|fault| from.explain(fault))?;
             let frames = frames.map(|piece| piece.map_err(WireError::into_fault));
             let here = matches!(to, To::Here(..));
-            let done = finish(counted(frames, &sent), to, line).await;
+            let done = finish(counted(frames, &sent), to, watch).await;
             done.map_err(|fault| if here { from.explain(fault) } else { fault })?
         }
     };
@@ -146,7 +154,7 @@ fn counted<E: Send + 'static>(
 async fn finish(
     frames: impl Stream<Item = Result<Bytes, Fault>> + Send + 'static,
     to: To<'_>,
-    line: Line,
+    watch: &Watch,
 ) -> Result<Unpacked, Fault> {
     match to {
         To::Remote(to, writing) => {
@@ -154,16 +162,16 @@ async fn finish(
                 delta: true,
                 ..writing
             };
-            send(frames, to, &writing, line).await
+            send(frames, to, &writing, watch).await
         }
-        To::Here(directory, owner) => {
-            let reader = bridge::reader(Box::pin(watched(frames, line)));
+        To::Here(directory, writing) => {
+            let reader = bridge::reader(Box::pin(watched(frames, watch)));
             let directory = directory.to_owned();
             blocking(move || {
                 let root = Arc::new(Root::open(Path::new(&directory), Links::Beneath)?);
                 let decoder = Decoder::new(reader, Some((root, TreePath::root())));
                 let broken = decoder.broken();
-                unpack(decoder, &directory, owner).map_err(|fault| broken.or(fault))
+                unpack(decoder, &directory, &writing).map_err(|fault| broken.or(fault))
             })
             .await
         }

@@ -7,9 +7,10 @@ mod remote;
 mod transfer;
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt as _;
-use std::time::Instant;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
 use tranship_agent::files::{PathRequest, Unpacked};
 use tranship_archive::copy_rules::{
     CopyRuleError, Operand, Placement, Present, check_operands, place, place_stream,
@@ -22,8 +23,14 @@ use self::remote::Remote;
 pub use self::transfer::Meter;
 use super::Context;
 use crate::cli::CpArgs;
+use crate::failure::INTERRUPTED;
+use crate::interrupts::Interrupts;
 use crate::progress::Line;
 use crate::render::bytes;
+use crate::ui::Ui;
+
+/// How long an interrupted copy may take to end in order.
+const CLEANING_UP: Duration = Duration::from_secs(3);
 
 /// One end of a copy, with its node.
 enum End {
@@ -37,8 +44,54 @@ fn rule(error: &CopyRuleError) -> Fault {
     Fault::of(error).with_kind(FaultKind::Environment)
 }
 
+/// Shows how a copy goes on, and says when it is to end.
+#[derive(Clone)]
+struct Watch {
+    ui: Ui,
+    given_up: CancellationToken,
+}
+
+impl Watch {
+    fn meter(&self) -> Meter {
+        Meter::new(Line::new(&self.ui))
+    }
+}
+
+fn interrupted() -> Fault {
+    Fault::new(
+        INTERRUPTED,
+        FaultKind::Environment,
+        "the copy was interrupted; files that were complete stay",
+    )
+    .with_hint("run it again; with --partial, it goes on within a large file the next time")
+}
+
 /// Runs the command.
 pub async fn run(context: &Context, args: &CpArgs) -> Result<(), Fault> {
+    let watch = Watch {
+        ui: context.ui.clone(),
+        given_up: CancellationToken::new(),
+    };
+    let mut copying = std::pin::pin!(copy_all(context, args, &watch));
+    if args.operands.iter().any(|operand| operand == "-") {
+        // Nothing is written here, and a reader or writer that stands still would hold an orderly end up.
+        return copying.await;
+    }
+    let mut signals = Interrupts::unless_ignored()?;
+    tokio::select! {
+        done = &mut copying => return done,
+        () = signals.next() => watch.given_up.cancel(),
+    }
+    // What is half written is taken away by whoever writes it.
+    tokio::select! {
+        // It may have been complete in this very moment. What else it ended with comes of the interrupt.
+        done = &mut copying => done.map_err(|_| interrupted()),
+        () = tokio::time::sleep(CLEANING_UP) => Err(interrupted()),
+        () = signals.next() => Err(interrupted()),
+    }
+}
+
+async fn copy_all(context: &Context, args: &CpArgs, watch: &Watch) -> Result<(), Fault> {
     let begun = Instant::now();
     let mut operands = Vec::new();
     for text in &args.operands {
@@ -57,9 +110,10 @@ pub async fn run(context: &Context, args: &CpArgs) -> Result<(), Fault> {
         return Err(usage("one source goes to standard output"));
     }
     let mut nodes = remote::Nodes::default();
-    if args.delta && (operands.contains(&Operand::Stream) || last == Operand::Stream) {
+    let delta = only_differences(args);
+    if delta && (operands.contains(&Operand::Stream) || last == Operand::Stream) {
         return Err(usage(
-            "--delta compares files, and an archive has none to compare with",
+            "--delta and --partial compare files, and an archive has none to compare with",
         ));
     }
     let destination = end(context, &mut nodes, last).await?;
@@ -81,8 +135,10 @@ pub async fn run(context: &Context, args: &CpArgs) -> Result<(), Fault> {
     let mut taken: Vec<Way> = Vec::new();
     let mut sent = 0;
     for source in sources {
-        let line = Line::new(&context.ui);
-        let (copied, way) = copy(args, &mut ways, source, &destination, several, line).await?;
+        if watch.given_up.is_cancelled() {
+            return Err(interrupted());
+        }
+        let (copied, way) = copy(args, &mut ways, source, &destination, several, watch).await?;
         if let Some(Way::Difference { bytes }) = way {
             sent += bytes;
         }
@@ -103,7 +159,7 @@ pub async fn run(context: &Context, args: &CpArgs) -> Result<(), Fault> {
             "bytes": done.bytes,
             "skipped": done.skipped,
             "ways": taken,
-            "sent": args.delta.then_some(sent),
+            "sent": delta.then_some(sent),
             "milliseconds": u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         }));
     }
@@ -144,6 +200,11 @@ async fn end(context: &Context, nodes: &mut remote::Nodes, operand: Operand) -> 
     }
 }
 
+/// To go on where a copy was broken off is to send what is not there yet.
+fn only_differences(args: &CpArgs) -> bool {
+    args.delta || args.partial
+}
+
 /// What of the source goes along, and how it is written.
 fn reading(args: &CpArgs) -> PathRequest {
     let texts = |list: &[std::ffi::OsString]| list.iter().map(|text| text.as_bytes().to_vec()).collect();
@@ -162,6 +223,7 @@ fn writing(args: &CpArgs, directory: Vec<u8>) -> PathRequest {
         no_overwrite_dir_non_dir: true,
         copy_uid_gid: args.archive,
         owner: args.chown,
+        partial: args.partial,
         ..PathRequest::default()
     }
 }
@@ -181,14 +243,15 @@ async fn copy(
     source: End,
     destination: &End,
     several: bool,
-    line: Line,
+    watch: &Watch,
 ) -> Result<(Unpacked, Option<Way>), Fault> {
     let mut asked = reading(args);
+    let delta = only_differences(args);
     let done = match (source, destination) {
         (End::Stream, End::Remote(to)) => {
             let (path, present) = to.destination().await?;
             let placement = place_stream(&path, present).map_err(|e| rule(&e))?;
-            transfer::from_stdin(asked, to, &writing(args, placement.directory), line).await
+            transfer::from_stdin(asked, to, &writing(args, placement.directory), watch).await
         }
         (End::Local(path), End::Remote(to)) => {
             let source = LocalSource::find(&path, args.follow_link)?;
@@ -199,10 +262,13 @@ async fn copy(
             asked.name = Some(name_of(&placement));
             asked.path = source.path;
             let writing = writing(args, placement.directory);
-            if args.delta {
-                return delta::copy(None, asked, delta::To::Remote(to, writing), line).await;
+            if delta {
+                return delta::copy(None, asked, delta::To::Remote(to, writing), watch).await;
             }
-            transfer::from_here(asked, to, &writing, line).await
+            match between::here(args, to, true, &asked, &writing, watch).await? {
+                Some((done, way)) => return Ok((done, Some(way))),
+                None => transfer::from_here(asked, to, &writing, watch).await,
+            }
         }
         (End::Remote(from), End::Stream) => {
             let stat = from.source(args.follow_link).await?;
@@ -219,11 +285,20 @@ async fn copy(
             asked.name = Some(name_of(&placement));
             asked.path.clone_from(&from.path);
             let directory = OsStr::from_bytes(&placement.directory);
-            if args.delta {
-                let to = delta::To::Here(directory, args.chown);
-                return delta::copy(Some(&from), asked, to, line).await;
+            if delta {
+                let to = delta::To::Here(directory, writing(args, Vec::new()));
+                return delta::copy(Some(&from), asked, to, watch).await;
             }
-            transfer::to_here(&from, &asked, directory, args.chown, line).await
+            // Links in the path of a directory here are followed as usual, wherever they lead.
+            let whole = std::fs::canonicalize(directory);
+            let whole = whole.map_or(placement.directory.clone(), |whole| {
+                whole.into_os_string().into_vec()
+            });
+            let writing = writing(args, whole);
+            match between::here(args, &from, false, &asked, &writing, watch).await? {
+                Some((done, way)) => return Ok((done, Some(way))),
+                None => transfer::to_here(&from, &asked, directory, writing, watch).await,
+            }
         }
         (End::Remote(from), End::Remote(to)) => {
             let stat = from.source(args.follow_link).await?;
@@ -236,10 +311,10 @@ async fn copy(
                 within(&from.path, &target)?;
             }
             let writing = writing(args, placement.directory);
-            if args.delta {
-                return delta::copy(Some(&from), asked, delta::To::Remote(to, writing), line).await;
+            if delta {
+                return delta::copy(Some(&from), asked, delta::To::Remote(to, writing), watch).await;
             }
-            let (done, way) = ways.copy(&from, &asked, to, &writing, line).await?;
+            let (done, way) = ways.copy(&from, &asked, to, &writing, watch).await?;
             return Ok((done, Some(way)));
         }
         _ => Err(rule(&CopyRuleError::NoContainer)),

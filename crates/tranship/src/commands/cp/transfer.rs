@@ -3,24 +3,19 @@
 use std::ffi::OsStr;
 use std::io::{BufRead as _, Read, Write as _};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use tranship_agent::files::bridge::{self, Pieces};
-use tranship_agent::files::{Owner, PathRequest, Unpacked, rewrite};
-use tranship_archive::confined::{
-    Devices, ExportOptions, ExtractOptions, Links, Ownership, Root, export_as, extract,
-};
-use tranship_archive::path::TreePath;
-use tranship_archive::reader::{ReadOptions, Reader};
-use tranship_archive::writer::Writer;
+use tranship_agent::files::{PathRequest, Unpacked, machine, rewrite};
+use tranship_archive::confined::{Links, Root};
 use tranship_core::{Fault, FaultKind};
 use tranship_wire::WireError;
 
 use super::remote::Remote;
+use super::{Watch, interrupted};
 use crate::progress::Line;
 use crate::render::bytes;
 use crate::ui::BROKEN_PIPE;
@@ -67,35 +62,44 @@ impl Meter {
     }
 }
 
-/// The stream, with its progress shown.
-pub(super) fn watched<E: Send + 'static>(
+/// The stream, with its progress shown, until the copy is given up.
+pub(super) fn watched<E>(
     stream: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
-    line: Line,
-) -> impl Stream<Item = Result<Bytes, E>> + Send + 'static {
-    let moved = AtomicU64::new(0);
-    let meter = Mutex::new(Meter::new(line));
-    stream.inspect(move |piece| {
-        let Ok(piece) = piece else { return };
-        let total = moved.fetch_add(piece.len() as u64, Ordering::Relaxed) + piece.len() as u64;
-        meter.lock().unwrap_or_else(PoisonError::into_inner).at(total);
+    watch: &Watch,
+) -> impl Stream<Item = Result<Bytes, Fault>> + Send + 'static
+where
+    E: Into<Fault> + Send + 'static,
+{
+    let state = (Box::pin(stream), watch.given_up.clone(), watch.meter(), 0);
+    futures_util::stream::unfold(Some(state), |state| async move {
+        let (mut stream, given_up, mut meter, mut total) = state?;
+        let piece = tokio::select! {
+            biased;
+            () = given_up.cancelled() => return Some((Err(interrupted()), None)),
+            piece = stream.next() => piece?,
+        };
+        match piece {
+            Ok(piece) => {
+                total += piece.len() as u64;
+                meter.at(total);
+                Some((Ok(piece), Some((stream, given_up, meter, total))))
+            }
+            Err(error) => Some((Err(error.into()), None)),
+        }
     })
 }
 
 /// A fault of the sending end says more than what the receiving end made of its silence.
-fn first_of<E>(
-    stream: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
+fn first_of(
+    stream: impl Stream<Item = Result<Bytes, Fault>> + Send + 'static,
 ) -> (
     impl Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static,
     Arc<Mutex<Option<Fault>>>,
-)
-where
-    E: Into<Fault> + Send + 'static,
-{
+) {
     let fault = Arc::new(Mutex::new(None));
     let slot = Arc::clone(&fault);
     let stream = stream.map(move |piece| {
-        piece.map_err(|error| {
-            let fault: Fault = error.into();
+        piece.map_err(|fault| {
             let text = fault.to_string();
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
             std::io::Error::other(text)
@@ -108,12 +112,12 @@ pub(super) async fn send<E>(
     stream: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
     to: &Remote,
     writing: &PathRequest,
-    line: Line,
+    watch: &Watch,
 ) -> Result<Unpacked, Fault>
 where
     E: Into<Fault> + Send + 'static,
 {
-    let (stream, broken) = first_of(watched(stream, line));
+    let (stream, broken) = first_of(watched(stream, watch));
     let done = to.node.client.unpack(&to.holder, writing, stream).await;
     let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
     match (done, broken) {
@@ -124,39 +128,25 @@ where
 }
 
 /// From this machine.
-pub async fn from_here(
+pub(super) async fn from_here(
     asked: PathRequest,
     to: &Remote,
     writing: &PathRequest,
-    line: Line,
+    watch: &Watch,
 ) -> Result<Unpacked, Fault> {
-    send(pack(asked).await?, to, writing, line).await
+    send(pack(asked).await?, to, writing, watch).await
 }
 
 pub(super) async fn pack(asked: PathRequest) -> Result<Pieces, Fault> {
-    let (filter, name) = (asked.filter()?, asked.base()?);
-    bridge::writer(move |out| {
-        let root = Root::open(Path::new("/"), Links::InRoot)?;
-        let options = ExportOptions {
-            follow: asked.follow,
-            whole_seconds: true,
-            headers_only: asked.headers_only,
-            ..ExportOptions::default()
-        };
-        let mut writer = Writer::new(out);
-        export_as(&root, &asked.path, name.as_ref(), &filter, &mut writer, &options)?;
-        writer.finish()?;
-        Ok(())
-    })
-    .await
+    machine::pack(Root::open(Path::new("/"), Links::InRoot)?, asked).await
 }
 
 /// An archive from standard input.
-pub async fn from_stdin(
+pub(super) async fn from_stdin(
     asked: PathRequest,
     to: &Remote,
     writing: &PathRequest,
-    line: Line,
+    watch: &Watch,
 ) -> Result<Unpacked, Fault> {
     let filter = asked.filter()?;
     let pieces = bridge::writer(move |out| {
@@ -180,11 +170,11 @@ pub async fn from_stdin(
         rewrite(input, out, &filter, None).map(|_| ())
     })
     .await?;
-    send(pieces, to, writing, line).await
+    send(pieces, to, writing, watch).await
 }
 
 /// An archive to standard output.
-pub async fn to_stdout(from: &Remote, asked: &PathRequest) -> Result<Unpacked, Fault> {
+pub(super) async fn to_stdout(from: &Remote, asked: &PathRequest) -> Result<Unpacked, Fault> {
     let mut stream = from
         .node
         .client
@@ -214,18 +204,19 @@ pub async fn to_stdout(from: &Remote, asked: &PathRequest) -> Result<Unpacked, F
 }
 
 /// To this machine.
-pub async fn to_here(
+pub(super) async fn to_here(
     from: &Remote,
     asked: &PathRequest,
     directory: &OsStr,
-    owner: Option<Owner>,
-    line: Line,
+    writing: PathRequest,
+    watch: &Watch,
 ) -> Result<Unpacked, Fault> {
     let stream = from.node.client.pack(&from.holder, asked).await;
     let stream = stream.map_err(|fault| from.explain(fault))?;
-    let reader = bridge::reader(Box::pin(watched(stream, line)));
+    let stream = stream.map(|piece| piece.map_err(WireError::into_fault));
+    let reader = bridge::reader(Box::pin(watched(stream, watch)));
     let directory = directory.to_owned();
-    let done = blocking(move || unpack(reader, &directory, owner)).await;
+    let done = blocking(move || unpack(reader, &directory, &writing)).await;
     done.map_err(|fault| from.explain(fault))
 }
 
@@ -238,40 +229,21 @@ pub(super) async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|e| Err(Fault::new("cp.task", FaultKind::Bug, e.to_string())))
 }
 
-pub(super) fn unpack(reader: impl Read, directory: &OsStr, owner: Option<Owner>) -> Result<Unpacked, Fault> {
+pub(super) fn unpack(reader: impl Read, directory: &OsStr, writing: &PathRequest) -> Result<Unpacked, Fault> {
     let root = Root::open(Path::new(directory), Links::Beneath)?;
-    let buffered = std::io::BufReader::with_capacity(262_144, reader);
-    let mut reader = Reader::new(buffered, ReadOptions::strict());
-    let options = ExtractOptions {
-        no_overwrite_dir_non_dir: true,
-        ownership: owner.map_or(Ownership::Caller, |owner| Ownership::Fixed {
-            uid: owner.uid,
-            gid: owner.gid,
-        }),
-        devices: Devices::Create,
-        ..ExtractOptions::default()
-    };
-    let report = extract(&mut reader, &root, &TreePath::root(), options)?;
-    let skipped = report.skipped.first.iter().take(20);
-    Ok(Unpacked {
-        entries: report.entries,
-        bytes: report.bytes,
-        skipped: skipped
-            .map(|s| format!("{}: {}", String::from_utf8_lossy(&s.path), s.what))
-            .collect(),
-    })
+    machine::unpack(reader, &root, writing.owner, writing.partial)
 }
 
 /// From one container or volume to another, through this process.
-pub async fn between(
+pub(super) async fn between(
     from: &Remote,
     asked: &PathRequest,
     to: &Remote,
     writing: &PathRequest,
-    line: Line,
+    watch: &Watch,
 ) -> Result<Unpacked, Fault> {
     let stream = from.node.client.pack(&from.holder, asked).await;
     let stream = stream.map_err(|fault| from.explain(fault))?;
     let stream = stream.map(|piece| piece.map_err(WireError::into_fault));
-    send(stream, to, writing, line).await
+    send(stream, to, writing, watch).await
 }
