@@ -28,11 +28,14 @@ fn archive_path(holder: &Holder, asked: &PathRequest) -> String {
     format!("/v1/{what}?{}", asked.to_query())
 }
 
+/// What an agent tells of work while it does it.
+type Told<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Fault>> + Send>>;
+
 /// How a copy goes. Dropping it ends the copy.
-pub type CopyEvents = std::pin::Pin<Box<dyn Stream<Item = Result<CopyEvent, Fault>> + Send>>;
+pub type CopyEvents = Told<CopyEvent>;
 
 /// How sending files goes. Dropping it ends it at both ends.
-pub type FilesEvents = std::pin::Pin<Box<dyn Stream<Item = Result<FilesEvent, Fault>> + Send>>;
+pub type FilesEvents = Told<FilesEvent>;
 
 /// A connection to an agent. Clones share it.
 #[derive(Debug, Clone)]
@@ -256,7 +259,7 @@ impl AgentClient {
     /// # Errors
     /// As [`AgentClient::hello`].
     pub async fn send_files(&self, id: &MigrationId, asked: &SendFiles) -> Result<FilesEvents, Fault> {
-        self.files_events(&format!("/v1/files/{id}/send"), asked).await
+        self.told(&format!("/v1/files/{id}/send"), asked).await
     }
 
     /// Copies between a container or volume and the files of this machine, as this process sees them.
@@ -264,17 +267,7 @@ impl AgentClient {
     /// # Errors
     /// `files.caller` unless this process and the agent are root; as [`AgentClient::hello`].
     pub async fn copy_here(&self, id: &MigrationId, asked: &CopyHere) -> Result<FilesEvents, Fault> {
-        self.files_events(&format!("/v1/files/{id}/here"), asked).await
-    }
-
-    async fn files_events<A: serde::Serialize + Sync>(
-        &self,
-        path: &str,
-        asked: &A,
-    ) -> Result<FilesEvents, Fault> {
-        let events = self.client.post_events::<_, FilesEvent>(path, asked).await;
-        let events = events.map_err(WireError::into_fault)?;
-        Ok(Box::pin(events.map(|e| e.map_err(WireError::into_fault))))
+        self.told(&format!("/v1/files/{id}/here"), asked).await
     }
 
     /// What if these containers came to you?
@@ -519,7 +512,7 @@ impl AgentClient {
     /// # Errors
     /// As [`AgentClient::hello`].
     pub async fn send_copy(&self, id: &MigrationId, asked: &SendCopy) -> Result<CopyEvents, Fault> {
-        self.copy_events(&format!("/v1/copies/{id}/send"), asked).await
+        self.told(&format!("/v1/copies/{id}/send"), asked).await
     }
 
     /// Keeps a snapshot of a volume.
@@ -527,7 +520,7 @@ impl AgentClient {
     /// # Errors
     /// As [`AgentClient::hello`].
     pub async fn take_snapshot(&self, id: &MigrationId, asked: &TakeSnapshot) -> Result<CopyEvents, Fault> {
-        self.copy_events(&format!("/v1/snapshots/{id}"), asked).await
+        self.told(&format!("/v1/snapshots/{id}"), asked).await
     }
 
     /// Removes a snapshot of a volume.
@@ -539,12 +532,12 @@ impl AgentClient {
         self.client.delete(&path).await.map_err(WireError::into_fault)
     }
 
-    async fn copy_events<Q: serde::Serialize + Sync>(
-        &self,
-        path: &str,
-        asked: &Q,
-    ) -> Result<CopyEvents, Fault> {
-        let events = self.client.post_events::<Q, CopyEvent>(path, asked).await;
+    async fn told<Q, T>(&self, path: &str, asked: &Q) -> Result<Told<T>, Fault>
+    where
+        Q: serde::Serialize + Sync,
+        T: serde::de::DeserializeOwned + Send + 'static,
+    {
+        let events = self.client.post_events::<Q, T>(path, asked).await;
         let events = events.map_err(WireError::into_fault)?;
         Ok(Box::pin(events.map(|e| e.map_err(WireError::into_fault))))
     }

@@ -124,13 +124,13 @@ impl Agent {
                 true => (machine::pack(root, reading).await?, None),
                 false => (agent.pack(&asked.holder, &reading).await?.1, Some(root)),
             };
-            let (pieces, own) = kept(watched(pieces, given_up, events));
-            let done = match root {
-                None => agent.unpack(&asked.holder, &writing, pieces).await,
-                Some(root) => unpack_here(root, writing, pieces).await,
-            };
-            let broken = own.lock().unwrap_or_else(PoisonError::into_inner).take();
-            done.map_err(|fault| broken.map_or(Failed::There(fault), Failed::Here))
+            unpacked(watched(pieces, given_up, events), |pieces| async move {
+                match root {
+                    None => agent.unpack(&asked.holder, &writing, pieces).await,
+                    Some(root) => unpack_here(root, writing, pieces).await,
+                }
+            })
+            .await
         })
     }
 
@@ -157,10 +157,7 @@ impl Agent {
             (Some(client), _) => send(&client, pieces).await,
             (None, FilesRoute::Here(to)) => {
                 let writing = PathRequest::from_query(&to.request).map_err(Failed::There)?;
-                let (pieces, own) = kept(pieces);
-                let done = self.unpack(&to.holder, &writing, pieces).await;
-                let broken = own.lock().unwrap_or_else(PoisonError::into_inner).take();
-                done.map_err(|fault| broken.map_or(Failed::There(fault), Failed::Here))
+                unpacked(pieces, |pieces| self.unpack(&to.holder, &writing, pieces)).await
             }
             (None, FilesRoute::Direct(_)) => Err(Failed::Here(aborted())),
         }
@@ -276,14 +273,19 @@ fn watched(pieces: Pieces, given_up: CancellationToken, events: Events) -> Piece
     }))
 }
 
-/// The pieces, and where their fault is kept: it says more than what the receiving half makes of it.
-fn kept(pieces: Pieces) -> (Pieces, Arc<Mutex<Option<Fault>>>) {
-    let slot = Arc::new(Mutex::new(None));
-    let fault = Arc::clone(&slot);
+/// Has the pieces unpacked by this agent. A fault of theirs says more than what the receiving half makes of it.
+async fn unpacked<F>(pieces: Pieces, unpack: impl FnOnce(Pieces) -> F) -> Result<Unpacked, Failed>
+where
+    F: Future<Output = Result<Unpacked, Fault>>,
+{
+    let own = Arc::new(Mutex::new(None));
+    let slot = Arc::clone(&own);
     let pieces = pieces.inspect(move |piece| {
         if let Err(broken) = piece {
-            *fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(broken.clone());
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(broken.clone());
         }
     });
-    (Box::pin(pieces), slot)
+    let done = unpack(Box::pin(pieces)).await;
+    let broken = own.lock().unwrap_or_else(PoisonError::into_inner).take();
+    done.map_err(|fault| broken.map_or(Failed::There(fault), Failed::Here))
 }

@@ -44,15 +44,7 @@ fn a_limit_that_just_fits_is_no_limit() {
 #[test]
 fn space_is_needed_to_the_byte_and_to_the_inode() {
     let volume = |s: &mut Sides| {
-        s.report.spec.mounts = vec![MountSpec {
-            kind: MountKind::Volume,
-            name: "data".into(),
-            source: String::new(),
-            destination: "/data".into(),
-            driver: "local".into(),
-            writable: true,
-            anonymous: false,
-        }];
+        s.report.spec.mounts = vec![data_volume()];
         s.report.sizes.insert(
             "/data".into(),
             ElementSize {

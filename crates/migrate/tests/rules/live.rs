@@ -123,15 +123,7 @@ fn what_a_container_has_may_keep_it() {
 fn its_files_have_to_be_its_own() {
     let volume = |conflict: VolumeConflict| {
         move |s: &mut Sides| {
-            s.report.spec.mounts.push(MountSpec {
-                kind: MountKind::Volume,
-                name: "data".into(),
-                source: String::new(),
-                destination: "/data".into(),
-                driver: "local".into(),
-                writable: true,
-                anonymous: false,
-            });
+            s.report.spec.mounts.push(data_volume());
             s.survey.volumes.push("data".into());
             s.options.volume_conflict = conflict;
         }

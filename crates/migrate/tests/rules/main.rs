@@ -31,6 +31,19 @@ struct Sides {
     options: MoveOptions,
 }
 
+/// A volume that may be written to, at `/data`.
+fn data_volume() -> MountSpec {
+    MountSpec {
+        kind: MountKind::Volume,
+        name: "data".into(),
+        source: String::new(),
+        destination: "/data".into(),
+        driver: "local".into(),
+        writable: true,
+        anonymous: false,
+    }
+}
+
 fn node() -> NodeFacts {
     NodeFacts {
         host_name: "n".into(),

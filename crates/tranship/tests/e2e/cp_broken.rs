@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use tranship_testkit::testbed::{Link, Node, Options};
+use tranship_testkit::testbed::Link;
 
-use crate::world::{Outcome, World, finish, program, wait_until};
+use crate::world::{Outcome, World, finish, program, shell, wait_until, with_containers};
 
 /// Bytes that are there before a copy is interrupted.
 const BEGUN: u64 = 4 << 20;
@@ -13,13 +13,8 @@ const WHOLE: u64 = 16 << 20;
 const WITHIN: &str = "\"within\"";
 
 fn scene() -> Option<World> {
-    let world = World::with(Options::default())?;
+    let world = with_containers("")?;
     for node in [&world.a, &world.b] {
-        let image = node.load_image("busybox").unwrap();
-        node.sh(&format!(
-            "docker run -d --name c1 --network none {image} sleep 86400"
-        ))
-        .unwrap();
         shell(node, "mkdir -p /srv");
     }
     let all = WHOLE >> 20;
@@ -32,11 +27,6 @@ fn scene() -> Option<World> {
         .run(&["cp", "ssh://root@a//c1:/etc/passwd", "ssh://root@b//c1:/tmp/"])
         .expect(0);
     Some(world)
-}
-
-fn shell(node: &Node, command: &str) -> String {
-    node.exec_ok(["docker", "exec", "c1", "sh", "-c", command])
-        .unwrap()
 }
 
 /// What is unfinished in a directory: its size and its name.

@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use serde_json::Value;
-use tranship_testkit::testbed::{Node, Options};
 
-use crate::world::{Outcome, World};
+use crate::world::{Outcome, World, shell, with_containers};
 
 /// Everything about a tree that a copy keeps, sizes on disk included.
 const LOOK: &str = "cd /srv/tree && find . | sort | while read -r f; do stat -c '%n %F %a %u:%g %Y %h' \"$f\"; \
@@ -22,20 +21,7 @@ const CHANGE: &str = "cd /srv/tree && cp big sub/new && { echo inserted; cat sub
     dd if=/dev/urandom of=big bs=4096 count=1 seek=3000 conv=notrunc 2>/dev/null && rm sub/new && rm sub/f && ln sub/g sub/f";
 
 fn scene() -> Option<World> {
-    let world = World::with(Options::default())?;
-    for node in [&world.a, &world.b] {
-        let image = node.load_image("busybox").unwrap();
-        node.sh(&format!(
-            "docker run -d --name c1 --network none -v data:/data {image} sleep 86400"
-        ))
-        .unwrap();
-    }
-    Some(world)
-}
-
-fn shell(node: &Node, command: &str) -> String {
-    node.exec_ok(["docker", "exec", "c1", "sh", "-c", command])
-        .unwrap()
+    with_containers("-v data:/data")
 }
 
 fn cp(world: &World, options: &[&str], from: &str, to: &str) -> Outcome {

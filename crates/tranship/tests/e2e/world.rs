@@ -293,6 +293,25 @@ pub fn serves(address: Ipv4Addr, port: u16) -> bool {
     true
 }
 
+/// Two hosts, each with a container `c1` that does nothing, made with these options.
+pub fn with_containers(options: &str) -> Option<World> {
+    let world = World::with(Options::default())?;
+    for node in [&world.a, &world.b] {
+        let image = node.load_image("busybox").unwrap();
+        node.sh(&format!(
+            "docker run -d --name c1 --network none {options} {image} sleep 86400"
+        ))
+        .unwrap();
+    }
+    Some(world)
+}
+
+/// Runs a command of the shell in `c1`.
+pub fn shell(node: &Node, command: &str) -> String {
+    node.exec_ok(["docker", "exec", "c1", "sh", "-c", command])
+        .unwrap()
+}
+
 /// A connection to a service that is asked line by line. One that is paused answers nothing for as long as it is paused.
 pub fn converse(address: Ipv4Addr, port: u16) -> std::io::Result<BufReader<TcpStream>> {
     let stream = TcpStream::connect_timeout(&SocketAddr::from((address, port)), Duration::from_millis(500))?;

@@ -106,9 +106,7 @@ fn measure(nodes: [&Node; 2], case: &Case, runs: usize, share: u32) -> Outcome<[
         case.fill
     ))?;
     if case.direction != Direction::In {
-        a.sh(&format!(
-            "docker exec box rm -rf {DIRECTORY}/tree && docker cp {DIRECTORY}/tree box:{DIRECTORY}"
-        ))?;
+        a.sh(&format!("docker cp {DIRECTORY}/tree box:{DIRECTORY}"))?;
     }
     let mut costs = [Vec::new(), Vec::new()];
     for run in 0..runs {

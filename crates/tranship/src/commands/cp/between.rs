@@ -94,7 +94,7 @@ impl<'a> Ways<'a> {
         watch: &Watch,
     ) -> Result<(Unpacked, Way), Fault> {
         let pair = (from.node.hello.instance.clone(), to.node.hello.instance.clone());
-        if self.relay || !can(from, CAPABILITY) || !can(to, CAPABILITY) || self.closed.contains(&pair) {
+        if self.relay || !from.can(CAPABILITY) || !to.can(CAPABILITY) || self.closed.contains(&pair) {
             let done = transfer::between(from, asked, to, writing, watch).await?;
             return Ok((done, Way::Relay));
         }
@@ -146,10 +146,6 @@ impl<'a> Ways<'a> {
     }
 }
 
-fn can(end: &Remote, capability: &str) -> bool {
-    end.node.hello.capabilities.iter().any(|can| can == capability)
-}
-
 /// Whether a path of this machine leads to what is different for every process.
 fn is_of_a_process(path: &[u8], follow: bool) -> bool {
     let whole = Path::new(OsStr::from_bytes(path));
@@ -173,7 +169,7 @@ pub(super) async fn here(
     watch: &Watch,
 ) -> Result<Option<(Unpacked, Way)>, Fault> {
     let own = if into { reading } else { writing };
-    let able = remote.node.here && can(remote, HERE) && rustix::process::geteuid().is_root();
+    let able = remote.node.here && remote.can(HERE) && rustix::process::geteuid().is_root();
     if args.relay || !able || is_of_a_process(&own.path, own.follow || !into) {
         return Ok(None);
     }

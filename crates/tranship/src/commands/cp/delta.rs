@@ -1,7 +1,5 @@
 //! Copies that send only what differs (`--delta`).
 
-use std::ffi::OsStr;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,15 +7,14 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use tranship_agent::files::delta::{self, Decoder, Index};
 use tranship_agent::files::{PathRequest, Unpacked, bridge};
-use tranship_archive::confined::{Links, Root};
 use tranship_archive::path::TreePath;
 use tranship_core::{Fault, FaultKind};
 use tranship_wire::WireError;
 
-use super::Watch;
 use super::between::Way;
 use super::remote::Remote;
 use super::transfer::{blocking, pack, send, unpack, watched};
+use super::{Watch, transfer};
 
 /// What an agent says that it can do.
 const CAPABILITY: &str = "files.delta";
@@ -29,11 +26,11 @@ pub(super) enum To<'a> {
     /// Into a container or volume.
     Remote(&'a Remote, PathRequest),
     /// Into a directory of this machine.
-    Here(&'a OsStr, PathRequest),
+    Here(PathRequest),
 }
 
 fn able(end: &Remote, capability: &str, option: &str) -> Result<(), Fault> {
-    if end.node.hello.capabilities.iter().any(|can| can == capability) {
+    if end.can(capability) {
         return Ok(());
     }
     let text = format!("the agent there is of a version that knows no {option}");
@@ -117,10 +114,10 @@ async fn index(to: &To<'_>, names: Vec<u8>) -> Result<Vec<u8>, Fault> {
                 Err(_) => empty()?,
             })
         }
-        To::Here(directory, _) => {
-            let directory = (*directory).to_owned();
+        To::Here(writing) => {
+            let writing = writing.clone();
             blocking(move || {
-                let Ok(root) = Root::open(Path::new(&directory), Links::Beneath) else {
+                let Ok(root) = transfer::root_of(&writing) else {
                     return empty();
                 };
                 let mut index = Vec::new();
@@ -164,14 +161,13 @@ async fn finish(
             };
             send(frames, to, &writing, watch).await
         }
-        To::Here(directory, writing) => {
+        To::Here(writing) => {
             let reader = bridge::reader(Box::pin(watched(frames, watch)));
-            let directory = directory.to_owned();
             blocking(move || {
-                let root = Arc::new(Root::open(Path::new(&directory), Links::Beneath)?);
+                let root = Arc::new(transfer::root_of(&writing)?);
                 let decoder = Decoder::new(reader, Some((root, TreePath::root())));
                 let broken = decoder.broken();
-                unpack(decoder, &directory, &writing).map_err(|fault| broken.or(fault))
+                unpack(decoder, &writing).map_err(|fault| broken.or(fault))
             })
             .await
         }

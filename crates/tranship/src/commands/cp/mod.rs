@@ -284,20 +284,16 @@ async fn copy(
             let placement = place(&from.path, stat.is_directory, &target, present).map_err(|e| rule(&e))?;
             asked.name = Some(name_of(&placement));
             asked.path.clone_from(&from.path);
-            let directory = OsStr::from_bytes(&placement.directory);
-            if delta {
-                let to = delta::To::Here(directory, writing(args, Vec::new()));
-                return delta::copy(Some(&from), asked, to, watch).await;
-            }
             // Links in the path of a directory here are followed as usual, wherever they lead.
-            let whole = std::fs::canonicalize(directory);
-            let whole = whole.map_or(placement.directory.clone(), |whole| {
-                whole.into_os_string().into_vec()
-            });
+            let whole = std::fs::canonicalize(OsStr::from_bytes(&placement.directory));
+            let whole = whole.map_or(placement.directory, |whole| whole.into_os_string().into_vec());
             let writing = writing(args, whole);
+            if delta {
+                return delta::copy(Some(&from), asked, delta::To::Here(writing), watch).await;
+            }
             match between::here(args, &from, false, &asked, &writing, watch).await? {
                 Some((done, way)) => return Ok((done, Some(way))),
-                None => transfer::to_here(&from, &asked, directory, writing, watch).await,
+                None => transfer::to_here(&from, &asked, writing, watch).await,
             }
         }
         (End::Remote(from), End::Remote(to)) => {

@@ -120,6 +120,11 @@ impl Remote {
         }
     }
 
+    /// Its agent says that it can do this.
+    pub fn can(&self, capability: &str) -> bool {
+        self.node.hello.capabilities.iter().any(|can| can == capability)
+    }
+
     async fn stat(&self, path: &[u8]) -> Result<RemoteStat, Fault> {
         let stat = self.node.client.path_stat(&self.holder, path).await;
         stat.map_err(|fault| self.explain(fault))

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, Read, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -207,7 +208,6 @@ pub(super) async fn to_stdout(from: &Remote, asked: &PathRequest) -> Result<Unpa
 pub(super) async fn to_here(
     from: &Remote,
     asked: &PathRequest,
-    directory: &OsStr,
     writing: PathRequest,
     watch: &Watch,
 ) -> Result<Unpacked, Fault> {
@@ -215,8 +215,7 @@ pub(super) async fn to_here(
     let stream = stream.map_err(|fault| from.explain(fault))?;
     let stream = stream.map(|piece| piece.map_err(WireError::into_fault));
     let reader = bridge::reader(Box::pin(watched(stream, watch)));
-    let directory = directory.to_owned();
-    let done = blocking(move || unpack(reader, &directory, &writing)).await;
+    let done = blocking(move || unpack(reader, &writing)).await;
     done.map_err(|fault| from.explain(fault))
 }
 
@@ -229,9 +228,16 @@ pub(super) async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|e| Err(Fault::new("cp.task", FaultKind::Bug, e.to_string())))
 }
 
-pub(super) fn unpack(reader: impl Read, directory: &OsStr, writing: &PathRequest) -> Result<Unpacked, Fault> {
-    let root = Root::open(Path::new(directory), Links::Beneath)?;
-    machine::unpack(reader, &root, writing.owner, writing.partial)
+/// The directory of this machine that is written to.
+pub(super) fn root_of(writing: &PathRequest) -> Result<Root, Fault> {
+    Ok(Root::open(
+        Path::new(OsStr::from_bytes(&writing.path)),
+        Links::Beneath,
+    )?)
+}
+
+pub(super) fn unpack(reader: impl Read, writing: &PathRequest) -> Result<Unpacked, Fault> {
+    machine::unpack(reader, &root_of(writing)?, writing.owner, writing.partial)
 }
 
 /// From one container or volume to another, through this process.
