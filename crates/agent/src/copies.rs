@@ -379,6 +379,13 @@ impl Copies {
         }
         // A round may take hours, and others may have come to use the volume.
         let users = self.running_users(&asked.volume).await?;
+        let frozen = RoundOptions {
+            frozen: true,
+            durable: true,
+        };
+        // What is there is looked through while they still run.
+        let mut begun = source.begin(open().await?, frozen).await?;
+        begun.meet().await?;
         let note = self.directory.join(format!("{id}.json"));
         self.note(&note, &users)?;
         let mut done = Ok(());
@@ -389,12 +396,8 @@ impl Copies {
             }
         }
         if done.is_ok() {
-            let frozen = RoundOptions {
-                frozen: true,
-                durable: true,
-            };
             let round = async {
-                let report = source.round(open().await?, frozen, Arc::clone(progress)).await?;
+                let report = begun.go(Arc::clone(progress)).await?;
                 self.check_still(&asked.volume).await?;
                 Ok(report)
             };

@@ -19,7 +19,8 @@ use tranship_archive::reader::{ReadOptions, Reader};
 use tranship_core::engine::ByteStream;
 use tranship_core::fault::FaultKind;
 use tranship_core::storage::{
-    ElementPlace, ElementSink, ElementSource, Pipe, ProgressFn, RoundOptions, RoundProgress, RoundReport,
+    BegunRound, ElementPlace, ElementSink, ElementSource, Pipe, ProgressFn, RoundOptions, RoundProgress,
+    RoundReport,
 };
 use tranship_core::{Engine, EngineError, Fault};
 
@@ -64,14 +65,16 @@ async fn archive_of(engine: &dyn Engine, place: &ElementPlace) -> Result<Pieces,
     }
 }
 
+/// A round of an archive. What the sink holds makes no difference: it gets everything.
+struct TarRound {
+    engine: Arc<dyn Engine>,
+    place: ElementPlace,
+    pipe: Pipe,
+}
+
 #[async_trait]
 impl ElementSource for TarSource {
-    async fn round(
-        &mut self,
-        mut pipe: Pipe,
-        options: RoundOptions,
-        progress: ProgressFn,
-    ) -> Result<RoundReport, Fault> {
+    async fn begin(&mut self, pipe: Pipe, options: RoundOptions) -> Result<Box<dyn BegunRound>, Fault> {
         if !options.frozen {
             return Err(Fault::new(
                 "content.route",
@@ -79,7 +82,19 @@ impl ElementSource for TarSource {
                 "an element that only the engine reaches is read while it stands still, or not at all",
             ));
         }
+        Ok(Box::new(TarRound {
+            engine: Arc::clone(&self.engine),
+            place: self.place.clone(),
+            pipe,
+        }))
+    }
+}
+
+#[async_trait]
+impl BegunRound for TarRound {
+    async fn go(self: Box<Self>, progress: ProgressFn) -> Result<RoundReport, Fault> {
         let begun = Instant::now();
+        let mut pipe = self.pipe;
         let mut archive = archive_of(self.engine.as_ref(), &self.place).await?;
         let mut hasher = blake3::Hasher::new();
         let mut sent = 0u64;

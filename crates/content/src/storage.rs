@@ -5,19 +5,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tranship_core::fault::{Explain, Fault, FaultKind};
 use tranship_core::node::ElementSize;
 use tranship_core::storage::{
-    ElementPlace, ElementRoute, ElementSink, ElementSource, Pipe, ProgressFn, RoundOptions, RoundReport,
-    Storage, SyncOptions,
+    BegunRound, ElementPlace, ElementRoute, ElementSink, ElementSource, Pipe, ProgressFn, RoundOptions,
+    RoundReport, Storage, SyncOptions,
 };
 
 use crate::bridge::{IDLE, split};
 use crate::place::{self, Asides, PlaceError};
 use crate::scan::{Excludes, Nested};
 use crate::sink::{DirectorySink, SinkOptions};
-use crate::source::{Source, SourceOptions};
+use crate::source::{Begun, Source, SourceOptions};
 
 /// Reads and writes directories.
 #[derive(Debug, Clone)]
@@ -178,26 +178,64 @@ struct DirectorySource {
     source: Arc<Mutex<Source>>,
 }
 
+/// A round of a directory that has begun.
+struct DirectoryRound {
+    source: Arc<Mutex<Source>>,
+    /// `None` while a thread has it, and after one ended early.
+    begun: Option<Begun>,
+    /// Whoever drops this ends the threads, too; and when the round is over, the thread that still listens.
+    _guard: DropGuard,
+}
+
 #[async_trait]
 impl ElementSource for DirectorySource {
-    async fn round(
-        &mut self,
-        pipe: Pipe,
-        options: RoundOptions,
-        progress: ProgressFn,
-    ) -> Result<RoundReport, Fault> {
+    async fn begin(&mut self, pipe: Pipe, options: RoundOptions) -> Result<Box<dyn BegunRound>, Fault> {
         let stop = CancellationToken::new();
-        // Whoever drops this future ends the threads, too; and when the round is over, the thread that still listens.
-        let _guard = stop.clone().drop_guard();
+        let guard = stop.clone().drop_guard();
         let (input, output) = split(pipe, Handle::current(), IDLE, stop);
         let source = Arc::clone(&self.source);
         let thread = tokio::task::spawn_blocking(move || {
+            let source = source.lock().unwrap_or_else(PoisonError::into_inner);
+            source.begin(input, output, options)
+        });
+        Ok(Box::new(DirectoryRound {
+            source: Arc::clone(&self.source),
+            begun: Some(thread.await.map_err(|error| defect(&error))?),
+            _guard: guard,
+        }))
+    }
+}
+
+#[async_trait]
+impl BegunRound for DirectoryRound {
+    async fn meet(&mut self) -> Result<(), Fault> {
+        let (source, mut begun) = (Arc::clone(&self.source), self.take()?);
+        let thread = tokio::task::spawn_blocking(move || {
             let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
-            source
-                .round(input, output, options, &|so_far| progress(so_far))
-                .map_err(|error| error.fault())
+            let met = source.meet(&mut begun).map_err(|error| error.fault());
+            met.map(|()| begun)
+        });
+        self.begun = Some(thread.await.unwrap_or_else(|error| Err(defect(&error)))?);
+        Ok(())
+    }
+
+    async fn go(mut self: Box<Self>, progress: ProgressFn) -> Result<RoundReport, Fault> {
+        let (source, begun) = (Arc::clone(&self.source), self.take()?);
+        let thread = tokio::task::spawn_blocking(move || {
+            let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
+            let gone = source.go(begun, &|so_far| progress(so_far));
+            gone.map_err(|error| error.fault())
         });
         thread.await.unwrap_or_else(|error| Err(defect(&error)))
+    }
+}
+
+impl DirectoryRound {
+    fn take(&mut self) -> Result<Begun, Fault> {
+        self.begun.take().ok_or_else(|| {
+            let message = "a round that is over was to go on";
+            Fault::new("content.defect", FaultKind::Bug, message)
+        })
     }
 }
 

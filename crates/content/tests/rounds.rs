@@ -70,6 +70,14 @@ impl Pair {
         &mut self,
         options: RoundOptions,
     ) -> (Result<RoundReport, SourceError>, Result<RoundReport, SinkError>) {
+        self.spoken(|source, a| source.round(a.try_clone().unwrap(), a, options, &|_| ()))
+    }
+
+    /// What a source says to a sink, and how it ended for each of them.
+    fn spoken<T>(
+        &mut self,
+        says: impl FnOnce(&mut Source, UnixStream) -> Result<T, SourceError>,
+    ) -> (Result<T, SourceError>, Result<RoundReport, SinkError>) {
         let (a, b) = UnixStream::pair().unwrap();
         let sink = SinkOptions {
             root: self.path("sink"),
@@ -84,7 +92,7 @@ impl Pair {
                 let _ = b.shutdown(std::net::Shutdown::Both);
                 result
             });
-            let result = source.round(a.try_clone().unwrap(), a.try_clone().unwrap(), options, &|_| ());
+            let result = says(source, a.try_clone().unwrap());
             let _ = a.shutdown(std::net::Shutdown::Write);
             (result, taken.join().unwrap())
         })
@@ -362,6 +370,53 @@ fn everything_arrives_and_then_nothing_is_sent() {
     pair.source = Some(pair.open(Compression::Auto, &[]));
     let again = pair.round();
     assert!(again.wire_bytes < 1000, "{again:?}");
+    pair.assert_equal();
+}
+
+#[test]
+fn a_round_that_met_the_sink_carries_what_came_after() {
+    // The sink holds nothing, what the source knows, and what it does not know.
+    for holds in ["nothing", "what is known", "something"] {
+        let mut pair = Pair::new();
+        everything(&pair);
+        if holds != "nothing" {
+            pair.round();
+        }
+        if holds == "something" {
+            fs::remove_dir_all(pair.path("source.work")).unwrap();
+            pair.source = Some(pair.open(Compression::Auto, &[]));
+        }
+        let (changed, kept) = (pair.at("a/large"), pair.at("a/small"));
+        let went_on = |source: &mut Source, a: UnixStream| {
+            let mut begun = source.begin(a.try_clone().unwrap(), a, FROZEN);
+            source.meet(&mut begun)?;
+            source.meet(&mut begun)?;
+            fs::write(&changed, b"after the meeting").unwrap();
+            fs::rename(&kept, kept.with_file_name("renamed")).unwrap();
+            source.go(begun, &|_| ())
+        };
+        let (sent, taken) = pair.spoken(went_on);
+        assert_eq!(sent.unwrap().tree, taken.unwrap().tree, "{holds}");
+        pair.assert_equal();
+        assert_eq!(pair.round().changed_entries, 0, "{holds}");
+    }
+}
+
+#[test]
+fn a_round_that_met_the_sink_and_does_not_go_on_changes_nothing() {
+    let mut pair = Pair::new();
+    everything(&pair);
+    pair.round();
+    fs::write(pair.at("new"), b"new").unwrap();
+    let before = support::read_tree(&pair.path("sink"));
+    let (met, taken) = pair.spoken(|source, a| {
+        let mut begun = source.begin(a.try_clone().unwrap(), a, FROZEN);
+        source.meet(&mut begun)
+    });
+    met.unwrap();
+    taken.unwrap_err();
+    assert!(before == support::read_tree(&pair.path("sink")));
+    pair.round();
     pair.assert_equal();
 }
 

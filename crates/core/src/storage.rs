@@ -325,6 +325,10 @@ pub struct RoundProgress {
 /// An element that is read.
 #[async_trait]
 pub trait ElementSource: Send {
+    /// Begins a round with the sink at the other end of `pipe`. Nothing of the element is looked at before [`BegunRound::go`].
+    /// At most one round of an element is under way.
+    async fn begin(&mut self, pipe: Pipe, options: RoundOptions) -> Result<Box<dyn BegunRound>, Fault>;
+
     /// Brings the sink at the other end of `pipe` up to what the element is now. After an error another round, over a new
     /// pipe, goes on with what arrived.
     async fn round(
@@ -332,7 +336,22 @@ pub trait ElementSource: Send {
         pipe: Pipe,
         options: RoundOptions,
         progress: ProgressFn,
-    ) -> Result<RoundReport, Fault>;
+    ) -> Result<RoundReport, Fault> {
+        self.begin(pipe, options).await?.go(progress).await
+    }
+}
+
+/// A round that has begun and waits. Dropped, it ends, and the sink is as it was.
+#[async_trait]
+pub trait BegunRound: Send {
+    /// Waits until the sink has said what it holds, which it may have to look through first: what is known before a freeze does
+    /// not prolong it.
+    async fn meet(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    /// Brings the sink up to what the element is now, not to what it was at the beginning.
+    async fn go(self: Box<Self>, progress: ProgressFn) -> Result<RoundReport, Fault>;
 }
 
 /// An element that is written.

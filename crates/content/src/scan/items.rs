@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::stat::{Kind, Stat};
 use super::todo::{Record, Records, Todo};
-use super::walk::{Seen, Walk};
+use super::walk::{Seen, Seens};
 use super::{Base, ScanError};
 use crate::entry::{Entry, EntryKind, Timestamp, compare_paths};
 use crate::tree::{Facts, FactsReader, MAX_HARDLINK_GROUPS, TreeReader, TreeSummary};
@@ -150,7 +150,7 @@ impl Links {
 
 /// The walk beside the base.
 pub(crate) struct Compare<'a> {
-    walk: Walk<'a>,
+    walk: Box<dyn Seens + 'a>,
     ahead: Option<Seen>,
     base: Option<BaseEntries>,
     links: Links,
@@ -162,14 +162,14 @@ pub(crate) struct Compare<'a> {
 
 impl<'a> Compare<'a> {
     pub(crate) fn new(
-        mut walk: Walk<'a>,
+        mut walk: impl Seens + 'a,
         base: Option<BaseEntries>,
         overlay: bool,
         silent: bool,
     ) -> Result<Self, ScanError> {
         Ok(Self {
             ahead: walk.next()?,
-            walk,
+            walk: Box::new(walk),
             base,
             links: Links::default(),
             overlay,

@@ -4,10 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use super::assemble::{Job, run};
-use super::{
-    Base, BaseEntries, Compare, Context, Found, Items, ScanError, ScanOptions, ScanOutcome, Todo, Walk,
-    Wanted,
-};
+use super::{Base, Compare, Context, Found, Items, ScanError, ScanOptions, ScanOutcome, Todo, Walk, Wanted};
 use crate::entry::{Entry, EntryKind, Extent};
 use crate::tree::{Facts, FactsWriter, TreeSummary, TreeWriter};
 
@@ -109,14 +106,15 @@ pub fn scan(
         options,
         context: &context,
     };
-    let walk = Walk::new(&root, options)?;
     let mut items: Box<dyn Items + Send> = match base {
         Some(base) if base.facts.is_some() => {
-            let compare = Compare::new(walk, Some(BaseEntries::open(base)?), options.overlay, root.silent)?;
-            let todo = Todo::make(compare, scratch, |_| Ok(()))?;
+            let todo = Todo::look(&root, options, base, scratch, |_| Ok(()))?;
             Box::new(super::Replay::new(base, &todo)?)
         }
-        _ => Box::new(Compare::new(walk, None, options.overlay, root.silent)?),
+        _ => {
+            let walk = Walk::new(&root, options)?;
+            Box::new(Compare::new(walk, None, options.overlay, root.silent)?)
+        }
     };
     let mut recorder = Recorder::create(tree, facts)?;
     let read = run(job, &mut *items, &mut |mut found| {

@@ -1,3 +1,4 @@
+use super::walk::{Ahead, Seens};
 use super::*;
 use crate::entry::{ChunkId, EntryKind, compare_paths};
 use crate::tree::TreeReader;
@@ -20,6 +21,37 @@ struct Taken {
     outcome: ScanOutcome,
     base: Base,
     entries: Vec<Entry>,
+}
+
+#[test]
+fn a_walk_in_a_thread_of_its_own_is_the_same_and_ends_when_nobody_listens() {
+    let bench = Bench::new();
+    for directory in 0..5 {
+        fs::create_dir(bench.path(&directory.to_string())).unwrap();
+        for file in 0..700 {
+            fs::write(bench.path(&format!("{directory}/{file}")), b"").unwrap();
+        }
+    }
+    let options = ScanOptions::default();
+    let root = open_root(bench.root.path()).unwrap();
+    let paths = |seens: &mut dyn Seens, most: usize| {
+        let mut paths = Vec::new();
+        while paths.len() < most
+            && let Some(seen) = seens.next().unwrap()
+        {
+            paths.push(seen.path);
+        }
+        paths
+    };
+    let alone = paths(&mut Walk::new(&root, &options).unwrap(), usize::MAX);
+    assert_eq!(alone.len(), 3506);
+    std::thread::scope(|scope| {
+        let mut ahead = Ahead::start(scope, Walk::new(&root, &options).unwrap()).unwrap();
+        assert!(paths(&mut ahead, usize::MAX) == alone);
+        assert!(ahead.next().unwrap().is_none(), "and again");
+        let mut ahead = Ahead::start(scope, Walk::new(&root, &options).unwrap()).unwrap();
+        assert!(paths(&mut ahead, 3) == alone[..3]);
+    });
 }
 
 struct Bench {

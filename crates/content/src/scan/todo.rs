@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use super::ScanError;
-use super::items::{Compare, Item, Items};
-use super::stat::{Kind, Stat};
+use super::items::{BaseEntries, Compare, Item, Items};
+use super::stat::{Kind, Root, Stat};
+use super::walk::{Ahead, Walk};
+use super::{Base, ScanError, ScanOptions};
 use crate::entry::Timestamp;
 use crate::tree::TreeSummary;
 
@@ -22,8 +23,24 @@ pub(crate) struct Todo {
 }
 
 impl Todo {
+    /// Looks at everything beside the base, without reading, and writes down what there is to do.
+    pub(crate) fn look(
+        root: &Root,
+        options: &ScanOptions,
+        base: &Base,
+        directory: &Path,
+        met: impl FnMut(u64) -> Result<(), ScanError>,
+    ) -> Result<Self, ScanError> {
+        std::thread::scope(|scope| {
+            let walk = Ahead::start(scope, Walk::new(root, options)?)?;
+            let base = BaseEntries::open(base)?;
+            let compare = Compare::new(walk, Some(base), options.overlay, root.silent)?;
+            Self::make(compare, directory, met)
+        })
+    }
+
     /// Compares, and writes down what there is to do.
-    pub(crate) fn make(
+    fn make(
         mut items: Compare<'_>,
         directory: &Path,
         mut met: impl FnMut(u64) -> Result<(), ScanError>,

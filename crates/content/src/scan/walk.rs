@@ -1,6 +1,8 @@
 //! Walks a directory in canonical order and looks at each entry, without reading any.
 
 use std::mem::MaybeUninit;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::Scope;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -15,6 +17,64 @@ use crate::tree::MAX_DEPTH;
 pub(crate) struct Seen {
     pub(crate) path: Vec<u8>,
     pub(crate) stat: Stat,
+}
+
+/// Gives entries in canonical order, the root first.
+pub(crate) trait Seens: Send {
+    /// The next one.
+    fn next(&mut self) -> Result<Option<Seen>, ScanError>;
+}
+
+/// Entries that one thread hands to another at a time.
+const HANDFUL: usize = 256;
+/// Handfuls that wait, at most.
+const HANDFULS: usize = 8;
+
+/// A walk in a thread of its own, so that entries are looked at while others are compared.
+pub(crate) struct Ahead {
+    handfuls: Receiver<Result<Vec<Seen>, ScanError>>,
+    current: std::vec::IntoIter<Seen>,
+    ended: bool,
+}
+
+impl Ahead {
+    /// Begins to walk. The thread ends with the walk, or once nobody listens any more.
+    pub(crate) fn start<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        mut walk: Walk<'scope>,
+    ) -> Result<Self, ScanError> {
+        let (sender, handfuls) = sync_channel(HANDFULS);
+        let run = move || {
+            loop {
+                let handful = walk.handful();
+                // The last one is empty: a thread that ended early must not look like the end of the tree.
+                let last = handful.as_ref().map_or(true, Vec::is_empty);
+                if sender.send(handful).is_err() || last {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("scan-walk".to_owned())
+            .spawn_scoped(scope, run)
+            .map_err(|error| ScanError::io("begin to look at", b"", error))?;
+        Ok(Self {
+            handfuls,
+            current: Vec::new().into_iter(),
+            ended: false,
+        })
+    }
+}
+
+impl Seens for Ahead {
+    fn next(&mut self) -> Result<Option<Seen>, ScanError> {
+        if self.current.len() == 0 && !self.ended {
+            let gone = |_| ScanError::io("look at", b"", std::io::Error::other("the walk ended early"));
+            self.current = self.handfuls.recv().map_err(gone)??.into_iter();
+            self.ended = self.current.len() == 0;
+        }
+        Ok(self.current.next())
+    }
 }
 
 struct Level {
@@ -54,9 +114,10 @@ impl<'a> Walk<'a> {
             buffer: Box::new_uninit_slice(64 << 10),
         })
     }
+}
 
-    /// The next entry, the root first.
-    pub(crate) fn next(&mut self) -> Result<Option<Seen>, ScanError> {
+impl Seens for Walk<'_> {
+    fn next(&mut self) -> Result<Option<Seen>, ScanError> {
         if !self.begun {
             self.begun = true;
             self.enter = true;
@@ -125,6 +186,19 @@ impl<'a> Walk<'a> {
                 stat,
             }));
         }
+    }
+}
+
+impl Walk<'_> {
+    /// The next entries, none at the end.
+    fn handful(&mut self) -> Result<Vec<Seen>, ScanError> {
+        let mut handful = Vec::with_capacity(HANDFUL);
+        while handful.len() < HANDFUL
+            && let Some(seen) = self.next()?
+        {
+            handful.push(seen);
+        }
+        Ok(handful)
     }
 
     fn enter_directory(&mut self) -> Result<(), ScanError> {

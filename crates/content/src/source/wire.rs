@@ -38,7 +38,7 @@ impl Frame {
     }
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     frames: VecDeque<Frame>,
     bytes: usize,
@@ -50,7 +50,7 @@ struct State {
 }
 
 /// Frames on their way.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
     moved: Condvar,

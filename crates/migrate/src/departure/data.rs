@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tranship_core::event::{Event, Phase, Reporter};
 use tranship_core::fault::FaultKind;
 use tranship_core::storage::{
-    ElementAt, ElementPlace, ElementRoute, ElementSource, ProgressFn, RoundOptions, RoundProgress,
-    RoundReport, SyncOptions,
+    BegunRound, ElementAt, ElementPlace, ElementRoute, ElementSource, ProgressFn, RoundOptions,
+    RoundProgress, RoundReport, SyncOptions,
 };
 use tranship_core::{Engine, Fault};
 
@@ -30,6 +30,8 @@ const ROUNDS: u32 = 6;
 const SHORT: Duration = Duration::from_millis(150);
 /// A round that takes more than this share of the one before does not shorten the freeze by much.
 const WORTH_IT: f64 = 0.7;
+/// Elements whose round of the freeze begins before it, at most: each keeps a stream open.
+const MEETINGS: usize = 32;
 /// Elements whose final delta travels at the same time.
 const SIDE_BY_SIDE: usize = 4;
 /// What the freeze takes beside the data: stopping, a record, starting. An estimate for predictions.
@@ -51,6 +53,8 @@ pub(super) struct OpenElement {
     dumped: Option<(Instant, Duration)>,
     /// In a mutex that is never waited for, so that the whole can be looked at from several threads.
     source: std::sync::Mutex<Box<dyn ElementSource>>,
+    /// The round of the freeze, which met the destination before.
+    begun: std::sync::Mutex<Option<Box<dyn BegunRound>>>,
 }
 
 /// Bytes of all elements in one phase, for people.
@@ -151,9 +155,18 @@ impl Departure {
                 memory: memory.then(|| element.at.clone()),
                 dumped: None,
                 source: std::sync::Mutex::new(source),
+                begun: std::sync::Mutex::default(),
             });
         }
         Ok(())
+    }
+
+    /// Begins the rounds of the freeze: what the destination holds is looked through there while the source still runs.
+    pub(super) async fn meet(&mut self) -> Result<(), Fault> {
+        let meter = self.meter(Phase::Bulk, None);
+        let met = self.of_all(Step::Meet, &meter).await;
+        self.stop_if_cancelled()?;
+        met.into_iter().try_for_each(|met| met.map(drop))
     }
 
     /// Gives back what the engine made for reading.
@@ -266,29 +279,7 @@ impl Departure {
     ) -> Result<RoundRecord, Fault> {
         let begun = Instant::now();
         let meter = self.meter(phase, total);
-        // One at a time while the source runs, so that it keeps its share of the disk.
-        let side_by_side = if options.frozen { SIDE_BY_SIDE } else { 1 };
-        let mut cancelled = self.cancelled.clone();
-        let mut elements = std::mem::take(&mut self.elements);
-        let reports = {
-            let ends = Ends {
-                engine: self.ports.engine.as_ref(),
-                destination: &self.destination,
-                plan: self.plan(),
-                given_up: &self.given_up,
-            };
-            let work = rounds(&ends, &mut elements, options, &meter, side_by_side);
-            tokio::pin!(work);
-            tokio::select! {
-                reports = &mut work => reports,
-                () = told(&mut cancelled) => {
-                    // The rounds come to an end by themselves now; nothing is read any more when this returns.
-                    self.given_up.cancel();
-                    work.await
-                }
-            }
-        };
-        self.elements = elements;
+        let reports = self.of_all(Step::Round(options), &meter).await;
         let mut record = RoundRecord {
             frozen: options.frozen,
             ..RoundRecord::default()
@@ -313,6 +304,32 @@ impl Departure {
         self.record.rounds.push(record);
         self.stop_if_cancelled()?;
         failed.map_or(Ok(record), Err)
+    }
+
+    /// A step of the round of every open element.
+    async fn of_all(&mut self, step: Step, meter: &Arc<Meter>) -> Vec<Result<RoundReport, Fault>> {
+        let mut cancelled = self.cancelled.clone();
+        let mut elements = std::mem::take(&mut self.elements);
+        let reports = {
+            let ends = Ends {
+                engine: self.ports.engine.as_ref(),
+                destination: &self.destination,
+                plan: self.plan(),
+                given_up: &self.given_up,
+            };
+            let work = rounds(&ends, &mut elements, step, meter);
+            tokio::pin!(work);
+            tokio::select! {
+                reports = &mut work => reports,
+                () = told(&mut cancelled) => {
+                    // The rounds come to an end by themselves now; nothing is read any more when this returns.
+                    self.given_up.cancel();
+                    work.await
+                }
+            }
+        };
+        self.elements = elements;
+        reports
     }
 
     /// A container that came to use one of the volumes or directories since the plan was made would write into what is being
@@ -375,12 +392,14 @@ impl Departure {
                 memory: None,
                 dumped: None,
                 source: std::sync::Mutex::new(source),
+                begun: std::sync::Mutex::default(),
             };
             let meter = self.meter(Phase::Start, None);
             let frozen = RoundOptions {
                 frozen: true,
                 durable: false,
             };
+            let frozen = Step::Round(frozen);
             let report = round_of_one(&self.destination, &mut open, frozen, &self.given_up, &meter).await;
             self.elements.push(open);
             self.record.bytes_sent += report?.wire_bytes;
@@ -405,19 +424,32 @@ struct Ends<'a> {
     given_up: &'a CancellationToken,
 }
 
-/// One round of each element, `side_by_side` at the same time.
+/// What is done of a round.
+#[derive(Clone, Copy)]
+enum Step {
+    /// It begins, and is the one of the freeze.
+    Meet,
+    /// All of it, or what is left of it.
+    Round(RoundOptions),
+}
+
+/// A step of the round of each element.
 async fn rounds(
     ends: &Ends<'_>,
     elements: &mut [OpenElement],
-    options: RoundOptions,
+    step: Step,
     meter: &Arc<Meter>,
-    side_by_side: usize,
 ) -> Vec<Result<RoundReport, Fault>> {
+    let (side_by_side, most) = match step {
+        Step::Meet => (SIDE_BY_SIDE, MEETINGS),
+        // One at a time while the source runs, so that it keeps its share of the disk.
+        Step::Round(options) => (if options.frozen { SIDE_BY_SIDE } else { 1 }, usize::MAX),
+    };
     let mut work: Vec<BoxFuture<'_, Result<RoundReport, Fault>>> = Vec::new();
-    for element in elements.iter_mut() {
+    for element in elements.iter_mut().take(most) {
         work.push(Box::pin(async move {
             let label = element.label.clone();
-            let done = dumped_and_sent(ends, element, options, meter).await;
+            let done = dumped_and_sent(ends, element, step, meter).await;
             done.map_err(|mut fault| {
                 fault.message = format!("{label}: {}", fault.message);
                 let there = ["wire.", "arrival.", "content.link-lost"]
@@ -434,33 +466,37 @@ async fn rounds(
     stream::iter(work).buffer_unordered(side_by_side).collect().await
 }
 
-/// One round of one element. Memory is dumped first.
+/// A step of the round of one element. Memory is dumped before it is read.
 async fn dumped_and_sent(
     ends: &Ends<'_>,
     element: &mut OpenElement,
-    mut options: RoundOptions,
+    step: Step,
     meter: &Arc<Meter>,
 ) -> Result<RoundReport, Fault> {
-    if let Some(memory) = &element.memory {
-        // The processes stand still for each dump: not in every round while they run.
-        let fresh = element.dumped.is_some_and(|(at, _)| at.elapsed() < DUMP_AGAIN);
-        if fresh && !options.frozen {
-            return Ok(RoundReport::default());
+    let step = match (step, &element.memory) {
+        (Step::Round(options), Some(memory)) => {
+            // The processes stand still for each dump: not in every round while they run.
+            let fresh = element.dumped.is_some_and(|(at, _)| at.elapsed() < DUMP_AGAIN);
+            if fresh && !options.frozen {
+                return Ok(RoundReport::default());
+            }
+            let begun = Instant::now();
+            ends.engine.dump(memory).await?;
+            element.dumped = Some((Instant::now(), begun.elapsed()));
+            // A restart of the machine ends every process anyway.
+            let durable = false;
+            Step::Round(RoundOptions { durable, ..options })
         }
-        let begun = Instant::now();
-        ends.engine.dump(memory).await?;
-        element.dumped = Some((Instant::now(), begun.elapsed()));
-        // A restart of the machine ends every process anyway.
-        options.durable = false;
-    }
-    round_of_one(ends.destination, element, options, ends.given_up, meter).await
+        (step, _) => step,
+    };
+    round_of_one(ends.destination, element, step, ends.given_up, meter).await
 }
 
-/// One round of one element. A link that was lost is made again for a while: what arrived is there.
+/// A step of the round of one element. A link that was lost is made again for a while: what arrived is there.
 async fn round_of_one(
     destination: &Arc<dyn Destination>,
     element: &mut OpenElement,
-    options: RoundOptions,
+    step: Step,
     given_up: &CancellationToken,
     meter: &Arc<Meter>,
 ) -> Result<RoundReport, Fault> {
@@ -468,11 +504,31 @@ async fn round_of_one(
     let begun = Instant::now();
     let mut warned = false;
     loop {
+        let waiting = element.begun.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let source = element.source.get_mut().unwrap_or_else(PoisonError::into_inner);
         let round = async {
-            let pipe = destination.element(element.index).await?;
-            let pipe = breakable(pipe, given_up);
-            let source = element.source.get_mut().unwrap_or_else(PoisonError::into_inner);
-            source.round(pipe, options, Arc::clone(&progress)).await
+            let mut begun = match waiting.take() {
+                Some(begun) => begun,
+                None => {
+                    let pipe = breakable(destination.element(element.index).await?, given_up);
+                    let options = match step {
+                        Step::Round(options) => options,
+                        Step::Meet => RoundOptions {
+                            frozen: true,
+                            durable: element.memory.is_none(),
+                        },
+                    };
+                    source.begin(pipe, options).await?
+                }
+            };
+            match step {
+                Step::Meet => {
+                    begun.meet().await?;
+                    *waiting = Some(begun);
+                    Ok(RoundReport::default())
+                }
+                Step::Round(_) => begun.go(Arc::clone(&progress)).await,
+            }
         };
         match round.await {
             Err(fault)

@@ -124,7 +124,11 @@ impl Departure {
         self.steps_before_freeze().await?;
         if self.record.plan.elements.iter().any(|e| e.copied) {
             let phase = self.begin(Phase::Bulk);
-            let done = self.bulk().await;
+            let copied = async {
+                self.bulk().await?;
+                self.meet().await
+            };
+            let done = copied.await;
             self.end(&phase, done)?;
             self.stop_if_cancelled()?;
         }

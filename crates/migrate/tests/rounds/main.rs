@@ -84,11 +84,10 @@ async fn there_are_as_many_rounds_as_shorten_the_freeze() {
         let expected = durations
             .iter()
             .chain(std::iter::repeat(durations.last().unwrap()));
-        let expected: Vec<u64> = expected.take(rounds + 1).copied().collect();
-        assert_eq!(
-            took, expected,
-            "{durations:?}, and the last one while it stands still"
-        );
+        let mut expected: Vec<u64> = expected.take(rounds).copied().collect();
+        // The way of the last one was opened before it stood still.
+        expected.push(0);
+        assert_eq!(took, expected, "{durations:?}");
     }
     for (wished, live) in [(0, 0), (1, 1), (2, 2), (9, 9)] {
         let options = MoveOptions {
@@ -187,9 +186,11 @@ async fn what_travels_is_counted_by_round_by_phase_and_in_all() {
         record.bytes_sent,
         record.phases.iter().map(|p| p.bytes).sum::<u64>()
     );
-    // Live rounds go one after the other, frozen ones side by side.
+    // Live rounds go one after the other; the frozen ones have met the destination before, side by side.
     let took: Vec<u64> = record.rounds.iter().map(|r| r.took_ms).collect();
-    assert_eq!(took, [2_000, 2_000, 2_000, 1_000]);
+    assert_eq!(took, [2_000, 2_000, 2_000, 0]);
+    let bulk = record.phases.iter().find(|p| p.phase == Phase::Bulk).unwrap();
+    assert_eq!(bulk.took_ms, 7_000);
     let durable: Vec<_> = storage
         .rounds()
         .iter()
@@ -248,7 +249,41 @@ async fn progress_is_said_now_and_then_and_adds_up() {
         progress(&world, Phase::Bulk),
         [(0, Some(1)), (0, None), (0, None)]
     );
-    assert_eq!(progress(&world, Phase::Delta), [(0, None)]);
+    // The way of the last one was open already.
+    assert_eq!(progress(&world, Phase::Delta), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_round_of_the_freeze_begins_before_it() {
+    let once = MoveOptions {
+        rounds: Some(1),
+        ..cold()
+    };
+    // Whatever keeps it from beginning is no reason to stand still.
+    let environment = FaultKind::Environment;
+    for how in [How::Lost, How::Says("content.disk-full", environment)] {
+        let world = world(&once, |_| {});
+        world.link.on("element 0", 1..EVER, how);
+        let record = world.run().await;
+        assert_eq!(record.state, DepartureState::RolledBack, "{how:?}");
+        assert!(!world.source.calls().contains(&"stop"), "{how:?}");
+    }
+    let world = world(&once, |_| {});
+    world.link.on("element 0", 1..4, How::Lost);
+    let record = world.run().await;
+    assert_eq!(record.state, DepartureState::Complete);
+    assert_eq!(world.link.count("element 0"), 5);
+    let said = world.source.storage().calls();
+    let rounds: Vec<_> = said.iter().filter(|call| **call != "source").collect();
+    assert_eq!(rounds, [&"source round", &"source meet", &"source round"]);
+    // Where nothing is read while it runs, nothing is met.
+    let never = MoveOptions {
+        rounds: Some(0),
+        ..cold()
+    };
+    let world = self::world(&never, |_| {});
+    assert_eq!(world.run().await.state, DepartureState::Complete);
+    assert!(!world.source.storage().calls().contains(&"source meet"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,8 +11,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tranship_core::ids::Digest;
 use tranship_core::node::ElementSize;
 use tranship_core::storage::{
-    ElementPlace, ElementRoute, ElementSink, ElementSource, Pipe, ProgressFn, RoundOptions, RoundProgress,
-    RoundReport, Storage, SyncOptions,
+    BegunRound, ElementPlace, ElementRoute, ElementSink, ElementSource, Pipe, ProgressFn, RoundOptions,
+    RoundProgress, RoundReport, Storage, SyncOptions,
 };
 use tranship_core::{Fault, FaultKind};
 
@@ -349,6 +349,7 @@ impl Storage for MemoryStorage {
     }
 }
 
+#[derive(Clone)]
 struct MemorySource {
     storage: MemoryStorage,
     path: PathBuf,
@@ -380,19 +381,40 @@ impl MemorySource {
     }
 }
 
+struct MemoryRound {
+    source: MemorySource,
+    pipe: Pipe,
+    options: RoundOptions,
+}
+
 #[async_trait]
 impl ElementSource for MemorySource {
-    async fn round(
-        &mut self,
-        mut pipe: Pipe,
-        options: RoundOptions,
-        progress: ProgressFn,
-    ) -> Result<RoundReport, Fault> {
-        let answer = self.storage.call("source round")?;
-        let mut contents = self
+    async fn begin(&mut self, pipe: Pipe, options: RoundOptions) -> Result<Box<dyn BegunRound>, Fault> {
+        Ok(Box::new(MemoryRound {
+            source: self.clone(),
+            pipe,
+            options,
+        }))
+    }
+}
+
+#[async_trait]
+impl BegunRound for MemoryRound {
+    async fn meet(&mut self) -> Result<(), Fault> {
+        self.source.storage.call("source meet")?.with(())
+    }
+
+    async fn go(self: Box<Self>, progress: ProgressFn) -> Result<RoundReport, Fault> {
+        let Self {
+            source,
+            mut pipe,
+            options,
+        } = *self;
+        let answer = source.storage.call("source round")?;
+        let mut contents = source
             .read(options)
             .ok_or_else(|| fault("storage.not-found", "the element went away"))?;
-        contents.retain(|file, _| !self.stays(file));
+        contents.retain(|file, _| !source.stays(file));
         let seen = RoundProgress {
             entries: contents.len() as u64,
             bytes: contents.values().map(|file| file.len() as u64).sum(),

@@ -1,0 +1,435 @@
+//! What is said in one round, from the greeting to the last comparison.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Receiver;
+
+use tranship_core::storage::{RoundOptions, RoundProgress};
+
+use super::delta::Delta;
+use super::index::Index;
+use super::pending::Pending;
+use super::wire::{Frame, Queue};
+use super::{MAX_PASSES, SourceError, SourceOptions};
+use crate::entry::{Timestamp, TreeId};
+use crate::frame::FrameError;
+use crate::message::{self, Holds, Message, Totals, VERSION_MAX, VERSION_MIN, Wants};
+use crate::scan::{
+    Base, Compare, Context, Found, Items, Job, Recorder, Replay, Root, ScanError, ScanOptions, Todo, Walk,
+    Wanted,
+};
+use crate::tree::TreeSummary;
+
+/// What one round works with.
+pub(super) struct Round<'a> {
+    pub(super) options: &'a SourceOptions,
+    pub(super) round: RoundOptions,
+    pub(super) queue: &'a Queue,
+    pub(super) answers: &'a Receiver<Result<Message, FrameError>>,
+    pub(super) progress: &'a (dyn Fn(RoundProgress) + Sync),
+}
+
+impl Round<'_> {
+    fn say(&self, message: &Message) -> Result<(), SourceError> {
+        Ok(self.queue.push(Frame::of(message))?)
+    }
+
+    fn hear(&self) -> Result<Message, SourceError> {
+        match self.answers.recv().map_err(|_| FrameError::Closed)?? {
+            Message::Failed(fault) => Err(SourceError::Peer(fault)),
+            message => Ok(message),
+        }
+    }
+
+    /// When the stream broke, the sink may have said why just before.
+    fn explain(&self, error: SourceError) -> SourceError {
+        if !matches!(
+            error,
+            SourceError::Frame(FrameError::Stream(_) | FrameError::Closed)
+        ) {
+            return error;
+        }
+        let patience = std::time::Duration::from_secs(1);
+        while let Ok(Ok(message)) = self.answers.recv_timeout(patience) {
+            if let Message::Failed(fault) = message {
+                return SourceError::Peer(fault);
+            }
+        }
+        error
+    }
+
+    fn work(&self, name: &str) -> PathBuf {
+        self.options.work.join(name)
+    }
+
+    fn io(&self, source: std::io::Error) -> SourceError {
+        SourceError::Work {
+            path: self.options.work.display().to_string(),
+            source,
+        }
+    }
+
+    /// The sink hears why the round is over, unless it knows.
+    pub(super) fn fail(&self, error: SourceError) -> SourceError {
+        let error = self.explain(error);
+        if !matches!(
+            error,
+            SourceError::Peer(_) | SourceError::Frame(FrameError::Stream(_) | FrameError::Closed)
+        ) {
+            let _ = self
+                .queue
+                .push(Frame::of(&Message::Failed(Box::new(error.fault()))));
+        }
+        error
+    }
+
+    /// Learns who is there, and says who speaks.
+    fn greet(&self) -> Result<(), SourceError> {
+        match self.hear()? {
+            Message::Hello { oldest, newest, .. } => {
+                if oldest > newest || oldest > VERSION_MAX || newest < VERSION_MIN {
+                    return Err(SourceError::Version { oldest, newest });
+                }
+            }
+            other => return Err(SourceError::State { what: other.name() }),
+        }
+        self.say(&Message::Hello {
+            oldest: VERSION_MIN,
+            newest: VERSION_MAX,
+            wants: Wants {
+                frozen: self.round.frozen,
+                durable: self.round.durable,
+            },
+        })
+    }
+
+    /// Learns what the sink holds, and says whether that is what this side knows.
+    fn hear_base(&self, known: Option<&Base>) -> Result<Option<Base>, SourceError> {
+        match self.hear()? {
+            Message::Holds(Holds::Nothing) => {
+                self.say(&Message::Base(message::Base::Nothing))?;
+                Ok(None)
+            }
+            Message::Holds(Holds::Tree(id)) => Ok(Some(match known.filter(|known| known.id == id) {
+                Some(known) => {
+                    self.say(&Message::Base(message::Base::Tree(id)))?;
+                    known.clone()
+                }
+                None => self.receive_manifest(id)?,
+            })),
+            other => Err(SourceError::State { what: other.name() }),
+        }
+    }
+
+    /// What the sink holds.
+    pub(super) fn meet(&mut self, greeted: bool, known: Option<&Base>) -> Result<Option<Base>, SourceError> {
+        if !greeted {
+            self.greet()?;
+        }
+        self.hear_base(known)
+    }
+
+    /// The round, from where it stands: whether the sink was greeted, and what it holds if it said so.
+    pub(super) fn converse(
+        &mut self,
+        (greeted, met): (bool, Option<Option<Base>>),
+        known: &mut Option<Base>,
+    ) -> Result<Totals, SourceError> {
+        let (base, ahead) = match met {
+            Some(base) => (base, None),
+            None => {
+                if !greeted {
+                    self.greet()?;
+                }
+                // The sink looks at what it holds now. What this side knows is most likely that, so it looks at the same time.
+                let began = crate::scan::now();
+                let ahead = match known.as_ref() {
+                    Some(base) => match self.look(base) {
+                        Ok(todo) => Some((base.id, began, todo)),
+                        Err(SourceError::Scan(ScanError::Tree(_))) => {
+                            *known = None;
+                            None
+                        }
+                        Err(error) => return Err(error),
+                    },
+                    None => None,
+                };
+                (self.hear_base(known.as_ref())?, ahead)
+            }
+        };
+        let sent = match &base {
+            None => self.send_all()?,
+            Some(base) => {
+                let (began, todo) = match ahead.filter(|(id, ..)| *id == base.id) {
+                    Some((_, began, todo)) => (began, todo),
+                    None => (crate::scan::now(), self.look(base)?),
+                };
+                self.send_changes(base, began, &todo)?
+            }
+        };
+        let mut totals = sent.totals;
+        totals.wire_bytes = self.queue.written();
+        self.say(&Message::End(totals))?;
+        loop {
+            match self.hear()? {
+                Message::Applied(applied) if applied.tree == totals.tree => break,
+                Message::Applied(applied) => {
+                    return Err(SourceError::NotEqual {
+                        found: applied.tree,
+                        wanted: totals.tree,
+                    });
+                }
+                Message::Blocks(_) => {}
+                other => return Err(SourceError::State { what: other.name() }),
+            }
+        }
+        self.keep(&sent, known)?;
+        Ok(totals)
+    }
+
+    /// Takes in the sink's manifest.
+    fn receive_manifest(&self, id: TreeId) -> Result<Base, SourceError> {
+        self.say(&Message::Base(message::Base::Send))?;
+        let tree = self.work("sink.manifest");
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&tree)
+            .map_err(|error| self.io(error))?;
+        loop {
+            match self.hear()? {
+                Message::Manifest(bytes) => file.write_all(&bytes).map_err(|error| self.io(error))?,
+                Message::ManifestEnd { tree } if tree == id => break,
+                other => return Err(SourceError::State { what: other.name() }),
+            }
+        }
+        crate::tree::check(file, Some(id))?;
+        Ok(Base {
+            id,
+            tree,
+            facts: None,
+        })
+    }
+
+    fn report(&self, entries: u64, bytes: u64) {
+        (self.progress)(RoundProgress {
+            entries,
+            bytes,
+            wire_bytes: self.queue.written(),
+        });
+    }
+
+    fn scan_options(&self) -> ScanOptions {
+        ScanOptions {
+            overlay: self.options.overlay,
+            excludes: self.options.excludes.clone(),
+            frozen: self.round.frozen,
+            nested: self.options.nested,
+            threads: self.options.threads,
+        }
+    }
+
+    /// Sends everything.
+    fn send_all(&self) -> Result<Sent, SourceError> {
+        let options = self.scan_options();
+        let root = crate::scan::open_root(&self.options.root)?;
+        let context = Context::new(&root, &options, crate::scan::now(), Wanted::All);
+        let walk = Walk::new(&root, &options)?;
+        let mut items = Compare::new(walk, None, options.overlay, root.silent)?;
+        let job = Job {
+            root: &root,
+            options: &options,
+            context: &context,
+        };
+        self.send_items(job, &mut items, None)
+    }
+
+    /// Looks at everything beside the base, without reading.
+    fn look(&self, base: &Base) -> Result<Todo, SourceError> {
+        let options = self.scan_options();
+        let root = crate::scan::open_root(&self.options.root)?;
+        Ok(Todo::look(&root, &options, base, &self.options.work, |seen| {
+            self.report(seen, 0);
+            Ok(())
+        })?)
+    }
+
+    /// Sends the delta from the base to what is there now.
+    fn send_changes(&self, base: &Base, began: Timestamp, todo: &Todo) -> Result<Sent, SourceError> {
+        if let (0, 0, Some(summary)) = (todo.gone, todo.looks, todo.base) {
+            self.finish_delta()?;
+            return Ok(Sent {
+                totals: totals_of(&summary),
+                files: None,
+            });
+        }
+        let options = self.scan_options();
+        let root = crate::scan::open_root(&self.options.root)?;
+        let index = Index::of(base, todo)?;
+        let lacks = |id: &crate::entry::ChunkId| !index.has(id);
+        let context = Context::new(&root, &options, began, Wanted::If(&lacks));
+        let job = Job {
+            root: &root,
+            options: &options,
+            context: &context,
+        };
+        let mut items = Replay::new(base, todo)?;
+        self.send_items(job, &mut items, Some(&index))
+    }
+
+    fn send_items(
+        &self,
+        job: Job<'_>,
+        items: &mut (dyn Items + Send),
+        index: Option<&Index>,
+    ) -> Result<Sent, SourceError> {
+        let files = (self.work("next.tree"), self.work("next.facts"));
+        let mut recorder = Recorder::create(&files.0, &files.1)?;
+        let mut delta = Delta::new(Pending::new(self.queue, self.answers), index);
+        let mut steps = 0_u32;
+        crate::scan::run(job, items, &mut |mut found| {
+            if let Found::End { settled: false } = found
+                && job.options.frozen
+            {
+                return Err(SourceError::Scan(recorder.changed()));
+            }
+            recorder.take(&mut found)?;
+            delta.take(found)?;
+            steps += 1;
+            if steps.is_multiple_of(256) {
+                self.report(delta.counts.entries, delta.counts.bytes);
+            }
+            Ok(())
+        })?;
+        delta.pending.go_on(true)?;
+        self.report(delta.counts.entries, delta.counts.bytes);
+        let unsettled = recorder.unsettled;
+        let mut summary = recorder.finish()?;
+        let mut literal = delta.pending.literal;
+        let changed = delta.counts.changed;
+        drop(delta);
+        self.say(&Message::Done)?;
+        for pass in 0.. {
+            let paths = match self.hear()? {
+                Message::Again { paths } => paths,
+                other => return Err(SourceError::State { what: other.name() }),
+            };
+            if paths.is_empty() {
+                break;
+            }
+            if pass == MAX_PASSES {
+                return Err(SourceError::State { what: "Again" });
+            }
+            let (again, more) = self.send_again(job, &paths, &files)?;
+            summary = again;
+            literal += more;
+            self.say(&Message::Done)?;
+        }
+        Ok(Sent {
+            totals: Totals {
+                changed_entries: changed,
+                literal_bytes: literal,
+                unsettled,
+                ..totals_of(&summary)
+            },
+            files: Some(files),
+        })
+    }
+
+    /// Nothing is different.
+    fn finish_delta(&self) -> Result<(), SourceError> {
+        self.say(&Message::Done)?;
+        match self.hear()? {
+            Message::Again { paths } if paths.is_empty() => Ok(()),
+            other => Err(SourceError::State { what: other.name() }),
+        }
+    }
+
+    /// Sends some files once more, whole. The tree gets what they are now.
+    fn send_again(
+        &self,
+        job: Job<'_>,
+        paths: &[Vec<u8>],
+        files: &(PathBuf, PathBuf),
+    ) -> Result<(TreeSummary, u64), SourceError> {
+        let base = Base {
+            id: self.id_of(&files.0)?,
+            tree: files.0.clone(),
+            facts: Some(files.1.clone()),
+        };
+        let root: &Root = job.root;
+        let context = Context::new(root, job.options, crate::scan::now(), Wanted::All);
+        let job = Job {
+            context: &context,
+            ..job
+        };
+        let mut items = crate::scan::Again::new(&base, root, paths)?;
+        let next = (self.work("again.tree"), self.work("again.facts"));
+        let mut recorder = Recorder::create(&next.0, &next.1)?;
+        let mut delta = Delta::new(Pending::new(self.queue, self.answers), None);
+        crate::scan::run(job, &mut items, &mut |mut found| {
+            if let Found::End { settled: false } = found
+                && job.options.frozen
+            {
+                return Err(SourceError::Scan(recorder.changed()));
+            }
+            recorder.take(&mut found)?;
+            delta.take(found)
+        })?;
+        delta.pending.go_on(true)?;
+        let literal = delta.pending.literal;
+        let summary = recorder.finish()?;
+        std::fs::rename(&next.0, &files.0).map_err(|error| self.io(error))?;
+        std::fs::rename(&next.1, &files.1).map_err(|error| self.io(error))?;
+        Ok((summary, literal))
+    }
+
+    fn id_of(&self, tree: &Path) -> Result<TreeId, SourceError> {
+        let file = File::open(tree).map_err(|error| self.io(error))?;
+        Ok(crate::tree::TreeReader::new(file).finish(None)?.id)
+    }
+
+    /// Keeps the tree that was sent for the next round.
+    fn keep(&self, sent: &Sent, known: &mut Option<Base>) -> Result<(), SourceError> {
+        let Some((tree, facts)) = &sent.files else {
+            return Ok(());
+        };
+        let id = sent.totals.tree;
+        let base = Base {
+            id,
+            tree: self.work(&format!("{id}.tree")),
+            facts: Some(self.work(&format!("{id}.facts"))),
+        };
+        std::fs::rename(tree, &base.tree).map_err(|error| self.io(error))?;
+        std::fs::rename(facts, self.work(&format!("{id}.facts"))).map_err(|error| self.io(error))?;
+        if let Some(old) = known.replace(base).filter(|old| old.id != id) {
+            let _ = std::fs::remove_file(&old.tree);
+            if let Some(facts) = &old.facts {
+                let _ = std::fs::remove_file(facts);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What was sent.
+struct Sent {
+    totals: Totals,
+    /// Its tree and facts, unless it is the base.
+    files: Option<(PathBuf, PathBuf)>,
+}
+
+fn totals_of(summary: &TreeSummary) -> Totals {
+    Totals {
+        tree: summary.id,
+        entries: summary.entries,
+        bytes: summary.bytes,
+        changed_entries: 0,
+        literal_bytes: 0,
+        wire_bytes: 0,
+        unsettled: 0,
+    }
+}
