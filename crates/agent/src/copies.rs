@@ -377,8 +377,6 @@ impl Copies {
         if still || !asked.freeze {
             return Ok(());
         }
-        // A round may take hours, and others may have come to use the volume.
-        let users = self.running_users(&asked.volume).await?;
         let frozen = RoundOptions {
             frozen: true,
             durable: true,
@@ -386,6 +384,8 @@ impl Copies {
         // What is there is looked through while they still run.
         let mut begun = source.begin(open().await?, frozen).await?;
         begun.meet().await?;
+        // A round may take hours, and others may have come to use the volume.
+        let users = self.running_users(&asked.volume).await?;
         let note = self.directory.join(format!("{id}.json"));
         self.note(&note, &users)?;
         let mut done = Ok(());

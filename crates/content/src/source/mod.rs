@@ -148,9 +148,8 @@ impl Source {
         Begun {
             options,
             queue: Queued(queue),
-            writer,
+            writer: Some(writer),
             answers,
-            greeted: false,
             base: None,
         }
     }
@@ -163,10 +162,14 @@ impl Source {
     pub fn meet(&mut self, begun: &mut Begun) -> Result<(), SourceError> {
         if begun.base.is_none() {
             let mut round = begun.round(&self.options, &|_| {});
-            let met = round.meet(begun.greeted, self.known.as_ref());
-            let base = met.map_err(|error| round.fail(error))?;
-            begun.greeted = true;
-            begun.base = Some(base);
+            let met = round.meet(&mut self.known);
+            match met.map_err(|error| round.fail(error)) {
+                Ok(base) => begun.base = Some(base),
+                Err(error) => {
+                    begun.end();
+                    return Err(error);
+                }
+            }
         }
         Ok(())
     }
@@ -180,25 +183,21 @@ impl Source {
     /// The sink is not equal to the element; it was told why where that was possible. What arrived stays there.
     pub fn go(
         &mut self,
-        begun: Begun,
+        mut begun: Begun,
         progress: &(dyn Fn(RoundProgress) + Sync),
     ) -> Result<RoundReport, SourceError> {
         let began = Instant::now();
         let mut round = begun.round(&self.options, progress);
-        let met = (begun.greeted, begun.base.clone());
-        let result = round.converse(met, &mut self.known);
+        let result = round.converse(begun.base.clone(), &mut self.known);
         let result = result.map_err(|error| round.fail(error));
-        let Begun { queue, writer, .. } = begun;
-        queue.0.end();
-        // What it could not write was heard of by whoever spoke.
-        let _ = writer.join();
+        begun.end();
         result.map(|totals| RoundReport {
             tree: totals.tree.to_string(),
             entries: totals.entries,
             bytes: totals.bytes,
             changed_entries: totals.changed_entries,
             literal_bytes: totals.literal_bytes,
-            wire_bytes: queue.0.written(),
+            wire_bytes: begun.queue.0.written(),
             unsettled: totals.unsettled,
             milliseconds: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         })
@@ -230,10 +229,8 @@ impl Source {
 pub struct Begun {
     options: RoundOptions,
     queue: Queued,
-    writer: JoinHandle<()>,
+    writer: Option<JoinHandle<()>>,
     answers: Receiver<Result<Message, FrameError>>,
-    /// The sink was told who speaks.
-    greeted: bool,
     /// What the sink holds, once it said so: nothing, or a tree.
     base: Option<Option<Base>>,
 }
@@ -249,6 +246,15 @@ impl Drop for Queued {
 }
 
 impl Begun {
+    /// Nothing more is said. What was said is on its way when this returns.
+    fn end(&mut self) {
+        self.queue.0.end();
+        if let Some(writer) = self.writer.take() {
+            // What it could not write was heard of by whoever spoke.
+            let _ = writer.join();
+        }
+    }
+
     fn round<'a>(
         &'a self,
         options: &'a SourceOptions,

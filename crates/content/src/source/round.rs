@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, TryRecvError};
 
 use tranship_core::storage::{RoundOptions, RoundProgress};
 
@@ -122,39 +122,55 @@ impl Round<'_> {
         }
     }
 
-    /// What the sink holds.
-    pub(super) fn meet(&mut self, greeted: bool, known: Option<&Base>) -> Result<Option<Base>, SourceError> {
-        if !greeted {
-            self.greet()?;
+    /// The sink looks at what it holds, and this side at the same time: what it knows is most likely that. Damaged records are
+    /// forgotten.
+    fn look_ahead(&self, known: &mut Option<Base>) -> Result<Option<(TreeId, Timestamp, Todo)>, SourceError> {
+        let began = crate::scan::now();
+        let Some(base) = known.as_ref() else {
+            return Ok(None);
+        };
+        match self.look(base) {
+            Ok(todo) => Ok(Some((base.id, began, todo))),
+            Err(SourceError::Scan(ScanError::Tree(_))) => {
+                *known = None;
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
-        self.hear_base(known)
     }
 
-    /// The round, from where it stands: whether the sink was greeted, and what it holds if it said so.
+    /// What the sink holds. The look ahead shows that this side's records can be read, while it does not matter how long that takes.
+    pub(super) fn meet(&mut self, known: &mut Option<Base>) -> Result<Option<Base>, SourceError> {
+        self.greet()?;
+        self.look_ahead(known)?;
+        self.hear_base(known.as_ref())
+    }
+
+    /// Whether the sink said anything while it was to wait.
+    fn still_there(&self) -> Result<(), SourceError> {
+        match self.answers.try_recv() {
+            Err(TryRecvError::Empty) => Ok(()),
+            Err(TryRecvError::Disconnected) => Err(FrameError::Closed.into()),
+            Ok(Err(error)) => Err(error.into()),
+            Ok(Ok(Message::Failed(fault))) => Err(SourceError::Peer(fault)),
+            Ok(Ok(other)) => Err(SourceError::State { what: other.name() }),
+        }
+    }
+
+    /// The round; where the sink was met before, from what it holds.
     pub(super) fn converse(
         &mut self,
-        (greeted, met): (bool, Option<Option<Base>>),
+        met: Option<Option<Base>>,
         known: &mut Option<Base>,
     ) -> Result<Totals, SourceError> {
         let (base, ahead) = match met {
-            Some(base) => (base, None),
+            Some(base) => {
+                self.still_there()?;
+                (base, None)
+            }
             None => {
-                if !greeted {
-                    self.greet()?;
-                }
-                // The sink looks at what it holds now. What this side knows is most likely that, so it looks at the same time.
-                let began = crate::scan::now();
-                let ahead = match known.as_ref() {
-                    Some(base) => match self.look(base) {
-                        Ok(todo) => Some((base.id, began, todo)),
-                        Err(SourceError::Scan(ScanError::Tree(_))) => {
-                            *known = None;
-                            None
-                        }
-                        Err(error) => return Err(error),
-                    },
-                    None => None,
-                };
+                self.greet()?;
+                let ahead = self.look_ahead(known)?;
                 (self.hear_base(known.as_ref())?, ahead)
             }
         };

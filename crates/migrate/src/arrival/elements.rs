@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tokio::sync::{Mutex, RwLock};
+use tokio::sync::{Mutex, RwLock, RwLockReadGuard};
 use tranship_core::fault::FaultKind;
 use tranship_core::ids::ContainerName;
 use tranship_core::storage::{ElementAt, ElementPlace, ElementSink, Pipe, RoundProgress};
@@ -38,8 +38,7 @@ impl Arrival {
     /// through the pipe as well.
     pub async fn element(&self, index: usize, pipe: Pipe) -> Result<(), Fault> {
         failpoint::reach("destination.element").await?;
-        let _round = self.sinks.rounds.read().await;
-        let at = {
+        let (at, _round) = {
             let record = self.record.lock().await;
             Self::refuse_if_over(&record)?;
             if self.given_up.is_cancelled() {
@@ -49,7 +48,7 @@ impl Arrival {
                     "the destination was told to discard this migration",
                 ));
             }
-            self.element_at(&record, index).await?
+            (self.element_at(&record, index).await?, self.round().await)
         };
         let open = self.open_sink(index, &at).await?;
         let mut sink = open.sink.lock().await;
@@ -63,13 +62,18 @@ impl Arrival {
     /// # Errors
     /// As [`Arrival::element`].
     pub async fn open_element(&self, index: usize) -> Result<(), Fault> {
-        let _round = self.sinks.rounds.read().await;
-        let at = {
+        let (at, _round) = {
             let record = self.record.lock().await;
             Self::refuse_if_over(&record)?;
-            self.element_at(&record, index).await?
+            (self.element_at(&record, index).await?, self.round().await)
         };
         self.open_sink(index, &at).await.map(|_| ())
+    }
+
+    /// A round is under way as long as this is held. Asked for with the record locked, as whoever waits for the end of all rounds does
+    /// too: in another order the two would wait for each other.
+    async fn round(&self) -> RwLockReadGuard<'_, ()> {
+        self.sinks.rounds.read().await
     }
 
     async fn open_sink(&self, index: usize, at: &ElementAt) -> Result<Arc<OpenSink>, Fault> {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tranship_core::event::{Event, Phase, Reporter};
 use tranship_core::fault::FaultKind;
 use tranship_core::storage::{
-    BegunRound, ElementAt, ElementPlace, ElementRoute, ElementSource, ProgressFn, RoundOptions,
+    BegunRound, ElementAt, ElementPlace, ElementRoute, ElementSource, Pipe, ProgressFn, RoundOptions,
     RoundProgress, RoundReport, SyncOptions,
 };
 use tranship_core::{Engine, Fault};
@@ -36,6 +36,11 @@ const MEETINGS: usize = 32;
 const SIDE_BY_SIDE: usize = 4;
 /// What the freeze takes beside the data: stopping, a record, starting. An estimate for predictions.
 const FREEZE_FIXED_MS: u64 = 700;
+/// Longest time that the destination takes to begin a round.
+const OPENING: Duration = Duration::from_secs(60);
+/// Entries of all elements up to which the destination looks at them before the freeze, which is a second or two: what the source writes
+/// meanwhile is one more thing to carry in the freeze, where both ends would look at the same time otherwise.
+const MEETING_ENTRIES: u64 = 500_000;
 /// While they run, processes are not dumped more often than this: they stand still meanwhile.
 const DUMP_AGAIN: Duration = Duration::from_secs(10);
 /// Entries that are looked at in a millisecond when nothing of them changed. An estimate for predictions.
@@ -163,10 +168,29 @@ impl Departure {
 
     /// Begins the rounds of the freeze: what the destination holds is looked through there while the source still runs.
     pub(super) async fn meet(&mut self) -> Result<(), Fault> {
+        if self
+            .record
+            .rounds
+            .last()
+            .is_none_or(|last| last.entries > MEETING_ENTRIES)
+        {
+            return Ok(());
+        }
         let meter = self.meter(Phase::Bulk, None);
+        let begun = Instant::now();
         let met = self.of_all(Step::Meet, &meter).await;
         self.stop_if_cancelled()?;
-        met.into_iter().try_for_each(|met| met.map(drop))
+        met.into_iter().try_for_each(|met| met.map(drop))?;
+        if let Some(target) = self.plan().options.max_downtime_ms {
+            let written = longer_after(&self.record.rounds, millis(begun.elapsed()));
+            let predicted = predict(&self.record.rounds).saturating_add(self.memory_ms());
+            if predicted.saturating_add(written) > target {
+                for element in &mut self.elements {
+                    *element.begun.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Gives back what the engine made for reading.
@@ -510,7 +534,7 @@ async fn round_of_one(
             let mut begun = match waiting.take() {
                 Some(begun) => begun,
                 None => {
-                    let pipe = breakable(destination.element(element.index).await?, given_up);
+                    let pipe = opened(destination, element.index, given_up).await?;
                     let options = match step {
                         Step::Round(options) => options,
                         Step::Meet => RoundOptions {
@@ -549,28 +573,58 @@ async fn round_of_one(
     }
 }
 
+/// A stream for a round, unless the migration is given up, or the destination takes too long.
+async fn opened(
+    destination: &Arc<dyn Destination>,
+    index: usize,
+    given_up: &CancellationToken,
+) -> Result<Pipe, Fault> {
+    let lost = |why: String| Fault::new("wire.silent", FaultKind::Environment, why);
+    tokio::select! {
+        pipe = destination.element(index) => Ok(breakable(pipe?, given_up)),
+        () = given_up.cancelled() => Err(lost("the migration was given up".into())),
+        () = tokio::time::sleep(OPENING) => Err(lost(format!(
+            "the destination did not begin a round within {} s",
+            OPENING.as_secs()
+        ))),
+    }
+}
+
 /// Milliseconds that a freeze right after these rounds would last: a look at everything, and what was written while the last
 /// round ran, as fast as bytes went in the fastest one.
 fn predict(rounds: &[RoundRecord]) -> u64 {
     let Some(last) = rounds.last() else {
         return FREEZE_FIXED_MS;
     };
-    let per_ms = rounds
-        .iter()
-        .map(|r| r.literal_bytes / r.took_ms.max(1))
-        .max()
-        .unwrap_or(0)
-        .max(1);
+    let per_ms = fastest(rounds);
     let Some(previous) = rounds.iter().rev().nth(1) else {
         // The first round tells how much there is, not how fast it changes.
         return FREEZE_FIXED_MS.saturating_add(last.entries / LOOKS_PER_MS);
     };
-    // What this round sent was written while the one before ran.
-    let written = last.literal_bytes.saturating_mul(last.took_ms) / previous.took_ms.max(1);
     let looking = last.took_ms.saturating_sub(last.literal_bytes / per_ms);
     FREEZE_FIXED_MS
         .saturating_add(looking)
-        .saturating_add(written / per_ms)
+        .saturating_add(carry(last, previous, per_ms, last.took_ms))
+}
+
+/// Bytes in a millisecond, in the round in which most went.
+fn fastest(rounds: &[RoundRecord]) -> u64 {
+    let speeds = rounds.iter().map(|r| r.literal_bytes / r.took_ms.max(1));
+    speeds.max().unwrap_or(0).max(1)
+}
+
+/// Milliseconds that it takes to carry what is written in `ms` milliseconds. What the last round sent was written while the one
+/// before ran.
+fn carry(last: &RoundRecord, previous: &RoundRecord, per_ms: u64, ms: u64) -> u64 {
+    last.literal_bytes.saturating_mul(ms) / previous.took_ms.max(1) / per_ms
+}
+
+/// Milliseconds by which a freeze is longer when it begins `ms` milliseconds after the last of these rounds.
+fn longer_after(rounds: &[RoundRecord], ms: u64) -> u64 {
+    match rounds {
+        [.., previous, last] => carry(last, previous, fastest(rounds), ms),
+        _ => 0,
+    }
 }
 
 fn seconds(milliseconds: u64) -> f64 {
@@ -598,5 +652,7 @@ mod tests {
         // 10 s, so 400 bytes were written during it.
         let rounds = [round(10, 2_000_000, 10_000), round(10, 20_000, 200)];
         assert_eq!(predict(&rounds), FREEZE_FIXED_MS + 100 + 2);
+        assert_eq!(longer_after(&rounds, 1_000), 10);
+        assert_eq!(longer_after(&rounds[..1], 1_000), 0);
     }
 }

@@ -94,7 +94,7 @@ async fn there_are_as_many_rounds_as_shorten_the_freeze() {
             rounds: Some(wished),
             ..cold()
         };
-        let durations: Vec<u64> = (0..12).map(|n| 4_000_000 >> n).collect();
+        let durations: Vec<u64> = (0..12).map(|n| 58_000 >> n).collect();
         let (rounds, record) = copies(&options, &durations).await;
         assert_eq!((rounds, record.state), (live, DepartureState::Complete));
         assert_eq!(record.predicted_downtime_ms.is_some(), wished > 0);
@@ -276,6 +276,23 @@ async fn the_round_of_the_freeze_begins_before_it() {
     let said = world.source.storage().calls();
     let rounds: Vec<_> = said.iter().filter(|call| **call != "source").collect();
     assert_eq!(rounds, [&"source round", &"source meet", &"source round"]);
+    // A destination that does not answer is not waited for without end, and whoever gives up not at all.
+    let world = self::world(&once, |_| {});
+    world.link.on("element 0", 1..EVER, How::Takes(10_000_000));
+    let record = world.run().await;
+    assert_eq!(code(&record), "wire.silent");
+    assert!(!world.source.calls().contains(&"stop"));
+    let world = self::world(&once, |_| {});
+    world.link.on("element 0", 1..EVER, How::Takes(10_000_000));
+    let cancel = world.cancel.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        cancel.send_replace(true);
+    });
+    let begun = tokio::time::Instant::now();
+    let record = world.run().await;
+    assert_eq!(code(&record), "migrate.aborted");
+    assert!(begun.elapsed() < Duration::from_secs(6));
     // Where nothing is read while it runs, nothing is met.
     let never = MoveOptions {
         rounds: Some(0),
