@@ -403,6 +403,45 @@ fn a_round_that_met_the_sink_carries_what_came_after() {
 }
 
 #[test]
+fn whoever_meets_the_sink_may_be_written_to() {
+    let mut pair = Pair::new();
+    for directory in 0..40 {
+        fs::create_dir(pair.at(&directory.to_string())).unwrap();
+        for file in 0..50 {
+            fs::write(pair.at(&format!("{directory}/{file}")), b"").unwrap();
+        }
+    }
+    pair.round();
+    let root = pair.path("source");
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (name, other) = (
+                |n: u32| root.join(format!("{n}")),
+                |n: u32| root.join(format!("x{n}")),
+            );
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                (0..40).for_each(|n| fs::rename(name(n), other(n)).unwrap());
+                (0..40).for_each(|n| fs::rename(other(n), name(n)).unwrap());
+            }
+        });
+        for _ in 0..20 {
+            let (met, _) = pair.spoken(|source, a| {
+                let mut begun = source.begin(a.try_clone().unwrap(), a, FROZEN);
+                source.meet(&mut begun)
+            });
+            if met.is_err() {
+                over.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+            met.unwrap();
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    pair.round();
+    pair.assert_equal();
+}
+
+#[test]
 fn a_round_that_met_the_sink_and_does_not_go_on_changes_nothing() {
     let mut pair = Pair::new();
     everything(&pair);

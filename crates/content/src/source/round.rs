@@ -142,7 +142,12 @@ impl Round<'_> {
     /// What the sink holds. The look ahead shows that this side's records can be read, while it does not matter how long that takes.
     pub(super) fn meet(&mut self, known: &mut Option<Base>) -> Result<Option<Base>, SourceError> {
         self.greet()?;
-        self.look_ahead(known)?;
+        let wished = self.round;
+        // Whatever is to stand still in the round may still be written to now.
+        self.round.frozen = false;
+        let looked = self.look_ahead(known);
+        self.round = wished;
+        looked?;
         self.hear_base(known.as_ref())
     }
 
