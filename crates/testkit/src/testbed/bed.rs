@@ -166,7 +166,7 @@ impl Bed {
             "containerd",
             "containers",
             "log",
-            "upper/etc",
+            "upper/etc/docker",
             "upper/usr/local/sbin",
         ] {
             make_dir(&path.join(name))?;
@@ -180,6 +180,7 @@ impl Bed {
                 "# The testbed has no name server.\n".to_owned(),
             ),
             ("etc/testbed-engine", format!("{}\n", self.record.engine)),
+            ("etc/docker/daemon.json", self.daemon_file(node)),
         ];
         for (name, text) in files {
             let file = upper.join(name);
@@ -197,6 +198,16 @@ impl Bed {
             checked(HOST, host("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
         }
         Ok(())
+    }
+
+    /// dockerd's configuration. The command line has the rest, and both may not set the same thing.
+    fn daemon_file(&self, node: &str) -> String {
+        let configuration = if self.record.containerd_stores.iter().any(|name| name == node) {
+            serde_json::json!({ "features": { "containerd-snapshotter": true } })
+        } else {
+            serde_json::json!({ "storage-driver": "overlay2" })
+        };
+        configuration.to_string()
     }
 
     fn disk_images(&self, node: &str) -> impl Iterator<Item = (PathBuf, &super::options::SmallDisk)> {

@@ -81,6 +81,8 @@ pub struct Options {
     pub persistent: bool,
     /// Directories on small disks.
     pub disks: Vec<SmallDisk>,
+    /// Nodes whose Docker keeps its images with containerd, by name; the others have Docker's classic store.
+    pub containerd_stores: Vec<String>,
     /// The Debian mirror for building the root file system; without one, the host's own.
     pub mirror: Option<String>,
     /// Where things are kept on the host.
@@ -95,6 +97,7 @@ impl Default for Options {
             name: None,
             persistent: false,
             disks: Vec::new(),
+            containerd_stores: Vec::new(),
             mirror: None,
             dirs: Dirs::default(),
         }
@@ -102,6 +105,14 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Lets containerd keep the images of these nodes' Docker (`containerd-snapshotter`).
+    #[must_use]
+    pub fn containerd_stores(mut self, nodes: &[&str]) -> Self {
+        self.containerd_stores
+            .extend(nodes.iter().map(|node| (*node).to_owned()));
+        self
+    }
+
     /// Puts `path` of the named node on an ext4 file system of `bytes` bytes.
     #[must_use]
     pub fn small_disk(mut self, node: &str, path: impl Into<PathBuf>, bytes: u64) -> Self {

@@ -31,6 +31,9 @@ pub(crate) struct Record {
     pub nodes: Vec<String>,
     /// Directories on small disks.
     pub disks: Vec<SmallDisk>,
+    /// Nodes whose Docker keeps its images with containerd.
+    #[serde(default)]
+    pub containerd_stores: Vec<String>,
     /// The shared root file system.
     pub tree: PathBuf,
     /// The process it belongs to, if any.
@@ -100,6 +103,7 @@ impl Record {
             engine: options.engine,
             nodes,
             disks: options.disks.clone(),
+            containerd_stores: options.containerd_stores.clone(),
             tree,
             owner: ProcessId::current(),
             boot_id: boot_id()?,
@@ -228,6 +232,11 @@ fn node_names(options: &Options) -> Result<Vec<String>> {
         return Err(Error::BadOptions(format!(
             "{} nodes asked for, 1 to 26 are possible",
             options.nodes
+        )));
+    }
+    if let Some(node) = options.containerd_stores.iter().find(|node| !names.contains(node)) {
+        return Err(Error::BadOptions(format!(
+            "containerd's image store for node `{node}`, which there is not"
         )));
     }
     for disk in &options.disks {

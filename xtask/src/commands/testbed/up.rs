@@ -22,6 +22,9 @@ pub struct Args {
     /// Put /var/lib/docker of NODE on a file system of BYTES bytes.
     #[arg(long, value_name = "NODE=BYTES", value_parser = parse_disk)]
     small_disk: Vec<(String, u64)>,
+    /// Let containerd keep the images of NODE's Docker.
+    #[arg(long, value_name = "NODE")]
+    containerd_store: Vec<String>,
     /// The Debian mirror for the first build; otherwise the one apt uses on this machine.
     #[arg(long)]
     mirror: Option<String>,
@@ -42,6 +45,7 @@ pub fn run(args: Args) -> CommandResult {
         engine: args.engine,
         name: Some(args.name),
         persistent: true,
+        containerd_stores: args.containerd_store,
         mirror: args.mirror,
         ..Options::default()
     };

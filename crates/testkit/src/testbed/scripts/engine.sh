@@ -36,7 +36,7 @@ start)
             done
         fi
         rm -f /run/docker.pid
-        setsid dockerd --experimental --storage-driver overlay2 --exec-opt native.cgroupdriver=cgroupfs \
+        setsid dockerd --experimental --exec-opt native.cgroupdriver=cgroupfs \
             --containerd /run/containerd/containerd.sock >> /var/log/dockerd.log 2>&1 < /dev/null &
     else
         mkdir -p /run/podman
