@@ -87,7 +87,11 @@ pub async fn facts(engine: &dyn Engine) -> Result<NodeFacts, Fault> {
 fn reaches_files(user_id: u32, engine: &EngineFacts) -> bool {
     let shifted = engine.rootless || engine.security_options.iter().any(|o| o.contains("name=userns"));
     let volumes = Path::new(&engine.root_directory).join("volumes");
-    user_id == 0 && !shifted && engine.storage_driver == "overlay2" && volumes.is_dir()
+    let layers = match engine.image_store {
+        ImageStore::Containerd => engine.containerd_seen && engine.storage_driver == "overlayfs",
+        _ => engine.storage_driver == "overlay2",
+    };
+    user_id == 0 && !shifted && layers && volumes.is_dir()
 }
 
 /// Whether this process reaches the files of storage elements itself.
@@ -308,7 +312,7 @@ async fn arrival_facts(engine: &dyn Engine, spec: &ContainerSpec) -> Result<Arri
     let layers_held = if image_held {
         spec.image.layers.len()
     } else {
-        engine.layers_held(&spec.image.layers).await?
+        engine.layers_held(spec.image.known_layers()).await?
     };
     let tag_points_at = engine
         .image(&spec.image_reference)

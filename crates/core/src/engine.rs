@@ -236,7 +236,7 @@ pub trait Engine: Send + Sync {
     /// What the container wrote into its layer, caches and run-time files left out.
     async fn layer_changes(&self, container: &ContainerId) -> Result<LayerChanges, EngineError>;
 
-    /// The image that `reference` (tag, digest or id) means, if there is one.
+    /// The image that `reference` (tag, digest or id) means, if there is one and all its layers are there.
     async fn image(&self, reference: &str) -> Result<Option<ImageSpec>, EngineError>;
 
     /// All images that have a tag or that nothing else is made of; not the steps of a build in between.
@@ -271,7 +271,7 @@ pub trait Engine: Send + Sync {
         })
     }
 
-    /// How many of the lowest `layers` are here, as one stack.
+    /// How many of the lowest `layers` are here, as one stack: by the digests that [`ImageSpec::known_layers`] gives.
     async fn layers_held(&self, layers: &[Digest]) -> Result<usize, EngineError>;
 
     /// Bytes of the archive that [`Engine::export_image`] would give, for every number of skipped lowest layers from

@@ -7,7 +7,8 @@ use crate::ids::Digest;
 /// One image at one node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageSpec {
-    /// The engine's id of the image; with Docker's classic store the digest of the configuration.
+    /// The engine's id of the image: with Docker's classic store the digest of the configuration, with containerd's that of a manifest
+    /// or an index.
     pub id: Digest,
     /// All tags that point at it, as `repository:tag`.
     pub tags: Vec<String>,
@@ -15,12 +16,28 @@ pub struct ImageSpec {
     pub repo_digests: Vec<String>,
     /// Digests of the plain (uncompressed) layers, lowest first.
     pub layers: Vec<Digest>,
+    /// Digests of the layers as the engine keeps them, lowest first: with containerd's store those of its blobs, which may be packed.
+    /// Empty where they are kept by those of the plain layers, or where this cannot be known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept_layers: Vec<Digest>,
     /// Size of all layers' files in bytes, as the engine counts it.
     pub size: u64,
     /// Processor architecture in Go's names, such as `amd64`.
     pub architecture: String,
     /// Operating system in Go's names, such as `linux`.
     pub os: String,
+}
+
+impl ImageSpec {
+    /// The digests by which an engine with a store of the same kind knows these layers, lowest first.
+    #[must_use]
+    pub fn known_layers(&self) -> &[Digest] {
+        if self.kept_layers.is_empty() {
+            &self.layers
+        } else {
+            &self.kept_layers
+        }
+    }
 }
 
 /// What travels of an image, and what it weighs.

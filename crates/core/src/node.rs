@@ -51,6 +51,9 @@ pub struct EngineFacts {
     pub rootless: bool,
     /// Experimental features (checkpoints) are switched on.
     pub experimental: bool,
+    /// The engine keeps its images with a containerd that answers here, and whose files are seen from here.
+    #[serde(default)]
+    pub containerd_seen: bool,
 }
 
 /// Who keeps the images.

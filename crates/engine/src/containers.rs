@@ -23,7 +23,9 @@ impl DockerEngine {
         let document = self.document(name.as_str()).await?;
         let id = ContainerId::new(text(&document, &["Id"])).map_err(|error| ask.uncertain(error))?;
         let image_id = describe::image_id(&text(&document, &["Image"]), &ask)?;
-        let image = describe::image(&self.image_document(image_id.as_str()).await?, &ask)?;
+        let image = self.image_document(image_id.as_str()).await?;
+        // One that is not whole may be whole at a destination.
+        let (image, _) = self.as_kept(describe::image(&image, &ask)?, &image).await?;
 
         let mut networks = Vec::new();
         for (network, endpoint) in entries(&document, &["NetworkSettings", "Networks"]) {

@@ -412,6 +412,7 @@ pub(crate) fn image(document: &Value, ask: &Ask) -> Result<ImageSpec, EngineErro
         id: image_id(&text(document, &["Id"]), ask)?,
         tags: texts(document, &["RepoTags"]),
         repo_digests: texts(document, &["RepoDigests"]),
+        kept_layers: Vec::new(),
         layers,
         size: u64::try_from(number(document, &["Size"])).unwrap_or_default(),
         architecture: text(document, &["Architecture"]),

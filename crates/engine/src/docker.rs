@@ -236,7 +236,9 @@ impl Engine for DockerEngine {
         let count = |number: Option<i64>| number.and_then(|n| u64::try_from(n).ok()).unwrap_or_default();
         let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
         runtimes.sort();
+        let containerd = self.containerd(&self.identity().await?).await;
         Ok(EngineFacts {
+            containerd_seen: containerd.is_some(),
             kind: if self.podman { "podman" } else { "docker" }.into(),
             version: version.version.unwrap_or_default(),
             api_version: version.api_version.unwrap_or_default(),
@@ -311,7 +313,10 @@ impl Engine for DockerEngine {
     async fn image(&self, reference: &str) -> Result<Option<ImageSpec>, EngineError> {
         let ask = Ask::new("inspect", "image", reference);
         match self.image_document(reference).await {
-            Ok(document) => describe::image(&document, &ask).map(Some),
+            Ok(document) => {
+                let (image, whole) = self.as_kept(describe::image(&document, &ask)?, &document).await?;
+                Ok(whole.then_some(image))
+            }
             Err(EngineError::NotFound { .. }) => Ok(None),
             Err(other) => Err(other),
         }

@@ -56,9 +56,9 @@ impl Archive {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let manifest = json!([{
-            "Config": blob(&image.id),
+            "Config": blob_name(&image.id),
             "RepoTags": tag.map(|tag| vec![tag]),
-            "Layers": layers.iter().map(|layer| blob(&layer.diff_id)).collect::<Vec<_>>(),
+            "Layers": layers.iter().map(|layer| blob_name(&layer.diff_id)).collect::<Vec<_>>(),
         }]);
         Ok(Self {
             config: config.into(),
@@ -81,10 +81,7 @@ impl Archive {
     pub(crate) fn length(&self, skip: usize) -> u64 {
         let layers = self.parts(skip).into_iter().map(|index| self.lengths[index]);
         let documents = [self.config.len() as u64, self.manifest.len() as u64];
-        let entries: u64 = layers
-            .chain(documents)
-            .map(|length| BLOCK + length.next_multiple_of(BLOCK))
-            .sum();
+        let entries: u64 = layers.chain(documents).map(entry_length).sum();
         entries + 2 * BLOCK
     }
 
@@ -95,17 +92,7 @@ impl Archive {
 
     /// The archive as a stream, made by two blocking tasks.
     pub(crate) fn stream(self, skip: usize) -> ByteStream {
-        let (to_hasher, from_reader) = sync_channel(QUEUE);
-        let (to_stream, mut from_hasher) = mpsc::channel(QUEUE);
-        let read = move || {
-            let mut writer = Writer::new(to_hasher);
-            if let Err(stop) = self.write(skip, &mut writer) {
-                writer.fail(stop);
-            }
-        };
-        tokio::task::spawn_blocking(read);
-        tokio::task::spawn_blocking(move || hash(&from_reader, &to_stream));
-        Box::pin(stream::poll_fn(move |context| from_hasher.poll_recv(context)))
+        checked_stream(move |writer| self.write(skip, writer))
     }
 
     fn write(&self, skip: usize, writer: &mut Writer) -> Result<(), Stop> {
@@ -115,18 +102,35 @@ impl Archive {
             write_layer(layer, length, writer)?;
             writer.pad(length)?;
         }
-        writer.header(&self.config_id, self.config.len() as u64)?;
-        writer.raw(&self.config)?;
-        writer.pad(self.config.len() as u64)?;
-        writer.named_header("manifest.json", self.manifest.len() as u64)?;
-        writer.raw(&self.manifest)?;
-        writer.pad(self.manifest.len() as u64)?;
-        writer.raw(&[0; 2 * BLOCK as usize])?;
-        writer.flush()
+        writer.document(&blob_name(&self.config_id), &self.config)?;
+        writer.document("manifest.json", &self.manifest)?;
+        writer.end()
     }
 }
 
-fn blob(digest: &Digest) -> String {
+/// What an entry of an archive with this content takes in bytes.
+pub(crate) fn entry_length(content: u64) -> u64 {
+    BLOCK + content.next_multiple_of(BLOCK)
+}
+
+/// What `write` writes, as a stream made by two blocking tasks.
+pub(crate) fn checked_stream(
+    write: impl FnOnce(&mut Writer) -> Result<(), Stop> + Send + 'static,
+) -> ByteStream {
+    let (to_hasher, from_reader) = sync_channel(QUEUE);
+    let (to_stream, mut from_hasher) = mpsc::channel(QUEUE);
+    tokio::task::spawn_blocking(move || {
+        let mut writer = Writer::new(to_hasher);
+        if let Err(stop) = write(&mut writer) {
+            writer.fail(stop);
+        }
+    });
+    tokio::task::spawn_blocking(move || hash(&from_reader, &to_stream));
+    Box::pin(stream::poll_fn(move |context| from_hasher.poll_recv(context)))
+}
+
+/// The name of a blob in an archive.
+pub(crate) fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
@@ -163,7 +167,7 @@ fn write_layer(layer: &StoredLayer, length: u64, writer: &mut Writer) -> Result<
 }
 
 /// Why writing ends early.
-enum Stop {
+pub(crate) enum Stop {
     /// Nobody reads any more.
     Unwanted,
     Failed(EngineError),
@@ -186,7 +190,8 @@ enum Message {
     Failed(EngineError),
 }
 
-struct Writer {
+/// Writes an archive piece by piece.
+pub(crate) struct Writer {
     channel: SyncSender<Message>,
     buffer: Vec<u8>,
 }
@@ -222,7 +227,7 @@ impl Writer {
     }
 
     fn header(&mut self, digest: &Digest, length: u64) -> Result<(), Stop> {
-        self.named_header(&blob(digest), length)
+        self.named_header(&blob_name(digest), length)
     }
 
     fn named_header(&mut self, name: &str, length: u64) -> Result<(), Stop> {
@@ -240,6 +245,37 @@ impl Writer {
         let zeros = [0; BLOCK as usize];
         // Less than a block.
         self.raw(&zeros[..usize::try_from(padding).unwrap_or_default()])
+    }
+
+    /// A short entry.
+    pub(crate) fn document(&mut self, name: &str, content: &[u8]) -> Result<(), Stop> {
+        self.named_header(name, content.len() as u64)?;
+        self.raw(content)?;
+        self.pad(content.len() as u64)
+    }
+
+    /// An entry that is a whole file, compared with its digest.
+    pub(crate) fn blob(
+        &mut self,
+        name: &str,
+        digest: &Digest,
+        file: &OwnedFd,
+        size: u64,
+    ) -> Result<(), Stop> {
+        self.named_header(name, size)?;
+        self.begin_layer()?;
+        self.file(file, size).map_err(|error| match error {
+            error if error.kind() == io::ErrorKind::BrokenPipe => Stop::Unwanted,
+            error => Stop::Failed(corrupt(digest, error.to_string())),
+        })?;
+        self.end_layer(digest, size)?;
+        self.pad(size)
+    }
+
+    /// The end of the archive.
+    pub(crate) fn end(&mut self) -> Result<(), Stop> {
+        self.raw(&[0; 2 * BLOCK as usize])?;
+        self.flush()
     }
 
     fn begin_layer(&mut self) -> Result<(), Stop> {

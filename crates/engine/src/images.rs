@@ -15,6 +15,7 @@ use tranship_core::image::common_layers;
 use tranship_core::node::ImageStore;
 use tranship_core::{EngineError, ImageSpec};
 
+use crate::containerd::{Containerd, Kept, OciArchive, explain, storage_of};
 use crate::describe;
 use crate::docker::{DockerEngine, UNLIMITED};
 use crate::export::Archive;
@@ -32,8 +33,16 @@ impl DockerEngine {
 
     pub(crate) async fn held(&self, layers: &[Digest]) -> Result<usize, EngineError> {
         let identity = self.identity().await?;
-        if identity.store != ImageStore::Classic || layers.is_empty() {
-            // Only the classic store takes archives in which layers are missing.
+        if layers.is_empty() {
+            return Ok(0);
+        }
+        if let Some(containerd) = self.containerd(&identity).await {
+            let ask = Ask::new("look for layers in", "engine", "");
+            let held = containerd.first_held(layers).await;
+            return held.map_err(|error| ask.uncertain(explain(error)));
+        }
+        if identity.store != ImageStore::Classic {
+            // What others hold cannot be told.
             return Ok(0);
         }
         if let Some(held) = self.store(&identity).and_then(|store| store.layers_held(layers)) {
@@ -60,6 +69,45 @@ impl DockerEngine {
         }
     }
 
+    /// The image with the digests of its layers as they are kept, and whether all of it is there: after a load that failed,
+    /// containerd has the documents of an image without its layers.
+    pub(crate) async fn as_kept(
+        &self,
+        mut image: ImageSpec,
+        document: &Value,
+    ) -> Result<(ImageSpec, bool), EngineError> {
+        if !may_be_containerd(document) {
+            return Ok((image, true));
+        }
+        let Some(containerd) = self.containerd(&self.identity().await?).await else {
+            return Ok((image, true));
+        };
+        let kept = match self.kept(&containerd, &image).await {
+            Ok(kept) => kept,
+            Err(EngineError::NotFound { what, name }) => {
+                tracing::debug!(image = %image.id, what, name, "an image of which something is missing");
+                return Ok((image, false));
+            }
+            Err(other) => return Err(other),
+        };
+        let ask = Ask::new("look for layers of", "image", image.id.as_str());
+        // The files of a blob may be there for another namespace.
+        for blobs in [&kept.layers[..], std::slice::from_ref(&kept.config)] {
+            let held = containerd.first_held(blobs).await;
+            if held.map_err(|error| ask.uncertain(explain(error)))? < blobs.len() {
+                return Ok((image, false));
+            }
+        }
+        image.kept_layers = kept.layers;
+        Ok((image, true))
+    }
+
+    async fn kept(&self, containerd: &Containerd, image: &ImageSpec) -> Result<Kept, EngineError> {
+        let (content, wanted) = (containerd.content(), image.clone());
+        let read = tokio::task::spawn_blocking(move || content.of(&wanted)).await;
+        read.unwrap_or_else(|error| Err(Ask::new("read", "image", image.id.as_str()).failed(error)))
+    }
+
     pub(crate) async fn sizes(&self, image: &ImageSpec, tag: Option<&str>) -> Result<Vec<u64>, EngineError> {
         Ok(self
             .direct_archive(image, tag)
@@ -75,9 +123,10 @@ impl DockerEngine {
         skip: usize,
     ) -> Result<ImageArchive, EngineError> {
         if let Some(archive) = self.direct_archive(image, tag).await? {
+            let (length, stream) = archive.stream(skip);
             return Ok(ImageArchive {
-                length: Some(archive.length(skip)),
-                stream: archive.stream(skip),
+                length: Some(length),
+                stream,
             });
         }
         Ok(ImageArchive {
@@ -91,14 +140,25 @@ impl DockerEngine {
         &self,
         image: &ImageSpec,
         tag: Option<&str>,
-    ) -> Result<Option<Archive>, EngineError> {
-        let Some(store) = self.store(&self.identity().await?) else {
+    ) -> Result<Option<Direct>, EngineError> {
+        let identity = self.identity().await?;
+        if let Some(containerd) = self.containerd(&identity).await {
+            return match self.kept(&containerd, image).await {
+                Ok(kept) => Ok(Some(Direct::Containerd(OciArchive::of(&image.id, kept)))),
+                Err(error @ EngineError::Corrupt { .. }) => Err(error),
+                Err(error) => {
+                    tracing::warn!(image = %image.id, %error, "containerd's files cannot be read directly; `save` is used");
+                    Ok(None)
+                }
+            };
+        }
+        let Some(store) = self.store(&identity) else {
             return Ok(None);
         };
         let (id, tag) = (image.clone(), tag.map(str::to_owned));
         let read = tokio::task::spawn_blocking(move || Archive::of(&store, &id, tag.as_deref())).await;
         match read {
-            Ok(Ok(archive)) => Ok(Some(archive)),
+            Ok(Ok(archive)) => Ok(Some(Direct::Classic(archive))),
             // Storage that is not as expected: a newer engine's, or another engine's. The engine itself will know.
             Ok(Err(error)) => {
                 tracing::warn!(image = %image.id, %error, "the engine's storage cannot be read directly; `save` is used");
@@ -126,14 +186,13 @@ impl DockerEngine {
         let archive = docker.export_image(&escape(reference));
         let errors = ask.clone();
         let archive = archive.map_err(move |error| errors.bollard(error, &endpoint));
-        let skipped: BTreeSet<String> = image
-            .layers
+        let layers = image.known_layers();
+        let skipped: BTreeSet<String> = layers
             .iter()
             .take(skip)
             .map(|layer| format!("blobs/sha256/{}", layer.hex()))
             .collect();
-        let kept: BTreeSet<String> = image
-            .layers
+        let kept: BTreeSet<String> = layers
             .iter()
             .skip(skip)
             .map(|layer| format!("blobs/sha256/{}", layer.hex()))
@@ -178,6 +237,35 @@ impl DockerEngine {
         match broken {
             Some(error) => Err(error),
             None => result,
+        }
+    }
+}
+
+/// Whether containerd may keep what this document of an image describes. The engine's own drivers are told apart at once, without
+/// asking it for what it is.
+fn may_be_containerd(document: &Value) -> bool {
+    !["overlay2", "fuse-overlayfs", "btrfs", "zfs", "vfs"].contains(&storage_of(document).as_str())
+}
+
+/// An archive that is made without the engine.
+enum Direct {
+    Classic(Archive),
+    Containerd(OciArchive),
+}
+
+impl Direct {
+    fn lengths(&self) -> Vec<u64> {
+        match self {
+            Self::Classic(archive) => archive.lengths(),
+            Self::Containerd(archive) => archive.lengths(),
+        }
+    }
+
+    /// The archive's length in bytes, and its bytes.
+    fn stream(self, skip: usize) -> (u64, ByteStream) {
+        match self {
+            Self::Classic(archive) => (archive.length(skip), archive.stream(skip)),
+            Self::Containerd(archive) => archive.stream(skip),
         }
     }
 }

@@ -7,7 +7,7 @@
 //!   been before anyone starts it.
 //! * **Images leave by the short way.** With root on the node and Docker's classic image store, layers are put together
 //!   straight from the engine's storage, exactly those that are missing at the other side, checked by digest on the way
-//!   out. Elsewhere the engine's own `save` is used, filtered as it streams.
+//!   out. With containerd's, its blobs go as they are kept. Elsewhere the engine's own `save` is used, filtered as it streams.
 //!
 //! | module | |
 //! |---|---|
@@ -16,6 +16,7 @@
 //! | `describe` | documents → typed view |
 //! | [`recreate`] | documents → bodies, and comparing |
 //! | `store`, `tarsplit`, `export` | the image store on disk |
+//! | `containerd` | images and containers' layers where containerd keeps them |
 //! | `images` | layers held, archives out and in |
 //! | `layers` | what a registry asks: the list, configurations, single layers |
 //! | `filter` | leaving layers out of a `docker save` |
@@ -28,6 +29,7 @@
 
 mod changes;
 mod confined;
+mod containerd;
 mod containers;
 mod describe;
 mod docker;

@@ -11,6 +11,7 @@ use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec};
 use tranship_core::{ContainerId, Engine as _, EngineError};
 
 use crate::confined;
+use crate::containerd::storage_of;
 use crate::docker::{DockerEngine, Identity};
 use crate::fault::Ask;
 use crate::json::{at, entries, flag, items, number, text};
@@ -81,12 +82,17 @@ impl DockerEngine {
 
     async fn place_of_layer(&self, container: &ContainerId) -> Result<ElementPlace, EngineError> {
         let document = self.document(container.as_str()).await?;
-        let driver = text(&document, &["GraphDriver", "Name"]);
-        let upper = text(&document, &["GraphDriver", "Data", "UpperDir"]);
-        if driver == "overlay2"
-            && !upper.is_empty()
-            && self.is_local(&self.identity().await?).await?
-            && let Some(path) = self.directory(Path::new(&upper))
+        let driver = storage_of(&document);
+        let upper = PathBuf::from(text(&document, &["GraphDriver", "Data", "UpperDir"]));
+        let identity = self.identity().await?;
+        let upper = match driver.as_str() {
+            "overlay2" if !upper.as_os_str().is_empty() => Some(upper),
+            "overlayfs" => self.snapshot_of(&identity, container, &document).await?,
+            _ => None,
+        };
+        if let Some(upper) = upper
+            && self.is_local(&identity).await?
+            && let Some(path) = self.directory(&upper)
         {
             return Ok(ElementPlace::Directory { path, overlay: true });
         }

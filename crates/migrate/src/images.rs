@@ -160,6 +160,7 @@ impl Choice<'_> {
         }
         if let Some(registry) = &self.options.registry
             && self.is_from(registry)
+            && !self.packed()
         {
             let reason = format!("it came from {registry}: nothing is sent from the source");
             return way(ImageStrategy::Registry, reason);
@@ -194,8 +195,18 @@ impl Choice<'_> {
         self.image.repo_digests.iter().any(known)
     }
 
+    /// Whether an engine keeps images as they were packed: put together from plain layers, one would be another image there.
+    fn packed(&self) -> bool {
+        [self.source, self.destination]
+            .iter()
+            .any(|node| node.engine.image_store == ImageStore::Containerd)
+    }
+
     /// What speaks against single layers.
     fn obstacle(&self) -> Option<&'static str> {
+        if self.packed() {
+            return Some("with containerd's image store, images travel as archives only");
+        }
         if !self.source.direct_layers {
             return Some("the source's agent cannot read single layers from its engine's storage");
         }
@@ -213,7 +224,7 @@ impl Choice<'_> {
         let by_layers = match way.strategy {
             ImageStrategy::Layers => true,
             ImageStrategy::Registry => match &self.options.registry {
-                Some(registry) => !self.is_from(registry),
+                Some(registry) => self.packed() || !self.is_from(registry),
                 None => {
                     found.conflict(
                         "image.registry",

@@ -27,6 +27,7 @@ fn request(document: Value) -> CreateRequest {
         id: Digest::of(b"image"),
         tags: vec!["svc:1".into()],
         repo_digests: Vec::new(),
+        kept_layers: Vec::new(),
         layers: Vec::new(),
         size: 0,
         architecture: "amd64".into(),

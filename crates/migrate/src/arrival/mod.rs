@@ -161,7 +161,7 @@ impl Arrival {
             let layers_held = if image_held {
                 image.layers.len()
             } else {
-                self.ports.engine.layers_held(&image.layers).await?
+                self.ports.engine.layers_held(image.known_layers()).await?
             };
             opened.push(Opened {
                 image_held,
@@ -243,7 +243,7 @@ impl Arrival {
                 }
                 Bring::From(origin) => {
                     expected(origin, &record.plan)?;
-                    let here = self.ports.engine.layers_held(&image.layers).await?;
+                    let here = self.ports.engine.layers_held(image.known_layers()).await?;
                     let pipe = self.image_pipe().take();
                     let fetched = self.ports.images.fetch(&image, here, origin, pipe);
                     let (archive, what) = self.unless_cancelled(fetched).await?;

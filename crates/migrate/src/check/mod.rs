@@ -249,6 +249,10 @@ fn name(found: &mut Findings, plan: &Plan, survey: &Survey) {
     }
 }
 
+/// What to do where the image stores differ.
+const STORES_ALIKE: &str =
+    "use the same image store at both ends: `containerd-snapshotter` in the engine's configuration decides";
+
 fn image(found: &mut Findings, plan: &Plan, arrival: &ArrivalFacts, source: &NodeFacts, survey: &Survey) {
     let spec = plan.spec();
     let (here, there) = (&source.engine, &survey.node.engine);
@@ -275,7 +279,7 @@ fn image(found: &mut Findings, plan: &Plan, arrival: &ArrivalFacts, source: &Nod
                 "the image stores differ ({:?} here, {:?} there), and so would the image's id",
                 here.image_store, there.image_store
             ),
-            "use the same image store at both ends",
+            STORES_ALIKE,
         );
     }
     if let (Some(tag), Some(points_at)) = (&plan.transfer.tag, &arrival.tag_points_at)
@@ -441,7 +445,10 @@ fn clocks_and_notes(found: &mut Findings, report: &ContainerReport, source: &Nod
     for (code, text) in &report.notes {
         found.note(code, text.clone());
     }
-    if survey.node.engine.image_store != ImageStore::Classic && !report.spec.image.layers.is_empty() {
+    let engine = &survey.node.engine;
+    let by_layers = engine.image_store == ImageStore::Classic
+        || (engine.containerd_seen && !report.spec.image.kept_layers.is_empty());
+    if !by_layers && !report.spec.image.layers.is_empty() {
         found.note(
             "image.whole",
             "the engine there takes whole images only; layers that it holds travel again",

@@ -182,6 +182,19 @@ fn image_stores_and_tags_of_both_sides_are_compared() {
     };
     conflicts(both, &[]);
     assert!(says(both, Severity::Note, "image.whole") && !says(|_| {}, Severity::Note, "image.whole"));
+    let seen = |s: &mut Sides| {
+        both(s);
+        s.survey.node.engine.containerd_seen = true;
+    };
+    assert!(
+        says(seen, Severity::Note, "image.whole"),
+        "what the source keeps is not known"
+    );
+    let known = |s: &mut Sides| {
+        seen(s);
+        s.report.spec.image.kept_layers = s.report.spec.image.layers.clone();
+    };
+    assert!(!says(known, Severity::Note, "image.whole"));
     let empty = |s: &mut Sides| {
         both(s);
         s.report.spec.image.layers.clear();

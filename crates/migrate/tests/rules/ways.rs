@@ -85,6 +85,21 @@ fn what_was_asked_for_is_done_or_refused() {
     }
     assert_ne!(sides().plan().image_way.strategy, Auto);
     conflicts(|s| s.options.image_strategy = Registry, &["image.registry"]);
+    // What came from a registry would be another image for containerd, put together from plain layers.
+    let packed = |s: &mut Sides| {
+        s.report.spec.image.repo_digests = vec![format!("r:5000/app@{}", s.report.spec.image.id)];
+        s.options.registry = Some("r:5000".into());
+        for engine in [&mut s.source.engine, &mut s.survey.node.engine] {
+            engine.image_store = ImageStore::Containerd;
+        }
+    };
+    chosen(packed, Stream, "travel twice");
+    for strategy in [Layers, Registry] {
+        let mut sides = sides();
+        packed(&mut sides);
+        sides.options.image_strategy = strategy;
+        assert!(codes(&sides.plan(), Severity::Conflict).contains(&"image.strategy"));
+    }
     for strategy in [Layers, Registry] {
         for blind in [true, false] {
             let ask = |s: &mut Sides| {

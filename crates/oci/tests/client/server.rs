@@ -152,6 +152,7 @@ pub fn spec(image: &Image) -> ImageSpec {
         id: image.id(),
         tags: Vec::new(),
         repo_digests: Vec::new(),
+        kept_layers: Vec::new(),
         layers: image.diff_ids(),
         size: 0,
         architecture: "amd64".into(),

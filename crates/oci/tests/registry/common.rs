@@ -83,6 +83,7 @@ impl Engine {
                 .map(|(tag, _)| tag.clone())
                 .collect(),
             repo_digests: Vec::new(),
+            kept_layers: Vec::new(),
             layers: image.diff_ids(),
             size: 0,
             architecture: "amd64".into(),

@@ -294,6 +294,7 @@ pub fn image(tag: &str, layers: usize) -> ImageSpec {
         id: Digest::of(format!("image {tag} {layers}").as_bytes()),
         tags: vec![tag.to_owned()],
         repo_digests: Vec::new(),
+        kept_layers: Vec::new(),
         layers: (0..layers)
             .map(|n| Digest::of(format!("layer {n}").as_bytes()))
             .collect(),
@@ -353,6 +354,7 @@ pub fn facts() -> EngineFacts {
         memory: 8 << 30,
         storage_driver: "memory".into(),
         image_store: ImageStore::Classic,
+        containerd_seen: false,
         root_directory: "/".into(),
         cgroup_version: "1".into(),
         runtimes: vec!["runc".into()],

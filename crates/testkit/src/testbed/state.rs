@@ -234,7 +234,11 @@ fn node_names(options: &Options) -> Result<Vec<String>> {
             options.nodes
         )));
     }
-    if let Some(node) = options.containerd_stores.iter().find(|node| !names.contains(node)) {
+    if let Some(node) = options
+        .containerd_stores
+        .iter()
+        .find(|node| !names.contains(node))
+    {
         return Err(Error::BadOptions(format!(
             "containerd's image store for node `{node}`, which there is not"
         )));

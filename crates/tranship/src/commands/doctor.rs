@@ -162,6 +162,15 @@ fn node_checks(checks: &mut Checks, facts: &NodeFacts) {
     .to_lowercase();
     match engine.image_store {
         ImageStore::Classic => checks.add(Verdict::Good, "images", store, None),
+        ImageStore::Containerd if engine.containerd_seen => {
+            checks.add(Verdict::Good, "images", format!("{store}, read from containerd"), None);
+        }
+        ImageStore::Containerd if facts.user_id == 0 => checks.add(
+            Verdict::Note,
+            "images",
+            format!("{store}: containerd does not answer, or its files are not seen: whole images travel, layers of containers through the engine"),
+            Some("the agent looks for it in /run/containerd and /run/docker/containerd, or where `docker info` says"),
+        ),
         _ => checks.add(
             Verdict::Note,
             "images",

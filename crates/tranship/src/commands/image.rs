@@ -164,7 +164,7 @@ async fn one(
     if held.is_none() {
         let skip = to
             .client
-            .layers_held(&image.layers)
+            .layers_held(image.known_layers())
             .await
             .map_err(there)?
             .min(image.layers.len());
@@ -282,7 +282,11 @@ async fn layers(context: &Context, args: &ImageLayersArgs) -> Result<(), Fault> 
         .is_some();
     let held = match whole {
         true => found.image.layers.len(),
-        false => on.client.layers_held(&found.image.layers).await.map_err(there)?,
+        false => on
+            .client
+            .layers_held(found.image.known_layers())
+            .await
+            .map_err(there)?,
     };
     let size = |at: usize| Some(found.sizes.get(at)?.saturating_sub(*found.sizes.get(at + 1)?));
     let layers: Vec<Layer<'_>> = found
@@ -332,6 +336,7 @@ mod tests {
             id: Digest::of(b"i"),
             tags: vec!["app:latest".into(), "host:5000/app:2".into()],
             repo_digests: Vec::new(),
+            kept_layers: Vec::new(),
             layers: Vec::new(),
             size: 0,
             architecture: String::new(),

@@ -18,6 +18,7 @@ mod world;
 mod commands;
 mod conflicts;
 mod connections;
+mod containerd;
 mod cp;
 mod cp_across;
 mod cp_broken;

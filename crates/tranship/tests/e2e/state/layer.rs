@@ -1,5 +1,7 @@
 //! What a container wrote over its image.
 
+use tranship_testkit::testbed::Options;
+
 use super::{assert_none, compare};
 use crate::world::World;
 
@@ -101,7 +103,16 @@ fn view(world: &World, node: &tranship_testkit::testbed::Node) -> (Vec<String>, 
 
 #[test]
 fn the_container_sees_the_same_files_there() {
-    let world = world!();
+    same_files_there(Options::default());
+}
+
+#[test]
+fn the_container_sees_the_same_files_there_where_containerd_keeps_its_layer() {
+    same_files_there(Options::default().containerd_stores(&["a", "b"]));
+}
+
+fn same_files_there(options: Options) {
+    let world = world!(options);
     let image = world.a.load_image("state:1").unwrap();
     world.hold_from(&image, &[], &["sleep", "infinity"]);
     let untouched = view(&world, &world.a);

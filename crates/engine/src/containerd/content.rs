@@ -1,0 +1,392 @@
+//! Images in containerd's content store: which blobs an id stands for, and which of them are the layers.
+//!
+//! The id of an image is the digest of its manifest, or of an index of manifests, of which one is for this machine and the others
+//! may be here or not. Everything read here is treated as damaged until its digest says otherwise.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use serde_json::Value;
+use tranship_core::ids::Digest;
+use tranship_core::{EngineError, ImageSpec};
+
+use crate::json::{at, items, text, texts};
+
+/// Largest document that is read, in bytes: what containerd itself takes for a manifest or an index.
+const LARGEST_DOCUMENT: u64 = 8 << 20;
+
+/// Most blobs of one image, for all its platforms.
+const MOST_BLOBS: usize = 4096;
+
+/// How deep indexes may be in each other.
+const DEEPEST: usize = 4;
+
+/// The blobs of one containerd.
+#[derive(Debug, Clone)]
+pub(crate) struct Content {
+    blobs: PathBuf,
+}
+
+/// A blob in its file.
+#[derive(Debug)]
+pub(crate) struct Blob {
+    pub(crate) digest: Digest,
+    pub(crate) file: OwnedFd,
+    /// Length in bytes.
+    pub(crate) size: u64,
+}
+
+/// What the store has of an image.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// Digests of the layers as they are kept, lowest first, as many as the image has.
+    pub(crate) layers: Vec<Digest>,
+    /// The configuration.
+    pub(crate) config: Digest,
+    /// Media type of what the id is the digest of.
+    pub(crate) media_type: String,
+    /// Everything that is here of it, of other platforms as well, documents after what they name.
+    pub(crate) blobs: Vec<Blob>,
+}
+
+/// A document of an image, by what it names.
+enum Document {
+    Index(Vec<Digest>),
+    Manifest { config: Digest, layers: Vec<Digest> },
+}
+
+impl Content {
+    pub(crate) fn below(root: &Path) -> Self {
+        Self {
+            blobs: root.join("io.containerd.content.v1.content/blobs/sha256"),
+        }
+    }
+
+    /// The file of a blob, `None` if it is not here.
+    fn blob(&self, digest: &Digest) -> Result<Option<Blob>, EngineError> {
+        let path = self.blobs.join(digest.hex());
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match open(&path, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(damaged(digest, error)),
+        };
+        let stat = fstat(&file).map_err(|error| damaged(digest, error))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(damaged(digest, "it is no file"));
+        }
+        let size = u64::try_from(stat.st_size).unwrap_or_default();
+        Ok(Some(Blob {
+            digest: digest.clone(),
+            file,
+            size,
+        }))
+    }
+
+    /// A document, compared with its digest; `None` if it is not here.
+    fn document(&self, digest: &Digest) -> Result<Option<(Blob, Value)>, EngineError> {
+        let Some(blob) = self.blob(digest)? else {
+            return Ok(None);
+        };
+        let bytes = read(&blob).map_err(|error| damaged(digest, error))?;
+        if Digest::of(&bytes) != *digest {
+            return Err(damaged(digest, "its bytes have another digest"));
+        }
+        let value = serde_json::from_slice(&bytes).map_err(|error| damaged(digest, error))?;
+        Ok(Some((blob, value)))
+    }
+
+    /// What is here of an image. Blocks.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`] if the documents are not here by which it can be known, [`EngineError::Corrupt`] if they are not
+    /// what they should be.
+    pub(crate) fn of(&self, image: &ImageSpec) -> Result<Kept, EngineError> {
+        let mut walk = Walk {
+            content: self,
+            image,
+            seen: BTreeSet::new(),
+            blobs: Vec::new(),
+            own: None,
+        };
+        let media_type = walk.visit(&image.id, 0)?.ok_or_else(|| missing(image))?;
+        let (config, layers) = walk.own.ok_or_else(|| missing(image))?;
+        Ok(Kept {
+            layers,
+            config,
+            media_type,
+            blobs: walk.blobs,
+        })
+    }
+}
+
+fn missing(image: &ImageSpec) -> EngineError {
+    EngineError::NotFound {
+        what: "image",
+        name: format!("{} in containerd's content store", image.id),
+    }
+}
+
+struct Walk<'a> {
+    content: &'a Content,
+    image: &'a ImageSpec,
+    seen: BTreeSet<Digest>,
+    blobs: Vec<Blob>,
+    /// Configuration and layers of the first manifest whose image is the one that the engine runs here.
+    own: Option<(Digest, Vec<Digest>)>,
+}
+
+impl Walk<'_> {
+    /// Takes in a document and what it names. Returns its media type, nothing if it is not here.
+    fn visit(&mut self, digest: &Digest, depth: usize) -> Result<Option<String>, EngineError> {
+        if depth > DEEPEST || self.seen.len() > MOST_BLOBS {
+            return Err(damaged(&self.image.id, "it names too many others"));
+        }
+        let Some((blob, value)) = self.content.document(digest)? else {
+            return Ok(None);
+        };
+        match parse(digest, &value)? {
+            Document::Index(children) => {
+                for child in children {
+                    if !self.seen.contains(&child) {
+                        self.visit(&child, depth + 1)?;
+                    }
+                }
+            }
+            Document::Manifest { config, layers } => {
+                let own = self.own.is_none() && self.is_own(&config)?;
+                for named in layers.iter().chain([&config]) {
+                    let there = self.keep(named)?;
+                    if own && !there {
+                        return Err(EngineError::NotFound {
+                            what: "layer",
+                            name: format!("{named} of {} in containerd's content store", self.image.id),
+                        });
+                    }
+                }
+                if own {
+                    if layers.len() != self.image.layers.len() {
+                        return Err(damaged(
+                            digest,
+                            "it has another number of layers than its configuration",
+                        ));
+                    }
+                    self.own = Some((config, layers));
+                }
+            }
+        }
+        if self.seen.insert(digest.clone()) {
+            self.blobs.push(blob);
+        }
+        Ok(Some(media_type(&value)))
+    }
+
+    /// Keeps a blob if it is here.
+    fn keep(&mut self, digest: &Digest) -> Result<bool, EngineError> {
+        if self.seen.contains(digest) {
+            return Ok(true);
+        }
+        let Some(blob) = self.content.blob(digest)? else {
+            return Ok(false);
+        };
+        self.seen.insert(digest.clone());
+        self.blobs.push(blob);
+        Ok(true)
+    }
+
+    fn is_own(&self, config: &Digest) -> Result<bool, EngineError> {
+        let Some((_, value)) = self.content.document(config)? else {
+            return Ok(false);
+        };
+        let layers = texts(&value, &["rootfs", "diff_ids"]);
+        Ok(text(&value, &["os"]) == self.image.os
+            && text(&value, &["architecture"]) == self.image.architecture
+            && layers.iter().eq(self.image.layers.iter().map(Digest::as_str)))
+    }
+}
+
+fn parse(digest: &Digest, value: &Value) -> Result<Document, EngineError> {
+    let digests = |key: &str| {
+        let named = items(value, &[key])
+            .iter()
+            .map(|item| Digest::new(text(item, &["digest"])));
+        named
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| damaged(digest, error))
+    };
+    let has = |key: &str| !at(value, &[key]).is_null();
+    // One that could be read in two ways means something else to each reader.
+    match (has("manifests"), has("config") || has("layers")) {
+        (true, false) => Ok(Document::Index(digests("manifests")?)),
+        (false, true) => {
+            let config = Digest::new(text(value, &["config", "digest"]));
+            Ok(Document::Manifest {
+                config: config.map_err(|error| damaged(digest, error))?,
+                layers: digests("layers")?,
+            })
+        }
+        _ => Err(damaged(digest, "it is neither a manifest nor an index")),
+    }
+}
+
+fn media_type(value: &Value) -> String {
+    match text(value, &["mediaType"]) {
+        kind if !kind.is_empty() => kind,
+        _ if at(value, &["manifests"]).is_null() => "application/vnd.oci.image.manifest.v1+json".into(),
+        _ => "application/vnd.oci.image.index.v1+json".into(),
+    }
+}
+
+fn damaged(blob: &Digest, why: impl ToString) -> EngineError {
+    EngineError::Corrupt {
+        what: format!("blob {blob} of containerd's content store"),
+        message: why.to_string(),
+    }
+}
+
+fn read(blob: &Blob) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = File::from(blob.file.try_clone()?);
+    let read = file.take(LARGEST_DOCUMENT + 1).read_to_end(&mut bytes)?;
+    if read as u64 > LARGEST_DOCUMENT {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "larger than such a document can be",
+        ));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use serde_json::json;
+
+    pub(crate) struct Made {
+        pub(crate) root: tempfile::TempDir,
+        pub(crate) content: Content,
+    }
+
+    impl Made {
+        pub(crate) fn new() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let content = Content::below(root.path());
+            std::fs::create_dir_all(&content.blobs).unwrap();
+            Self { root, content }
+        }
+
+        pub(crate) fn put(&self, bytes: &[u8]) -> Digest {
+            let digest = Digest::of(bytes);
+            std::fs::write(self.path(&digest), bytes).unwrap();
+            digest
+        }
+
+        pub(crate) fn path(&self, digest: &Digest) -> PathBuf {
+            self.content.blobs.join(digest.hex())
+        }
+
+        /// A manifest of layers that are kept packed, and the image as the engine describes it.
+        pub(crate) fn manifest(&self, architecture: &str, layers: &[&[u8]]) -> ImageSpec {
+            let plain = |layer: &&[u8]| Digest::of(&[b"plain", *layer].concat());
+            let plain: Vec<Digest> = layers.iter().map(plain).collect();
+            let config =
+                json!({ "os": "linux", "architecture": architecture, "rootfs": { "diff_ids": plain } });
+            let config = self.put(config.to_string().as_bytes());
+            let layers: Vec<Value> = layers
+                .iter()
+                .map(|layer| json!({ "digest": self.put(layer) }))
+                .collect();
+            let manifest = json!({ "config": { "digest": config }, "layers": layers });
+            ImageSpec {
+                id: self.put(manifest.to_string().as_bytes()),
+                tags: Vec::new(),
+                repo_digests: Vec::new(),
+                layers: plain,
+                kept_layers: Vec::new(),
+                size: 0,
+                architecture: architecture.into(),
+                os: "linux".into(),
+            }
+        }
+
+        pub(crate) fn index(&self, manifests: &[&Digest]) -> Digest {
+            let manifests: Vec<Value> = manifests
+                .iter()
+                .map(|digest| json!({ "digest": digest }))
+                .collect();
+            self.put(json!({ "manifests": manifests }).to_string().as_bytes())
+        }
+    }
+
+    #[test]
+    fn layers_are_those_of_the_manifest_that_the_engine_runs() {
+        let made = Made::new();
+        let other = made.manifest("arm64", &[b"x", b"y"]);
+        let mut image = made.manifest("amd64", &[b"a", b"b"]);
+        let kept = made.content.of(&image).unwrap();
+        assert_eq!(kept.layers, [Digest::of(b"a"), Digest::of(b"b")]);
+        assert_eq!(kept.blobs.len(), 4);
+        assert_eq!(kept.blobs.last().unwrap().digest, image.id);
+
+        // In an index, beside one that is here and one that is not.
+        image.id = made.index(&[&other.id, &Digest::of(b"elsewhere"), &image.id]);
+        let kept = made.content.of(&image).unwrap();
+        assert_eq!(kept.layers, [Digest::of(b"a"), Digest::of(b"b")]);
+        assert_eq!(kept.media_type, "application/vnd.oci.image.index.v1+json");
+        assert_eq!(kept.blobs.len(), 9);
+        // Of other platforms, layers may be missing; of this one not.
+        std::fs::remove_file(made.path(&Digest::of(b"x"))).unwrap();
+        assert_eq!(made.content.of(&image).unwrap().blobs.len(), 8);
+        std::fs::remove_file(made.path(&Digest::of(b"a"))).unwrap();
+        let lacking = made.content.of(&image).unwrap_err();
+        assert!(
+            matches!(lacking, EngineError::NotFound { what: "layer", .. }),
+            "{lacking}"
+        );
+    }
+
+    #[test]
+    fn documents_that_are_not_what_they_should_be_are_refused() {
+        let made = Made::new();
+        let image = made.manifest("amd64", &[b"a"]);
+        let with_id = |id: Digest| ImageSpec { id, ..image.clone() };
+        let refused = |id: Digest| made.content.of(&with_id(id)).unwrap_err();
+        assert!(matches!(
+            refused(Digest::of(b"nowhere")),
+            EngineError::NotFound { .. }
+        ));
+        assert!(matches!(refused(made.index(&[])), EngineError::NotFound { .. }));
+        for text in [
+            "",
+            "[]",
+            "{}",
+            r#"{"manifests":[{"digest":"../../etc/passwd"}]}"#,
+            r#"{"layers":[]}"#,
+            &format!(
+                r#"{{"manifests":[],"layers":[],"config":{{"digest":"{}"}}}}"#,
+                image.id
+            ),
+        ] {
+            let error = refused(made.put(text.as_bytes()));
+            assert!(matches!(error, EngineError::Corrupt { .. }), "{text}: {error}");
+        }
+        // Deeper and deeper.
+        let mut index = image.id.clone();
+        for _ in 0..=DEEPEST {
+            index = made.index(&[&index]);
+        }
+        assert!(matches!(refused(index), EngineError::Corrupt { .. }));
+        std::fs::write(made.path(&image.id), b"{\"manifests\":[]}").unwrap();
+        assert!(matches!(refused(image.id.clone()), EngineError::Corrupt { .. }));
+        let link = made.path(&Digest::of(b"link"));
+        std::os::unix::fs::symlink("/etc/hostname", link).unwrap();
+        assert!(matches!(
+            refused(Digest::of(b"link")),
+            EngineError::Corrupt { .. }
+        ));
+    }
+}
