@@ -46,7 +46,7 @@ impl DockerEngine {
         }
         let identity = self.identity().await?;
         let around = Surroundings {
-            desired_macs: self.store(&identity).and_then(|store| store.desired_macs(&id)),
+            desired_macs: self.records(&identity).and_then(|store| store.desired_macs(&id)),
             host_name: identity.host_name,
             default_runtime: identity.default_runtime,
             engine_major: identity.major,

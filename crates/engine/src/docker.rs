@@ -23,7 +23,6 @@ use crate::describe;
 use crate::fault::Ask;
 use crate::json::{at, items, text};
 use crate::raw::{CONTROL_DEADLINE, Raw, escape};
-use crate::store::Store;
 
 /// Stands for no deadline: longer than any call lasts. bollard knows no "none".
 pub(crate) const UNLIMITED: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -120,16 +119,6 @@ impl DockerEngine {
     pub(crate) fn wants_direct(&self) -> bool {
         self.direct
             .unwrap_or_else(|| rustix::process::geteuid().is_root())
-    }
-
-    /// The engine's storage, if it is of the kind that is understood and may be read.
-    pub(crate) fn store(&self, identity: &Identity) -> Option<Store> {
-        let understood = identity.store == ImageStore::Classic && identity.driver == "overlay2";
-        if !self.wants_direct() || !understood {
-            return None;
-        }
-        let inside = identity.root.strip_prefix("/").unwrap_or(&identity.root);
-        Store::open(&self.root_prefix.join(inside), &identity.id)
     }
 
     pub(crate) async fn identity(&self) -> Result<Identity, EngineError> {
@@ -236,9 +225,11 @@ impl Engine for DockerEngine {
         let count = |number: Option<i64>| number.and_then(|n| u64::try_from(n).ok()).unwrap_or_default();
         let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
         runtimes.sort();
-        let containerd = self.containerd(&self.identity().await?).await;
+        let image_store = self.image_store(&info.driver_status.unwrap_or_default());
+        let containerd_seen =
+            image_store == ImageStore::Containerd && self.containerd(&self.identity().await?).await.is_some();
         Ok(EngineFacts {
-            containerd_seen: containerd.is_some(),
+            containerd_seen,
             kind: if self.podman { "podman" } else { "docker" }.into(),
             version: version.version.unwrap_or_default(),
             api_version: version.api_version.unwrap_or_default(),
@@ -247,7 +238,7 @@ impl Engine for DockerEngine {
             kernel: info.kernel_version.unwrap_or_default(),
             cpus: count(info.ncpu),
             memory: count(info.mem_total),
-            image_store: self.image_store(&info.driver_status.unwrap_or_default()),
+            image_store,
             storage_driver: info.driver.unwrap_or_default(),
             root_directory: info.docker_root_dir.unwrap_or_default(),
             cgroup_version: info.cgroup_version.map(|v| v.to_string()).unwrap_or_default(),

@@ -85,8 +85,9 @@ impl DockerEngine {
         let kept = match self.kept(&containerd, &image).await {
             Ok(kept) => kept,
             Err(EngineError::NotFound { what, name }) => {
-                tracing::debug!(image = %image.id, what, name, "an image of which something is missing");
-                return Ok((image, false));
+                tracing::debug!(image = %image.id, what, name, "containerd does not have all of an image");
+                // Where its documents are not found, nothing is known of it but what the engine says.
+                return Ok((image, what != "layer"));
             }
             Err(other) => return Err(other),
         };

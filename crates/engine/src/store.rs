@@ -21,8 +21,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tranship_core::ids::Digest;
 use tranship_core::image::chain_ids;
+use tranship_core::node::ImageStore;
 use tranship_core::{ContainerId, EngineError};
 
+use crate::docker::{DockerEngine, Identity};
 use crate::json::{entries, text, texts};
 
 /// Largest image configuration that is read, in bytes.
@@ -49,7 +51,7 @@ pub(crate) struct StoredLayer {
 }
 
 impl Store {
-    /// The store below `root` if it is readable and does not belong to another engine than `engine_id`.
+    /// The store below `root` unless it belongs to another engine than `engine_id`.
     pub(crate) fn open(root: &Path, engine_id: &str) -> Option<Self> {
         // Docker before 23 keeps its id elsewhere.
         let id = std::fs::read_to_string(root.join("engine-id")).ok();
@@ -57,11 +59,15 @@ impl Store {
             Some(id) if id.trim() != engine_id => return None,
             id => id.is_some(),
         };
-        let store = Self {
+        Some(Self {
             root: root.to_owned(),
             identified,
-        };
-        std::fs::read_dir(store.layers()).is_ok().then_some(store)
+        })
+    }
+
+    /// Whether there are layers, and they may be read.
+    pub(crate) fn has_layers(&self) -> bool {
+        std::fs::read_dir(self.layers()).is_ok()
     }
 
     fn layers(&self) -> PathBuf {
@@ -147,6 +153,26 @@ impl Store {
                 Some((network.clone(), text(endpoint, &["DesiredMacAddress"])))
             })
             .collect()
+    }
+}
+
+impl DockerEngine {
+    /// The engine's storage, if it is of the kind that is understood and may be read.
+    pub(crate) fn store(&self, identity: &Identity) -> Option<Store> {
+        let understood = identity.store == ImageStore::Classic && identity.driver == "overlay2";
+        if !self.wants_direct() || !understood {
+            return None;
+        }
+        self.records(identity).filter(Store::has_layers)
+    }
+
+    /// The engine's own records below its root directory, if they may be read.
+    pub(crate) fn records(&self, identity: &Identity) -> Option<Store> {
+        if !self.wants_direct() || self.podman {
+            return None;
+        }
+        let inside = identity.root.strip_prefix("/").unwrap_or(&identity.root);
+        Store::open(&self.root_prefix.join(inside), &identity.id)
     }
 }
 

@@ -53,10 +53,23 @@ pub(crate) struct Kept {
     pub(crate) blobs: Vec<Blob>,
 }
 
+/// What an index may name besides other things: manifests and indexes, and what does not say what it is.
+const DOCUMENTS: [&str; 5] = [
+    "",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
+
 /// A document of an image, by what it names.
 enum Document {
-    Index(Vec<Digest>),
-    Manifest { config: Digest, layers: Vec<Digest> },
+    /// What it names, and whether each is a document as well.
+    Index(Vec<(Digest, bool)>),
+    Manifest {
+        config: Digest,
+        layers: Vec<Digest>,
+    },
 }
 
 impl Content {
@@ -103,8 +116,8 @@ impl Content {
     /// What is here of an image. Blocks.
     ///
     /// # Errors
-    /// [`EngineError::NotFound`] if the documents are not here by which it can be known, [`EngineError::Corrupt`] if they are not
-    /// what they should be.
+    /// [`EngineError::NotFound`] of an image if the documents are not here by which it can be known, of a layer if that or the
+    /// configuration is missing, and [`EngineError::Corrupt`] if something is not what it should be.
     pub(crate) fn of(&self, image: &ImageSpec) -> Result<Kept, EngineError> {
         let mut walk = Walk {
             content: self,
@@ -151,9 +164,11 @@ impl Walk<'_> {
         };
         match parse(digest, &value)? {
             Document::Index(children) => {
-                for child in children {
-                    if !self.seen.contains(&child) {
-                        self.visit(&child, depth + 1)?;
+                for (child, is_document) in children {
+                    match is_document {
+                        true if self.seen.contains(&child) => {}
+                        true => drop(self.visit(&child, depth + 1)?),
+                        false => drop(self.keep(&child)?),
                     }
                 }
             }
@@ -203,8 +218,11 @@ impl Walk<'_> {
             return Ok(false);
         };
         let layers = texts(&value, &["rootfs", "diff_ids"]);
-        Ok(text(&value, &["os"]) == self.image.os
-            && text(&value, &["architecture"]) == self.image.architecture
+        // Where it does not say what it is for, the engine takes it for its own.
+        let says =
+            |key: &str, wanted: &String| ["", wanted.as_str()].contains(&text(&value, &[key]).as_str());
+        Ok(says("os", &self.image.os)
+            && says("architecture", &self.image.architecture)
             && layers.iter().eq(self.image.layers.iter().map(Digest::as_str)))
     }
 }
@@ -221,7 +239,13 @@ fn parse(digest: &Digest, value: &Value) -> Result<Document, EngineError> {
     let has = |key: &str| !at(value, &[key]).is_null();
     // One that could be read in two ways means something else to each reader.
     match (has("manifests"), has("config") || has("layers")) {
-        (true, false) => Ok(Document::Index(digests("manifests")?)),
+        (true, false) => {
+            let kinds = items(value, &["manifests"]).iter();
+            let kinds = kinds.map(|item| DOCUMENTS.contains(&text(item, &["mediaType"]).as_str()));
+            Ok(Document::Index(
+                digests("manifests")?.into_iter().zip(kinds).collect(),
+            ))
+        }
         (false, true) => {
             let config = Digest::new(text(value, &["config", "digest"]));
             Ok(Document::Manifest {
@@ -338,6 +362,13 @@ pub(super) mod tests {
         assert_eq!(kept.layers, [Digest::of(b"a"), Digest::of(b"b")]);
         assert_eq!(kept.media_type, "application/vnd.oci.image.index.v1+json");
         assert_eq!(kept.blobs.len(), 9);
+        // What else an index names goes along as it is.
+        let text = json!({ "manifests": [{ "digest": image.id }, { "digest": made.put(b"note"), "mediaType": "text/plain" }] });
+        let annotated = ImageSpec {
+            id: made.put(text.to_string().as_bytes()),
+            ..image.clone()
+        };
+        assert_eq!(made.content.of(&annotated).unwrap().blobs.len(), 11);
         // Of other platforms, layers may be missing; of this one not.
         std::fs::remove_file(made.path(&Digest::of(b"x"))).unwrap();
         assert_eq!(made.content.of(&image).unwrap().blobs.len(), 8);

@@ -2,12 +2,23 @@
 
 use std::collections::BTreeMap;
 
+use tranship_testkit::testbed::Options;
+
 use super::{nothing_dumped, numbers, without_gap};
 use crate::world::{get, inspect, is_running, wait_until};
 
 #[test]
 fn a_counter_counts_on_without_a_gap() {
-    let world = world!();
+    counts_on_without_a_gap(Options::default());
+}
+
+#[test]
+fn a_counter_counts_on_where_containerd_keeps_its_layer() {
+    counts_on_without_a_gap(Options::default().containerd_stores(&["a", "b"]));
+}
+
+fn counts_on_without_a_gap(options: Options) {
+    let world = world!(options);
     world.count(&["--memory", "64m"]);
     let report = world.live("a", "b", &[]);
     let before = numbers(&world.a);
