@@ -49,7 +49,12 @@ impl Agent {
         let Some(image) = self.engine().image(reference).await? else {
             return Ok(None);
         };
-        let sizes = self.engine().archive_sizes(&image, None).await?;
+        // They are for people only, and what is there in part has none.
+        let sizes = self
+            .engine()
+            .archive_sizes(&image, None)
+            .await
+            .unwrap_or_default();
         Ok(Some(FoundImage { image, sizes }))
     }
 
@@ -58,7 +63,8 @@ impl Agent {
     /// # Errors
     /// `image.not-found`; what the engine says.
     pub async fn export_image(&self, asked: &ExportImage) -> Result<ImageArchive, Fault> {
-        let Some(image) = self.engine().image(asked.image.as_str()).await? else {
+        let found = self.engine().image(asked.image.as_str()).await?;
+        let Some(image) = found.filter(|image| !image.incomplete) else {
             return Err(no_image(asked.image.as_str()));
         };
         if asked.skip > image.layers.len() {
@@ -86,7 +92,7 @@ impl Agent {
     /// `image.corrupt` if another one is; what the engine says.
     pub async fn settle_image(&self, asked: &SettleImage) -> Result<(), Fault> {
         match self.engine().image(asked.image.as_str()).await? {
-            Some(here) if here.layers == asked.layers => {}
+            Some(here) if !here.incomplete && here.layers == asked.layers => {}
             _ => {
                 return Err(EngineError::Corrupt {
                     what: format!("the image {}", asked.image),

@@ -48,7 +48,7 @@ pub async fn facts(engine: &dyn Engine) -> Result<NodeFacts, Fault> {
         && engine_facts.image_store == ImageStore::Classic
         && engine_facts.storage_driver == "overlay2";
     let direct_files = reaches_files(user_id, &engine_facts);
-    let space = rustix::fs::statvfs(Path::new(&engine_facts.root_directory)).ok();
+    let (free_bytes, free_inodes) = free(&engine_facts);
     let mut limits = Vec::new();
     if user_id != 0 {
         limits.push(
@@ -68,9 +68,8 @@ pub async fn facts(engine: &dyn Engine) -> Result<NodeFacts, Fault> {
         user_id,
         clock_ms: now_ms(),
         engine: engine_facts,
-        free_bytes: space.as_ref().map(|s| s.f_bavail.saturating_mul(s.f_frsize)),
-        // Some file systems (btrfs) have no fixed number of inodes and say 0 of 0.
-        free_inodes: space.as_ref().filter(|s| s.f_files > 0).map(|s| s.f_favail),
+        free_bytes,
+        free_inodes,
         direct_layers,
         direct_files,
         addresses: addresses(),
@@ -80,6 +79,24 @@ pub async fn facts(engine: &dyn Engine) -> Result<NodeFacts, Fault> {
             ..LiveFacts::default()
         }),
     })
+}
+
+/// Bytes and inodes free for the engine's data. Where containerd keeps images and layers, the smaller of both: each has to take in a
+/// part of what comes.
+fn free(engine: &EngineFacts) -> (Option<u64>, Option<u64>) {
+    let mut roots = vec![engine.root_directory.as_str()];
+    if engine.containerd_seen {
+        roots.push(&engine.containerd_root);
+    }
+    let spaces: Option<Vec<_>> = roots
+        .iter()
+        .map(|root| rustix::fs::statvfs(Path::new(root)).ok())
+        .collect();
+    let spaces = spaces.unwrap_or_default();
+    let bytes = spaces.iter().map(|s| s.f_bavail.saturating_mul(s.f_frsize)).min();
+    // Some file systems (btrfs) have no fixed number of inodes and say 0 of 0.
+    let inodes = spaces.iter().filter(|s| s.f_files > 0).map(|s| s.f_favail).min();
+    (bytes, inodes)
 }
 
 /// Whether the engine's adapter will find files without the engine: as root, where the engine does not shift user ids and
@@ -308,7 +325,8 @@ pub async fn survey(engine: &dyn Engine, request: &SurveyRequest) -> Result<Surv
 }
 
 async fn arrival_facts(engine: &dyn Engine, spec: &ContainerSpec) -> Result<ArrivalFacts, Fault> {
-    let image_held = engine.image(spec.image.id.as_str()).await?.is_some();
+    let known = engine.image(spec.image.id.as_str()).await?;
+    let image_held = known.is_some_and(|known| !known.incomplete);
     let layers_held = if image_held {
         spec.image.layers.len()
     } else {

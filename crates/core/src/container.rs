@@ -248,6 +248,10 @@ pub struct Ties {
     pub orchestrator: Option<String>,
     /// AppArmor profile that the user asked for by name.
     pub apparmor_profile: Option<String>,
+    /// Why its image may mean another program elsewhere: the id stands for several platforms, and the engine does not say which one it
+    /// runs, or that is not the one that the image is taken for.
+    #[serde(default)]
+    pub image_platform: Option<String>,
 }
 
 /// What a container wrote into its own layer, as far as it was looked at.

@@ -26,9 +26,32 @@ pub struct ImageSpec {
     pub architecture: String,
     /// Operating system in Go's names, such as `linux`.
     pub os: String,
+    /// Variant of the architecture, such as `v8`; mostly empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub variant: String,
+    /// The engine knows it, but not all of it is there: it may be named and tagged, and nothing can be made from it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub incomplete: bool,
 }
 
 impl ImageSpec {
+    /// Whether this, at another engine, is what `wanted` describes, and all of it is there. One id may stand for the images of several
+    /// platforms.
+    #[must_use]
+    pub fn is_whole(&self, wanted: &Self) -> bool {
+        !self.incomplete && self.layers == wanted.layers && self.same_platform(wanted)
+    }
+
+    /// Whether both are for the same platform.
+    #[must_use]
+    pub fn same_platform(&self, other: &Self) -> bool {
+        // Engines do not all tell the variant.
+        let variants = [self.variant.as_str(), other.variant.as_str()];
+        self.os == other.os
+            && self.architecture == other.architecture
+            && (variants.contains(&"") || variants[0] == variants[1])
+    }
+
     /// The digests by which an engine with a store of the same kind knows these layers, lowest first.
     #[must_use]
     pub fn known_layers(&self) -> &[Digest] {

@@ -54,6 +54,9 @@ pub struct EngineFacts {
     /// The engine keeps its images with a containerd that answers here, and whose files are seen from here.
     #[serde(default)]
     pub containerd_seen: bool,
+    /// The root directory of that containerd: it has the images and the layers of containers. Empty where it is not seen.
+    #[serde(default)]
+    pub containerd_root: String,
 }
 
 /// Who keeps the images.

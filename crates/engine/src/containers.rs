@@ -6,11 +6,13 @@ use serde_json::{Value, json};
 use tranship_core::container::{MountKind, MountSpec, RestartPolicy};
 use tranship_core::engine::CreateRequest;
 use tranship_core::ids::ContainerName;
-use tranship_core::{ContainerId, ContainerSpec, Engine as _, EngineError, NetworkSpec};
+use tranship_core::node::ImageStore;
+use tranship_core::{ContainerId, ContainerSpec, Engine as _, EngineError, ImageSpec, NetworkSpec};
 
 use crate::describe::{self, Surroundings};
-use crate::docker::DockerEngine;
+use crate::docker::{DockerEngine, Identity};
 use crate::fault::Ask;
+use crate::images::may_be_containerd;
 use crate::json::{at, entries, flag, items, text};
 use crate::raw::escape;
 use crate::recreate::{
@@ -24,8 +26,9 @@ impl DockerEngine {
         let id = ContainerId::new(text(&document, &["Id"])).map_err(|error| ask.uncertain(error))?;
         let image_id = describe::image_id(&text(&document, &["Image"]), &ask)?;
         let image = self.image_document(image_id.as_str()).await?;
+        let may_be_containerd = may_be_containerd(&image);
         // One that is not whole may be whole at a destination.
-        let (image, _) = self.as_kept(describe::image(&image, &ask)?, &image).await?;
+        let image = self.as_kept(describe::image(&image, &ask)?, &image).await?;
 
         let mut networks = Vec::new();
         for (network, endpoint) in entries(&document, &["NetworkSettings", "Networks"]) {
@@ -45,6 +48,10 @@ impl DockerEngine {
             }
         }
         let identity = self.identity().await?;
+        let uncertain = match may_be_containerd && identity.store == ImageStore::Containerd {
+            true => self.uncertain_platform(&identity, &document, &image).await,
+            false => None,
+        };
         let around = Surroundings {
             desired_macs: self.records(&identity).and_then(|store| store.desired_macs(&id)),
             host_name: identity.host_name,
@@ -53,7 +60,43 @@ impl DockerEngine {
             anonymous_volumes: self.anonymous_volumes(&document).await?,
             container_names: self.container_names(&document).await?,
         };
-        describe::container(document, image, networks, &around, &ask)
+        let mut spec = describe::container(document, image, networks, &around, &ask)?;
+        spec.ties.image_platform = uncertain;
+        Ok(spec)
+    }
+
+    /// Why it is not certain that a container runs what its image is taken for: with containerd's store one id may stand for the images
+    /// of several platforms, and the engine describes the one that it likes best.
+    async fn uncertain_platform(
+        &self,
+        identity: &Identity,
+        document: &Value,
+        image: &ImageSpec,
+    ) -> Option<String> {
+        // Docker 28 and later say it.
+        if let Some(told) = describe::platform(document) {
+            let shown = format!("{}/{} {}", told.os, told.architecture, told.variant);
+            return (!told.is_of(image)).then(|| {
+                format!(
+                    "the container is for {}, the engine takes the image for {}/{}",
+                    shown.trim_end(),
+                    image.os,
+                    image.architecture
+                )
+            });
+        }
+        match self.platforms_of(identity, &image.id).await {
+            Some(0 | 1) => None,
+            Some(count) => Some(format!(
+                "{count} platforms of {} are here, and the engine does not say which of them the container is for",
+                image.id
+            )),
+            None => Some(format!(
+                "{} may stand for several platforms; the engine does not say which of them the container is for, and the agent cannot \
+                 look into containerd",
+                image.id
+            )),
+        }
     }
 
     /// The volumes of a container that the engine labelled as named by itself (Docker ≥ 24).
@@ -224,6 +267,15 @@ impl DockerEngine {
             self.raw.post(&path, &body, &ask).await?;
             document = self.document(id.as_str()).await?;
         }
+        if let Some(told) = describe::platform(&document).filter(|told| !told.is_of(&request.spec.image)) {
+            return Err(EngineError::Conflict {
+                action: ask.action.clone(),
+                message: format!(
+                    "the engine made it for {}/{} {}, from an image for several platforms",
+                    told.os, told.architecture, told.variant
+                ),
+            });
+        }
         let image = describe::image_id(&text(&document, &["Image"]), ask)?;
         if image != request.spec.image.id {
             return Err(EngineError::Conflict {
@@ -270,6 +322,22 @@ impl DockerEngine {
                 (id, document)
             }
         };
+        // One id may stand for the images of several platforms: the program of another one is no program for this layer.
+        let here = describe::image(&document, &ask)?;
+        if !self.podman && may_be_containerd(&document) && !here.is_whole(&spec.image) {
+            return Err(EngineError::Conflict {
+                action: format!("make a container from image {}", spec.image.id),
+                message: format!(
+                    "the engine takes it for the image for {}/{} {} there, and the container is for {}/{} {}",
+                    here.os,
+                    here.architecture,
+                    here.variant,
+                    spec.image.os,
+                    spec.image.architecture,
+                    spec.image.variant
+                ),
+            });
+        }
         Ok((name, at(&document, &["Config"]).clone()))
     }
 

@@ -371,6 +371,7 @@ fn ties(document: &Value, around: &Surroundings) -> Ties {
                 .or_else(|| option.strip_prefix("apparmor:"))?;
             (profile != "unconfined").then(|| profile.to_owned())
         }),
+        image_platform: None,
     }
 }
 
@@ -413,11 +414,40 @@ pub(crate) fn image(document: &Value, ask: &Ask) -> Result<ImageSpec, EngineErro
         tags: texts(document, &["RepoTags"]),
         repo_digests: texts(document, &["RepoDigests"]),
         kept_layers: Vec::new(),
+        variant: text(document, &["Variant"]),
+        incomplete: false,
         layers,
         size: u64::try_from(number(document, &["Size"])).unwrap_or_default(),
         architecture: text(document, &["Architecture"]),
         os: text(document, &["Os"]),
     })
+}
+
+/// What a container is for.
+pub(crate) struct Platform {
+    pub(crate) os: String,
+    pub(crate) architecture: String,
+    pub(crate) variant: String,
+}
+
+impl Platform {
+    /// Whether the image is for it.
+    pub(crate) fn is_of(&self, image: &ImageSpec) -> bool {
+        self.os == image.os
+            && self.architecture == image.architecture
+            && (self.variant.is_empty() || image.variant.is_empty() || self.variant == image.variant)
+    }
+}
+
+/// What a container is for, where its document says it (Docker 28 and later with containerd's image store).
+pub(crate) fn platform(document: &Value) -> Option<Platform> {
+    let told = at(document, &["ImageManifestDescriptor", "platform"]);
+    let platform = Platform {
+        os: text(told, &["os"]),
+        architecture: text(told, &["architecture"]),
+        variant: text(told, &["variant"]),
+    };
+    (!platform.os.is_empty() && !platform.architecture.is_empty()).then_some(platform)
 }
 
 /// An image id in either engine's spelling.

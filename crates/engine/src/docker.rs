@@ -1,6 +1,7 @@
 //! The adapter itself: connecting, and one method per action of the port.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -41,6 +42,8 @@ pub struct DockerEngine {
     pub(crate) podman: bool,
     direct: Option<bool>,
     pub(crate) root_prefix: PathBuf,
+    /// The engine and the containerd that were seen to belong together, by their ids.
+    pub(crate) proved: Arc<Mutex<Option<(String, String)>>>,
 }
 
 /// What the engine says about itself that decides the ways to its images.
@@ -88,6 +91,7 @@ impl DockerEngine {
             podman,
             direct: None,
             root_prefix: PathBuf::from("/"),
+            proved: Arc::default(),
         })
     }
 
@@ -226,10 +230,13 @@ impl Engine for DockerEngine {
         let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
         runtimes.sort();
         let image_store = self.image_store(&info.driver_status.unwrap_or_default());
-        let containerd_seen =
-            image_store == ImageStore::Containerd && self.containerd(&self.identity().await?).await.is_some();
+        let containerd = match image_store {
+            ImageStore::Containerd => self.containerd(&self.identity().await?).await,
+            _ => None,
+        };
         Ok(EngineFacts {
-            containerd_seen,
+            containerd_seen: containerd.is_some(),
+            containerd_root: containerd.map_or_else(String::new, |c| c.root().display().to_string()),
             kind: if self.podman { "podman" } else { "docker" }.into(),
             version: version.version.unwrap_or_default(),
             api_version: version.api_version.unwrap_or_default(),
@@ -305,8 +312,8 @@ impl Engine for DockerEngine {
         let ask = Ask::new("inspect", "image", reference);
         match self.image_document(reference).await {
             Ok(document) => {
-                let (image, whole) = self.as_kept(describe::image(&document, &ask)?, &document).await?;
-                Ok(whole.then_some(image))
+                let image = self.as_kept(describe::image(&document, &ask)?, &document).await?;
+                Ok(Some(image))
             }
             Err(EngineError::NotFound { .. }) => Ok(None),
             Err(other) => Err(other),

@@ -15,9 +15,9 @@ use tranship_core::image::common_layers;
 use tranship_core::node::ImageStore;
 use tranship_core::{EngineError, ImageSpec};
 
-use crate::containerd::{Containerd, Kept, OciArchive, explain, storage_of};
+use crate::containerd::{Containerd, Kept, OciArchive, SNAPSHOTTER, explain, storage_of};
 use crate::describe;
-use crate::docker::{DockerEngine, UNLIMITED};
+use crate::docker::{DockerEngine, Identity, UNLIMITED};
 use crate::export::Archive;
 use crate::fault::Ask;
 use crate::filter::TarFilter;
@@ -69,38 +69,63 @@ impl DockerEngine {
         }
     }
 
-    /// The image with the digests of its layers as they are kept, and whether all of it is there: after a load that failed,
-    /// containerd has the documents of an image without its layers.
+    /// The image with the digests of its layers as they are kept. After a load that failed, containerd has the documents of an image
+    /// without its layers: it is incomplete. What cannot be read says nothing of it.
     pub(crate) async fn as_kept(
         &self,
         mut image: ImageSpec,
         document: &Value,
-    ) -> Result<(ImageSpec, bool), EngineError> {
+    ) -> Result<ImageSpec, EngineError> {
         if !may_be_containerd(document) {
-            return Ok((image, true));
+            return Ok(image);
         }
-        let Some(containerd) = self.containerd(&self.identity().await?).await else {
-            return Ok((image, true));
+        let identity = self.identity().await?;
+        if identity.driver != SNAPSHOTTER {
+            return Ok(image);
+        }
+        let Some(containerd) = self.containerd(&identity).await else {
+            return Ok(image);
         };
         let kept = match self.kept(&containerd, &image).await {
             Ok(kept) => kept,
             Err(EngineError::NotFound { what, name }) => {
                 tracing::debug!(image = %image.id, what, name, "containerd does not have all of an image");
                 // Where its documents are not found, nothing is known of it but what the engine says.
-                return Ok((image, what != "layer"));
+                image.incomplete = what == "layer";
+                return Ok(image);
             }
-            Err(other) => return Err(other),
+            Err(error) => {
+                tracing::warn!(image = %image.id, %error, "what containerd keeps of an image cannot be read");
+                return Ok(image);
+            }
         };
-        let ask = Ask::new("look for layers of", "image", image.id.as_str());
         // The files of a blob may be there for another namespace.
         for blobs in [&kept.layers[..], std::slice::from_ref(&kept.config)] {
-            let held = containerd.first_held(blobs).await;
-            if held.map_err(|error| ask.uncertain(explain(error)))? < blobs.len() {
-                return Ok((image, false));
+            match containerd.first_held(blobs).await {
+                Ok(held) if held == blobs.len() => {}
+                Ok(_) => {
+                    image.incomplete = true;
+                    return Ok(image);
+                }
+                Err(error) => {
+                    let why = explain(error);
+                    tracing::warn!(image = %image.id, why, "containerd does not say what it has of an image");
+                    return Ok(image);
+                }
             }
         }
         image.kept_layers = kept.layers;
-        Ok((image, true))
+        Ok(image)
+    }
+
+    /// How many images for a platform an id stands for here; `None` where this cannot be known.
+    pub(crate) async fn platforms_of(&self, identity: &Identity, image: &Digest) -> Option<usize> {
+        let content = self.containerd(identity).await?.content();
+        let id = image.clone();
+        let read = tokio::task::spawn_blocking(move || content.platforms(&id)).await;
+        read.ok()?
+            .inspect_err(|error| tracing::debug!(%image, %error, "the platforms of an image are not known"))
+            .ok()
     }
 
     async fn kept(&self, containerd: &Containerd, image: &ImageSpec) -> Result<Kept, EngineError> {
@@ -145,7 +170,10 @@ impl DockerEngine {
         let identity = self.identity().await?;
         if let Some(containerd) = self.containerd(&identity).await {
             return match self.kept(&containerd, image).await {
-                Ok(kept) => Ok(Some(Direct::Containerd(OciArchive::of(&image.id, kept)))),
+                Ok(kept) => {
+                    let archive = OciArchive::of(containerd.content(), &image.id, kept);
+                    Ok(Some(Direct::Containerd(archive)))
+                }
                 Err(error @ EngineError::Corrupt { .. }) => Err(error),
                 Err(error) => {
                     tracing::warn!(image = %image.id, %error, "containerd's files cannot be read directly; `save` is used");
@@ -244,7 +272,7 @@ impl DockerEngine {
 
 /// Whether containerd may keep what this document of an image describes. The engine's own drivers are told apart at once, without
 /// asking it for what it is.
-fn may_be_containerd(document: &Value) -> bool {
+pub(crate) fn may_be_containerd(document: &Value) -> bool {
     !["overlay2", "fuse-overlayfs", "btrfs", "zfs", "vfs"].contains(&storage_of(document).as_str())
 }
 

@@ -96,6 +96,13 @@ impl DockerEngine {
         {
             return Ok(ElementPlace::Directory { path, overlay: true });
         }
+        if driver == "overlayfs" && self.wants_direct() && !identity.shifts_ids {
+            return Err(EngineError::Unsupported {
+                message: format!(
+                    "the layer of {container} is kept by containerd, and is not found among its files; `docker cp` would give its volumes as well"
+                ),
+            });
+        }
         Ok(ElementPlace::Archive {
             container: container.clone(),
             path: "/".into(),

@@ -276,6 +276,13 @@ fn mode_of(options: &MoveOptions, reports: &[ContainerReport]) -> (Mode, ModeReq
     }
 }
 
+/// Whether images are sent whole, also where they are there. With containerd's store that would only give the image a second, dangling
+/// name, where all of it was seen to be there.
+fn sends_whole_image(input: &PlanInput<'_>, arrivals: &[ArrivalFacts]) -> bool {
+    let lacking = arrivals.is_empty() || arrivals.iter().any(|a| !a.image_held);
+    input.options.sends_whole_image() && (lacking || !input.survey.node.engine.containerd_seen)
+}
+
 /// One migration. `None` where there is no container to plan for.
 fn plan_group(
     input: &PlanInput<'_>,
@@ -286,7 +293,7 @@ fn plan_group(
     let (mode, request) = mode_of(input.options, reports);
     let options = MoveOptions {
         mode: request,
-        whole_image: input.options.sends_whole_image(),
+        whole_image: sends_whole_image(input, arrivals),
         ..input.options.clone()
     };
     let mut found = check::Findings(Vec::new());
@@ -300,7 +307,7 @@ fn plan_group(
     );
     let single = |index: usize, report: &ContainerReport| {
         let arrival = arrivals.get(index).cloned().unwrap_or_default();
-        let mut plan = plan_one(input, mode, &arrival, id, report);
+        let mut plan = plan_one(input, mode, &arrival, id, report, options.whole_image);
         plan.create.carried = planned.carried.get(index).cloned().unwrap_or_default();
         plan.create.empty_volumes = planned.some_left || options.without_volumes;
         if index > 0 {
@@ -475,10 +482,10 @@ fn plan_one(
     arrival: &ArrivalFacts,
     id: &MigrationId,
     report: &ContainerReport,
+    whole_image: bool,
 ) -> Plan {
     let spec = &report.spec;
     let options = input.options;
-    let whole_image = options.sends_whole_image();
     let skip_layers = match (whole_image, arrival.image_held) {
         (true, _) => 0,
         (false, true) => spec.image.layers.len(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tranship_core::engine::ExecOutcome;
 use tranship_core::fault::FaultKind;
-use tranship_core::storage::{ElementAt, ElementPlace, Storage};
+use tranship_core::storage::{ElementAt, ElementPlace, ElementRoute, Storage};
 use tranship_core::{Engine, Fault};
 
 use crate::images::ImageWays;
@@ -38,6 +38,28 @@ pub struct Ports {
 }
 
 impl Ports {
+    /// Where an element is whose data travels by this route.
+    ///
+    /// # Errors
+    /// `layer.route` for a container's layer that was planned as a tree and can be had through the engine only: as an archive of `/` it
+    /// would be the image, the volumes and what else is mounted there as well. Else what the engine says.
+    pub(crate) async fn locate(&self, at: &ElementAt, route: ElementRoute) -> Result<ElementPlace, Fault> {
+        let place = self.engine.locate(at).await?;
+        let engine_only = matches!(place, ElementPlace::Archive { .. });
+        if !engine_only || route == ElementRoute::Archive || !matches!(at, ElementAt::Layer { .. }) {
+            return Ok(place);
+        }
+        self.engine.release(&place).await?;
+        Err(Fault::new(
+            "layer.route",
+            FaultKind::Environment,
+            format!("{at} is not found among the engine's files, and cannot be carried without them"),
+        )
+        .with_hint(
+            "`tranship doctor` says what the agent there sees; --without-layer leaves the layer behind",
+        ))
+    }
+
     /// Where an element is that is needed as a directory. Nothing stays behind where the engine alone reaches it.
     ///
     /// # Errors

@@ -40,7 +40,8 @@ impl Images for EngineImages {
         self.0.images().await
     }
     async fn find(&self, reference: &str) -> Result<Option<ImageSpec>, EngineError> {
-        self.0.image(reference).await
+        let found = self.0.image(reference).await?;
+        Ok(found.filter(|image| !image.incomplete))
     }
     async fn config(&self, image: &Digest) -> Result<Bytes, EngineError> {
         self.0.image_config(image).await

@@ -23,7 +23,7 @@ use crate::spool::{BlobFile, Spool};
 /// Where a layer of a pushed image is.
 enum Source {
     Spooled(Arc<BlobFile>),
-    Held(HeldBlob),
+    Held(Box<HeldBlob>),
 }
 
 /// A layer that was compared.
@@ -183,7 +183,7 @@ impl Registry {
             let source = match spool.blob(&descriptor.digest) {
                 Some(blob) => Source::Spooled(blob),
                 None => match self.held.blob(&descriptor.digest).await? {
-                    Some(blob @ HeldBlob::Layer { .. }) => Source::Held(blob),
+                    Some(blob @ HeldBlob::Layer { .. }) => Source::Held(Box::new(blob)),
                     _ => return Err(missing("the layer", &descriptor.digest)),
                 },
             };
@@ -362,11 +362,13 @@ async fn open(
 ) -> Result<ByteStream, EngineError> {
     match source {
         Source::Spooled(blob) => Ok(layer::unpacked(blob, diff_id, length)),
-        Source::Held(HeldBlob::Layer { image, index, .. }) => images.layer(&image, index, 0).await,
-        // Only layers are looked for as layers.
-        Source::Held(HeldBlob::Config(_)) => Err(EngineError::Corrupt {
-            what: format!("layer {diff_id}"),
-            message: "it is the configuration of an image".into(),
-        }),
+        Source::Held(blob) => match *blob {
+            HeldBlob::Layer { image, index, .. } => images.layer(&image, index, 0).await,
+            // Only layers are looked for as layers.
+            HeldBlob::Config(_) => Err(EngineError::Corrupt {
+                what: format!("layer {diff_id}"),
+                message: "it is the configuration of an image".into(),
+            }),
+        },
     }
 }

@@ -22,6 +22,9 @@ const LARGEST_DOCUMENT: u64 = 8 << 20;
 /// Most blobs of one image, for all its platforms.
 const MOST_BLOBS: usize = 4096;
 
+/// Most layers of one image: more than any snapshotter can stack.
+const MOST_LAYERS: usize = 512;
+
 /// How deep indexes may be in each other.
 const DEEPEST: usize = 4;
 
@@ -31,11 +34,10 @@ pub(crate) struct Content {
     blobs: PathBuf,
 }
 
-/// A blob in its file.
-#[derive(Debug)]
+/// A blob that is here.
+#[derive(Debug, Clone)]
 pub(crate) struct Blob {
     pub(crate) digest: Digest,
-    pub(crate) file: OwnedFd,
     /// Length in bytes.
     pub(crate) size: u64,
 }
@@ -79,8 +81,8 @@ impl Content {
         }
     }
 
-    /// The file of a blob, `None` if it is not here.
-    fn blob(&self, digest: &Digest) -> Result<Option<Blob>, EngineError> {
+    /// The file of a blob and its length, `None` if it is not here.
+    pub(crate) fn open(&self, digest: &Digest) -> Result<Option<(OwnedFd, u64)>, EngineError> {
         let path = self.blobs.join(digest.hex());
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = match open(&path, flags, Mode::empty()) {
@@ -92,25 +94,82 @@ impl Content {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(damaged(digest, "it is no file"));
         }
-        let size = u64::try_from(stat.st_size).unwrap_or_default();
-        Ok(Some(Blob {
+        Ok(Some((file, u64::try_from(stat.st_size).unwrap_or_default())))
+    }
+
+    /// A blob as long as it is, `None` if it is not here. No file stays open for it.
+    fn blob(&self, digest: &Digest) -> Result<Option<Blob>, EngineError> {
+        let opened = self.open(digest)?;
+        Ok(opened.map(|(_, size)| Blob {
             digest: digest.clone(),
-            file,
             size,
         }))
     }
 
     /// A document, compared with its digest; `None` if it is not here.
     fn document(&self, digest: &Digest) -> Result<Option<(Blob, Value)>, EngineError> {
-        let Some(blob) = self.blob(digest)? else {
+        let Some((file, size)) = self.open(digest)? else {
             return Ok(None);
         };
-        let bytes = read(&blob).map_err(|error| damaged(digest, error))?;
+        let bytes = read(file).map_err(|error| damaged(digest, error))?;
         if Digest::of(&bytes) != *digest {
             return Err(damaged(digest, "its bytes have another digest"));
         }
         let value = serde_json::from_slice(&bytes).map_err(|error| damaged(digest, error))?;
+        let blob = Blob {
+            digest: digest.clone(),
+            size,
+        };
         Ok(Some((blob, value)))
+    }
+
+    /// How many images for a platform are here under an id: manifests whose configuration is here. Attestations are none. Blocks.
+    ///
+    /// # Errors
+    /// [`EngineError::Corrupt`] if there are too many documents, or what the id stands for cannot be read.
+    pub(crate) fn platforms(&self, id: &Digest) -> Result<usize, EngineError> {
+        let (mut todo, mut seen, mut found) = (vec![id.clone()], BTreeSet::new(), 0);
+        while let Some(digest) = todo.pop() {
+            if seen.len() > MOST_BLOBS {
+                return Err(damaged(id, "it names too many others"));
+            }
+            if !seen.insert(digest.clone()) {
+                continue;
+            }
+            let read = self.document(&digest);
+            let read = read.and_then(|read| read.map(|(_, value)| parse(&digest, &value)).transpose());
+            match read {
+                Ok(Some(Document::Index(children))) => {
+                    todo.extend(
+                        children
+                            .into_iter()
+                            .filter(|(_, document)| *document)
+                            .map(|(child, _)| child),
+                    );
+                }
+                Ok(Some(Document::Manifest { config, .. })) => {
+                    found += usize::from(self.is_for_a_platform(&config))
+                }
+                Ok(None) => {}
+                Err(error) if digest == *id => return Err(error),
+                Err(error) => tracing::debug!(%digest, %error, "a part of an index is no image"),
+            }
+        }
+        Ok(found)
+    }
+
+    fn is_for_a_platform(&self, config: &Digest) -> bool {
+        let says = |value: &Value, key: &str| text(value, &[key]);
+        match self.document(config) {
+            Ok(Some((_, value))) => {
+                (says(&value, "os"), says(&value, "architecture")) != ("unknown".into(), "unknown".into())
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::debug!(%config, %error, "a configuration is no image's");
+                false
+            }
+        }
     }
 
     /// What is here of an image. Blocks.
@@ -123,6 +182,7 @@ impl Content {
             content: self,
             image,
             seen: BTreeSet::new(),
+            tried: BTreeSet::new(),
             blobs: Vec::new(),
             own: None,
         };
@@ -148,6 +208,8 @@ struct Walk<'a> {
     content: &'a Content,
     image: &'a ImageSpec,
     seen: BTreeSet<Digest>,
+    /// What an index named: it is looked at once.
+    tried: BTreeSet<Digest>,
     blobs: Vec<Blob>,
     /// Configuration and layers of the first manifest whose image is the one that the engine runs here.
     own: Option<(Digest, Vec<Digest>)>,
@@ -167,16 +229,17 @@ impl Walk<'_> {
                 for (child, is_document) in children {
                     match is_document {
                         true if self.seen.contains(&child) => {}
-                        true => drop(self.visit(&child, depth + 1)?),
-                        false => drop(self.keep(&child)?),
+                        true => self.visit_child(&child, depth + 1)?,
+                        false => drop(self.keep_other(&child)?),
                     }
                 }
             }
             Document::Manifest { config, layers } => {
-                let own = self.own.is_none() && self.is_own(&config)?;
+                let own = self.own.is_none() && self.is_own(&config);
                 for named in layers.iter().chain([&config]) {
-                    let there = self.keep(named)?;
-                    if own && !there {
+                    if !own {
+                        self.keep_other(named)?;
+                    } else if !self.keep(named)? {
                         return Err(EngineError::NotFound {
                             what: "layer",
                             name: format!("{named} of {} in containerd's content store", self.image.id),
@@ -200,11 +263,43 @@ impl Walk<'_> {
         Ok(Some(media_type(&value)))
     }
 
+    /// Takes in what an index names. What is odd about it is no reason to refuse the image beside it: it goes along as a blob.
+    fn visit_child(&mut self, child: &Digest, depth: usize) -> Result<(), EngineError> {
+        if !self.tried.insert(child.clone()) {
+            return Ok(());
+        }
+        match self.visit(child, depth) {
+            Ok(_) => Ok(()),
+            Err(error @ EngineError::NotFound { what: "layer", .. }) => Err(error),
+            Err(error) => {
+                tracing::debug!(%child, %error, "a part of an index is no image");
+                self.keep_other(child).map(drop)
+            }
+        }
+    }
+
+    /// Keeps a blob that is not needed for the image that the engine runs, if it is here and is one.
+    fn keep_other(&mut self, digest: &Digest) -> Result<bool, EngineError> {
+        self.bounded()?;
+        self.keep(digest).or_else(|error| {
+            tracing::debug!(%digest, %error, "a blob of another platform is left out");
+            Ok(false)
+        })
+    }
+
+    fn bounded(&self) -> Result<(), EngineError> {
+        if self.seen.len() > MOST_BLOBS {
+            return Err(damaged(&self.image.id, "it names too many others"));
+        }
+        Ok(())
+    }
+
     /// Keeps a blob if it is here.
     fn keep(&mut self, digest: &Digest) -> Result<bool, EngineError> {
         if self.seen.contains(digest) {
             return Ok(true);
         }
+        self.bounded()?;
         let Some(blob) = self.content.blob(digest)? else {
             return Ok(false);
         };
@@ -213,17 +308,23 @@ impl Walk<'_> {
         Ok(true)
     }
 
-    fn is_own(&self, config: &Digest) -> Result<bool, EngineError> {
-        let Some((_, value)) = self.content.document(config)? else {
-            return Ok(false);
+    /// Whether it is the configuration of the image that the engine runs. What is no configuration is not.
+    fn is_own(&self, config: &Digest) -> bool {
+        let value = match self.content.document(config) {
+            Ok(Some((_, value))) => value,
+            Ok(None) => return false,
+            Err(error) => {
+                tracing::debug!(%config, %error, "a configuration is no image's");
+                return false;
+            }
         };
         let layers = texts(&value, &["rootfs", "diff_ids"]);
         // Where it does not say what it is for, the engine takes it for its own.
         let says =
             |key: &str, wanted: &String| ["", wanted.as_str()].contains(&text(&value, &[key]).as_str());
-        Ok(says("os", &self.image.os)
+        says("os", &self.image.os)
             && says("architecture", &self.image.architecture)
-            && layers.iter().eq(self.image.layers.iter().map(Digest::as_str)))
+            && layers.iter().eq(self.image.layers.iter().map(Digest::as_str))
     }
 }
 
@@ -240,11 +341,15 @@ fn parse(digest: &Digest, value: &Value) -> Result<Document, EngineError> {
     // One that could be read in two ways means something else to each reader.
     match (has("manifests"), has("config") || has("layers")) {
         (true, false) => {
-            let kinds = items(value, &["manifests"]).iter();
-            let kinds = kinds.map(|item| DOCUMENTS.contains(&text(item, &["mediaType"]).as_str()));
-            Ok(Document::Index(
-                digests("manifests")?.into_iter().zip(kinds).collect(),
-            ))
+            // What has a digest of another kind is kept elsewhere, and is nothing that the engine runs.
+            let children = items(value, &["manifests"]).iter().filter_map(|item| {
+                let kind = DOCUMENTS.contains(&text(item, &["mediaType"]).as_str());
+                Some((Digest::new(text(item, &["digest"])).ok()?, kind))
+            });
+            Ok(Document::Index(children.collect()))
+        }
+        (false, true) if items(value, &["layers"]).len() > MOST_LAYERS => {
+            Err(damaged(digest, "it has more layers than an image can have"))
         }
         (false, true) => {
             let config = Digest::new(text(value, &["config", "digest"]));
@@ -272,10 +377,11 @@ fn damaged(blob: &Digest, why: impl ToString) -> EngineError {
     }
 }
 
-fn read(blob: &Blob) -> io::Result<Vec<u8>> {
+fn read(file: OwnedFd) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let file = File::from(blob.file.try_clone()?);
-    let read = file.take(LARGEST_DOCUMENT + 1).read_to_end(&mut bytes)?;
+    let read = File::from(file)
+        .take(LARGEST_DOCUMENT + 1)
+        .read_to_end(&mut bytes)?;
     if read as u64 > LARGEST_DOCUMENT {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
@@ -331,6 +437,8 @@ pub(super) mod tests {
                 repo_digests: Vec::new(),
                 layers: plain,
                 kept_layers: Vec::new(),
+                variant: String::new(),
+                incomplete: false,
                 size: 0,
                 architecture: architecture.into(),
                 os: "linux".into(),
@@ -391,11 +499,12 @@ pub(super) mod tests {
             EngineError::NotFound { .. }
         ));
         assert!(matches!(refused(made.index(&[])), EngineError::NotFound { .. }));
+        let outside = made.put(br#"{"manifests":[{"digest":"../../etc/passwd"}]}"#);
+        assert!(matches!(refused(outside), EngineError::NotFound { .. }));
         for text in [
             "",
             "[]",
             "{}",
-            r#"{"manifests":[{"digest":"../../etc/passwd"}]}"#,
             r#"{"layers":[]}"#,
             &format!(
                 r#"{{"manifests":[],"layers":[],"config":{{"digest":"{}"}}}}"#,
@@ -410,7 +519,16 @@ pub(super) mod tests {
         for _ in 0..=DEEPEST {
             index = made.index(&[&index]);
         }
-        assert!(matches!(refused(index), EngineError::Corrupt { .. }));
+        assert!(matches!(refused(index), EngineError::NotFound { .. }));
+        let many = vec![json!({ "digest": image.id }); MOST_LAYERS + 1];
+        let many = json!({ "config": { "digest": image.id }, "layers": many });
+        let many = made.put(many.to_string().as_bytes());
+        assert!(matches!(refused(many), EngineError::Corrupt { .. }));
+        let many: Vec<Digest> = (0..=MOST_BLOBS)
+            .map(|n| made.put(n.to_string().as_bytes()))
+            .collect();
+        let many = made.index(&many.iter().collect::<Vec<_>>());
+        assert!(matches!(refused(many), EngineError::Corrupt { .. }));
         std::fs::write(made.path(&image.id), b"{\"manifests\":[]}").unwrap();
         assert!(matches!(refused(image.id.clone()), EngineError::Corrupt { .. }));
         let link = made.path(&Digest::of(b"link"));
@@ -419,5 +537,53 @@ pub(super) mod tests {
             refused(Digest::of(b"link")),
             EngineError::Corrupt { .. }
         ));
+    }
+
+    #[test]
+    fn what_is_odd_beside_the_image_does_not_keep_it_from_being_known() {
+        let made = Made::new();
+        let image = made.manifest("amd64", &[b"a", b"b"]);
+        let own = made.content.of(&image).unwrap().blobs.len();
+        let put = |value: Value| made.put(value.to_string().as_bytes());
+        let large = vec![b' '; usize::try_from(LARGEST_DOCUMENT).unwrap() + 1];
+        let odd = [
+            json!({ "digest": "sha512:abcd" }),
+            json!({ "digest": put(json!({ "config": { "digest": made.put(b"no json") }, "layers": [] })) }),
+            json!({ "digest": put(json!({ "config": { "digest": made.put(&large) }, "layers": [] })) }),
+            json!({ "digest": put(json!({ "config": { "digest": "sha512:abcd" }, "layers": [] })) }),
+            json!({ "digest": made.put(b"neither") }),
+        ];
+        let linked = Digest::of(b"linked");
+        std::os::unix::fs::symlink("/etc/hostname", made.path(&linked)).unwrap();
+        let odd = odd
+            .into_iter()
+            .chain([json!({ "digest": linked }), json!({ "digest": image.id })]);
+        let index = put(json!({ "manifests": odd.collect::<Vec<_>>() }));
+        let kept = made
+            .content
+            .of(&ImageSpec {
+                id: index.clone(),
+                ..image
+            })
+            .unwrap();
+        assert_eq!(kept.layers, [Digest::of(b"a"), Digest::of(b"b")]);
+        assert_eq!(kept.blobs.len(), own + 1 + 2 + 2 + 1 + 1);
+        assert_eq!(made.content.platforms(&index).unwrap(), 1);
+    }
+
+    #[test]
+    fn platforms_are_the_images_whose_configurations_are_here() {
+        let made = Made::new();
+        let (one, two) = (made.manifest("amd64", &[b"a"]), made.manifest("arm64", &[b"a"]));
+        assert_eq!(made.content.platforms(&one.id).unwrap(), 1);
+        let inner = made.index(&[&two.id]);
+        let index = made.index(&[&one.id, &Digest::of(b"elsewhere"), &inner, &two.id]);
+        assert_eq!(made.content.platforms(&index).unwrap(), 2);
+        let note = json!({ "os": "unknown", "architecture": "unknown", "rootfs": { "diff_ids": [] } });
+        let note = json!({ "config": { "digest": made.put(note.to_string().as_bytes()) }, "layers": [] });
+        let note = made.put(note.to_string().as_bytes());
+        assert_eq!(made.content.platforms(&made.index(&[&one.id, &note])).unwrap(), 1);
+        assert!(made.content.platforms(&made.put(b"neither")).is_err());
+        assert_eq!(made.content.platforms(&Digest::of(b"nowhere")).unwrap(), 0);
     }
 }

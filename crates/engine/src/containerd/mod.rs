@@ -13,6 +13,8 @@
 
 mod archive;
 mod content;
+mod guard;
+mod proof;
 mod proto;
 mod rpc;
 
@@ -42,12 +44,17 @@ const SOCKETS: [&str; 2] = [
 const NAMESPACE: &str = "moby";
 
 /// The snapshotter whose layers are understood.
-const SNAPSHOTTER: &str = "overlayfs";
+pub(crate) const SNAPSHOTTER: &str = "overlayfs";
+
+/// The kind of plug-in that it is.
+const SNAPSHOTS: &str = "io.containerd.snapshotter.v1";
 
 /// containerd, as the engine uses it.
 #[derive(Debug, Clone)]
 pub(crate) struct Containerd {
     connection: Connection,
+    /// The id that it gives itself.
+    id: String,
     /// Its root directory, as the engine sees it.
     root: PathBuf,
     /// The same, as this process sees it.
@@ -60,6 +67,8 @@ impl Containerd {
         let connection = Connection::to(socket, namespace).await?;
         let mut filter = Vec::new();
         proto::put_text(&mut filter, 1, "type==io.containerd.content.v1,id==content");
+        let snapshots = format!("type=={SNAPSHOTS},id=={SNAPSHOTTER}");
+        proto::put_text(&mut filter, 1, &snapshots);
         let plugins = connection
             .call(
                 "containerd.services.introspection.v1.Introspection/Plugins",
@@ -78,8 +87,20 @@ impl Containerd {
         if id.is_empty() || here.trim() != id {
             return Err(unseen("they are another one's".into()));
         }
+        // A snapshotter may be told to keep its files elsewhere: there, nothing proves whose they are.
+        let own = plugin_root(&plugins, SNAPSHOTS)?;
+        let below = format!("{SNAPSHOTS}.{SNAPSHOTTER}");
+        if own != Some(root.join(&below)) {
+            return Err(unseen(format!("its snapshots are elsewhere: {own:?}")));
+        }
+        let snapshots = confined::resolve(&seen, Path::new(&below).join("snapshots").as_path(), false);
+        let snapshots = snapshots.map_err(|error| unseen(format!("its snapshots: {error}")))?;
+        if let Err(error) = std::fs::read_dir(snapshots) {
+            return Err(unseen(format!("its snapshots: {error}")));
+        }
         Ok(Self {
             connection,
+            id,
             root,
             seen,
         })
@@ -125,15 +146,13 @@ impl Containerd {
             return Ok(None);
         };
         // It says where it keeps snapshots: anything else would be another directory than the one meant.
-        let snapshots = self
-            .root
-            .join(format!("io.containerd.snapshotter.v1.{SNAPSHOTTER}/snapshots"));
-        let own = upper.strip_prefix(&snapshots).is_ok_and(|inside| {
-            let parts: Vec<_> = inside.iter().collect();
-            matches!(parts.as_slice(), [number, fs]
-                if *fs == "fs" && number.to_str().is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit())))
-        });
-        Ok(own.then_some(upper))
+        let snapshots = self.root.join(format!("{SNAPSHOTS}.{SNAPSHOTTER}/snapshots"));
+        Ok(guard::is_snapshot(&snapshots, &upper).then_some(upper))
+    }
+
+    /// Its root directory, as the engine sees it.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
     }
 
     /// The blobs.
@@ -144,18 +163,25 @@ impl Containerd {
 
 /// containerd's root directory, from what its content store says of itself.
 fn content_root(plugins: &[u8]) -> Result<Option<PathBuf>, CallError> {
+    let Some(path) = plugin_root(plugins, "io.containerd.content.v1")? else {
+        return Ok(None);
+    };
+    let root = path.parent().filter(|root| root.is_absolute());
+    let usual = path
+        .file_name()
+        .is_some_and(|name| name == "io.containerd.content.v1.content");
+    Ok(root.filter(|_| usual).map(Path::to_owned))
+}
+
+/// Where the first plug-in of a kind says that it keeps its files.
+fn plugin_root(plugins: &[u8], kind: &str) -> Result<Option<PathBuf>, CallError> {
     for plugin in proto::each(plugins, 1)? {
-        if proto::text(plugin, 1)? != "io.containerd.content.v1" {
+        if proto::text(plugin, 1)? != kind {
             continue;
         }
         for export in proto::each(plugin, 5)? {
             if proto::text(export, 1)? == "root" {
-                let path = PathBuf::from(proto::text(export, 2)?);
-                let root = path.parent().filter(|root| root.is_absolute());
-                let usual = path
-                    .file_name()
-                    .is_some_and(|name| name == "io.containerd.content.v1.content");
-                return Ok(root.filter(|_| usual).map(Path::to_owned));
+                return Ok(Some(PathBuf::from(proto::text(export, 2)?)));
             }
         }
     }
@@ -183,23 +209,6 @@ fn upper_of(mounts: &[u8]) -> Result<Option<PathBuf>, CallError> {
     Ok(upper.filter(|path| path.is_absolute()))
 }
 
-/// The upper directory of the root of a process, from its `mountinfo` (proc(5)).
-fn upper_in(mountinfo: &str) -> Option<PathBuf> {
-    let line = mountinfo
-        .lines()
-        .rfind(|line| line.split(' ').nth(4) == Some("/"))?;
-    let (_, system) = line.split_once(" - ")?;
-    let mut words = system.split(' ');
-    if words.next() != Some("overlay") {
-        return None;
-    }
-    let options = words.nth(1)?;
-    let upper = options
-        .split(',')
-        .find_map(|option| option.strip_prefix("upperdir="))?;
-    Some(PathBuf::from(upper))
-}
-
 impl DockerEngine {
     /// The containerd of an engine that keeps its images there, if this process may ask it and sees its files.
     pub(crate) async fn containerd(&self, identity: &Identity) -> Option<Containerd> {
@@ -221,13 +230,19 @@ impl DockerEngine {
             "" => SOCKETS.to_vec(),
             told => vec![told],
         };
-        let mut found = Vec::new();
+        let mut found: Vec<Containerd> = Vec::new();
         for socket in sockets {
             let Ok(path) = confined::resolve(&self.root_prefix, Path::new(socket), false) else {
                 continue;
             };
             match Containerd::at(&path, &namespace, &self.root_prefix).await {
-                Ok(containerd) => found.push(containerd),
+                // Two paths may lead to one.
+                Ok(containerd) if found.iter().any(|other| other.id == containerd.id) => {}
+                Ok(containerd) => match self.is_behind(identity, &containerd).await {
+                    Ok(true) => found.push(containerd),
+                    Ok(false) => tracing::debug!(socket, "this containerd has nothing of this engine"),
+                    Err(error) => tracing::debug!(socket, %error, "this containerd is not used"),
+                },
                 Err(error) => tracing::debug!(socket, ?error, "this containerd is not used"),
             }
         }
@@ -250,26 +265,28 @@ impl DockerEngine {
         let upper = containerd.upper_directory(container).await;
         let upper = upper.map_err(|error| ask.uncertain(explain(error)))?;
         let Some(upper) = upper else { return Ok(None) };
-        // While it runs, the kernel knows as well.
-        let process = number(document, &["State", "Pid"]);
-        if flag(document, &["State", "Running"]) && process > 0 {
-            let directory = self.root_prefix.join(format!("proc/{process}"));
-            let groups = std::fs::read_to_string(directory.join("cgroup")).unwrap_or_default();
-            let mounts = std::fs::read_to_string(directory.join("mountinfo")).unwrap_or_default();
-            if groups.contains(container.as_str())
-                && let Some(mounted) = upper_in(&mounts)
-                && mounted != upper
-            {
-                return Err(EngineError::Unsupported {
-                    message: format!(
-                        "containerd keeps the layer of {container} in {}, but it is mounted from {}",
-                        upper.display(),
-                        mounted.display()
-                    ),
-                });
-            }
+        if let Err(error) = self.compare_mounted(container, &upper, document) {
+            // It may have ended meanwhile, or have started again.
+            let now = self.document(container.as_str()).await?;
+            self.compare_mounted(container, &upper, &now).map_err(|_| error)?;
         }
         Ok(Some(upper))
+    }
+
+    /// While a container runs, the kernel knows as well where its layer is.
+    fn compare_mounted(
+        &self,
+        container: &ContainerId,
+        upper: &Path,
+        document: &Value,
+    ) -> Result<(), EngineError> {
+        let process = number(document, &["State", "Pid"]);
+        if !flag(document, &["State", "Running"]) || process <= 0 {
+            return Ok(());
+        }
+        let directory = self.root_prefix.join(format!("proc/{process}"));
+        let read = |name: &str| std::fs::read_to_string(directory.join(name));
+        guard::same_as_mounted(container, upper, read("cgroup"), read("mountinfo"))
     }
 }
 
@@ -339,22 +356,16 @@ mod tests {
         let kind = b"io.containerd.content.v1";
         let usual = plugin(kind, b"/r/io.containerd.content.v1.content");
         assert_eq!(answer(&usual), Some("/r".into()));
+        let snapshots = plugin(SNAPSHOTS.as_bytes(), b"/r/elsewhere");
+        let both = message(&[(1, &usual), (1, &snapshots)]);
+        assert_eq!(content_root(&both), Ok(Some("/r".into())));
+        assert_eq!(plugin_root(&both, SNAPSHOTS), Ok(Some("/r/elsewhere".into())));
+        assert_eq!(plugin_root(&message(&[(1, &usual)]), SNAPSHOTS), Ok(None));
         assert_eq!(answer(&plugin(kind, b"/elsewhere")), None);
         assert_eq!(answer(&plugin(kind, b"io.containerd.content.v1.content")), None);
         assert_eq!(
             answer(&plugin(b"x", b"/r/io.containerd.content.v1.content")),
             None
         );
-    }
-
-    #[test]
-    fn the_kernel_says_what_a_process_has_for_its_root() {
-        let line = "78 48 0:61 / / rw,relatime - overlay overlay rw,lowerdir=/r/2/fs:/r/1/fs,upperdir=/r/3/fs,workdir=/r/3/work";
-        assert_eq!(upper_in(line), Some("/r/3/fs".into()));
-        let other = "79 78 0:62 / /tmp rw - overlay overlay rw,upperdir=/other";
-        assert_eq!(upper_in(&format!("{line}\n{other}\n")), Some("/r/3/fs".into()));
-        assert_eq!(upper_in(other), None);
-        assert_eq!(upper_in("78 48 8:1 / / rw - ext4 /dev/sda1 rw"), None);
-        assert_eq!(upper_in(""), None);
     }
 }

@@ -28,6 +28,8 @@ fn request(document: Value) -> CreateRequest {
         tags: vec!["svc:1".into()],
         repo_digests: Vec::new(),
         kept_layers: Vec::new(),
+        variant: String::new(),
+        incomplete: false,
         layers: Vec::new(),
         size: 0,
         architecture: "amd64".into(),

@@ -81,7 +81,6 @@ impl Arrival {
         if let Some(open) = sinks.get(&index) {
             return Ok(Arc::clone(open));
         }
-        let place = self.ports.engine.locate(at).await?;
         let route = self
             .record()
             .plan
@@ -89,6 +88,7 @@ impl Arrival {
             .get(index)
             .map(|e| e.route)
             .unwrap_or_default();
+        let place = self.ports.locate(at, route).await?;
         let sink = match self.ports.storage.sink(&place, route).await {
             Ok(sink) => sink,
             Err(fault) => {

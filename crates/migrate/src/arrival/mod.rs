@@ -157,7 +157,8 @@ impl Arrival {
         let mut opened = Vec::new();
         for member in record.plan.members() {
             let image = &member.transfer.image;
-            let image_held = self.ports.engine.image(image.id.as_str()).await?.is_some();
+            let known = self.ports.engine.image(image.id.as_str()).await?;
+            let image_held = known.is_some_and(|known| !known.incomplete);
             let layers_held = if image_held {
                 image.layers.len()
             } else {
@@ -202,9 +203,11 @@ impl Arrival {
         Self::refuse_if_over(&record)?;
         let transfer = member_of(&record, member)?.transfer;
         let (image, tag) = (transfer.image, transfer.tag);
-        let held = self.ports.engine.image(image.id.as_str()).await?.is_some();
+        let known = self.ports.engine.image(image.id.as_str()).await?;
+        let held = known.as_ref().is_some_and(|known| !known.incomplete);
         let (mut notes, mut came) = (Vec::new(), Came::default());
-        if !held {
+        // What was known before, even in part, is not this migration's to remove.
+        if known.is_none() {
             notes.push(Undo::Image {
                 id: image.id.to_string(),
             });
@@ -260,7 +263,7 @@ impl Arrival {
         }
         failpoint::reach("destination.image-loaded").await?;
         match self.ports.engine.image(image.id.as_str()).await? {
-            Some(here) if here.layers == image.layers => {}
+            Some(here) if here.is_whole(&image) => {}
             _ => {
                 return Err(EngineError::Corrupt {
                     what: format!("the image {}", image.id),

@@ -266,6 +266,13 @@ fn image(found: &mut Findings, plan: &Plan, arrival: &ArrivalFacts, source: &Nod
             "an image for the destination's platform is needed",
         );
     }
+    if let Some(why) = &spec.ties.image_platform {
+        found.conflict(
+            "image.platforms",
+            format!("what the image is for is not certain: {why}"),
+            "make the container from an image for one platform only: `docker pull --platform`, and `docker rmi` of the others",
+        );
+    }
     if here.image_store != there.image_store {
         let severity = if here.kind == there.kind {
             Severity::Conflict

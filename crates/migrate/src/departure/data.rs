@@ -140,7 +140,7 @@ impl Departure {
                 },
                 ..options.clone()
             };
-            let place = self.ports.engine.locate(&element.at).await?;
+            let place = self.ports.locate(&element.at, element.route).await?;
             if live && matches!(place, ElementPlace::Archive { .. }) {
                 self.ports.engine.release(&place).await?;
                 continue;

@@ -462,3 +462,27 @@ async fn a_container_that_waits_for_its_memory_is_not_started_by_a_restart() {
         );
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_only_the_engine_reaches_is_not_written() {
+    let world = world(&options(ModeRequest::Cold), |_| {});
+    prepared(&world).await;
+    let layer = |e: &tranship_migrate::elements::ElementPlan| matches!(e.at, ElementAt::Layer { .. });
+    let index = world.plan.elements.iter().position(layer).unwrap();
+    world.destination.set_indirect(true);
+    assert_eq!(code(&world.arrival.open_element(index).await), "layer.route");
+    world.destination.set_indirect(false);
+    world.arrival.open_element(index).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_is_here_in_part_is_brought_and_is_not_taken_away() {
+    let world = world(&options(ModeRequest::Cold), |_| {});
+    let mut part = world.plan.transfer.image.clone();
+    part.incomplete = true;
+    world.destination.add_image(&part);
+    let opened = world.arrival.open().await.unwrap();
+    assert!(!opened[0].image_held);
+    assert_eq!(code(&world.arrival.image(0, None).await), "image.missing");
+    assert_eq!(world.arrival.record().undo, []);
+}

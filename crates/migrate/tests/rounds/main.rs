@@ -376,6 +376,13 @@ async fn an_element_that_only_the_engine_reaches_is_read_while_nothing_changes()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_layer_that_only_the_engine_reaches_is_not_read() {
+    let world = world(&cold(), |_| {});
+    world.source.set_indirect(true);
+    assert_eq!(code(&world.run().await), "layer.route");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_tmpfs_is_filled_while_the_container_waits_for_it() {
     let options = MoveOptions {
         include_tmpfs: vec!["/scratch".into()],

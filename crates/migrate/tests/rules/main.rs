@@ -172,6 +172,19 @@ fn a_plain_container_has_no_conflict_and_exact_bytes() {
     assert_eq!(sides.plan().prediction.bytes, 0);
     sides.options.whole_image = true;
     assert_eq!(sides.plan().prediction.bytes, 3000);
+    // containerd would keep it a second time, without a name.
+    sides.survey.node.engine.containerd_seen = true;
+    assert_eq!(sides.plan().prediction.bytes, 0);
+    assert!(!sides.plan().options.whole_image);
+    sides.survey.arrivals[0].image_held = false;
+    assert!(sides.plan().options.whole_image);
+}
+
+#[test]
+fn an_image_of_uncertain_platform_does_not_move() {
+    let mut sides = sides();
+    sides.report.spec.ties.image_platform = Some("2 platforms are here".into());
+    assert_eq!(codes(&sides.plan(), Severity::Conflict), ["image.platforms"]);
 }
 
 #[test]

@@ -153,6 +153,8 @@ pub fn spec(image: &Image) -> ImageSpec {
         tags: Vec::new(),
         repo_digests: Vec::new(),
         kept_layers: Vec::new(),
+        variant: String::new(),
+        incomplete: false,
         layers: image.diff_ids(),
         size: 0,
         architecture: "amd64".into(),

@@ -84,6 +84,8 @@ impl Engine {
                 .collect(),
             repo_digests: Vec::new(),
             kept_layers: Vec::new(),
+            variant: String::new(),
+            incomplete: false,
             layers: image.diff_ids(),
             size: 0,
             architecture: "amd64".into(),

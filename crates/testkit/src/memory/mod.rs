@@ -295,6 +295,8 @@ pub fn image(tag: &str, layers: usize) -> ImageSpec {
         tags: vec![tag.to_owned()],
         repo_digests: Vec::new(),
         kept_layers: Vec::new(),
+        variant: String::new(),
+        incomplete: false,
         layers: (0..layers)
             .map(|n| Digest::of(format!("layer {n}").as_bytes()))
             .collect(),
@@ -355,6 +357,7 @@ pub fn facts() -> EngineFacts {
         storage_driver: "memory".into(),
         image_store: ImageStore::Classic,
         containerd_seen: false,
+        containerd_root: String::new(),
         root_directory: "/".into(),
         cgroup_version: "1".into(),
         runtimes: vec!["runc".into()],

@@ -203,25 +203,29 @@ fn node_checks(checks: &mut Checks, facts: &NodeFacts) {
             None,
         );
     }
+    let data = match engine.containerd_root.as_str() {
+        "" => engine.root_directory.clone(),
+        containerd => format!("{} and {containerd}", engine.root_directory),
+    };
     match facts.free_bytes {
         None => checks.add(
             Verdict::Note,
             "space",
-            format!("not known: {} cannot be looked at", engine.root_directory),
+            format!("not known: {} cannot be looked at", data),
             None,
         ),
         Some(free) if free < LOW_SPACE => {
             checks.add(
                 Verdict::Bad,
                 "space",
-                format!("{} free for {}", bytes(free), engine.root_directory),
+                format!("{} free for {}", bytes(free), data),
                 Some("free some space"),
             );
         }
         Some(free) => checks.add(
             Verdict::Good,
             "space",
-            format!("{} free for {}", bytes(free), engine.root_directory),
+            format!("{} free for {}", bytes(free), data),
             None,
         ),
     }
@@ -231,7 +235,7 @@ fn node_checks(checks: &mut Checks, facts: &NodeFacts) {
         checks.add(
             Verdict::Bad,
             "inodes",
-            format!("{inodes} free for {}", engine.root_directory),
+            format!("{inodes} free for {}", data),
             Some("free some inodes"),
         );
     }

@@ -161,7 +161,7 @@ async fn one(
         milliseconds: 0,
     };
     let held = to.client.find_image(image.id.as_str()).await.map_err(there)?;
-    if held.is_none() {
+    if held.is_none_or(|held| held.image.incomplete) {
         let skip = to
             .client
             .layers_held(image.known_layers())
@@ -169,7 +169,18 @@ async fn one(
             .map_err(there)?
             .min(image.layers.len());
         brought.layers_sent = image.layers.len() - skip;
-        brought.bytes = send(context, from, to, reference, found, tag.as_deref(), skip).await?;
+        let sent = send(context, from, to, reference, found, tag.as_deref(), skip).await;
+        brought.bytes = match sent {
+            // Layers that were there may have gone in between; the whole image does not depend on them.
+            Err(fault) if skip > 0 => {
+                let text =
+                    format!("sending only the missing layers failed ({fault}); sending the whole image");
+                context.ui.say(&text);
+                brought.layers_sent = image.layers.len();
+                send(context, from, to, reference, found, tag.as_deref(), 0).await?
+            }
+            sent => sent?,
+        };
     }
     let settle = SettleImage {
         image: image.id.clone(),
@@ -337,6 +348,8 @@ mod tests {
             tags: vec!["app:latest".into(), "host:5000/app:2".into()],
             repo_digests: Vec::new(),
             kept_layers: Vec::new(),
+            variant: String::new(),
+            incomplete: false,
             layers: Vec::new(),
             size: 0,
             architecture: String::new(),
