@@ -326,7 +326,7 @@ pub async fn survey(engine: &dyn Engine, request: &SurveyRequest) -> Result<Surv
 
 async fn arrival_facts(engine: &dyn Engine, spec: &ContainerSpec) -> Result<ArrivalFacts, Fault> {
     let known = engine.image(spec.image.id.as_str()).await?;
-    let image_held = known.is_some_and(|known| !known.incomplete);
+    let image_held = known.is_some_and(|known| known.is_whole(&spec.image));
     let layers_held = if image_held {
         spec.image.layers.len()
     } else {

@@ -158,7 +158,7 @@ impl Arrival {
         for member in record.plan.members() {
             let image = &member.transfer.image;
             let known = self.ports.engine.image(image.id.as_str()).await?;
-            let image_held = known.is_some_and(|known| !known.incomplete);
+            let image_held = known.is_some_and(|known| known.is_whole(image));
             let layers_held = if image_held {
                 image.layers.len()
             } else {
@@ -204,7 +204,7 @@ impl Arrival {
         let transfer = member_of(&record, member)?.transfer;
         let (image, tag) = (transfer.image, transfer.tag);
         let known = self.ports.engine.image(image.id.as_str()).await?;
-        let held = known.as_ref().is_some_and(|known| !known.incomplete);
+        let held = known.as_ref().is_some_and(|known| known.is_whole(&image));
         let (mut notes, mut came) = (Vec::new(), Came::default());
         // What was known before, even in part, is not this migration's to remove.
         if known.is_none() {

@@ -290,7 +290,7 @@ async fn layers(context: &Context, args: &ImageLayersArgs) -> Result<(), Fault> 
         .find_image(found.image.id.as_str())
         .await
         .map_err(there)?
-        .is_some();
+        .is_some_and(|there| !there.image.incomplete);
     let held = match whole {
         true => found.image.layers.len(),
         false => on
