@@ -29,6 +29,30 @@ jq -n --arg digest "sha256:$sum" --argjson size "$size" '{schemaVersion: 2, mani
 tar c . | docker load
 "#;
 
+/// Makes of `app:1` the image `two:1`: an index of it and of one for another processor, and both are there.
+const TWO: &str = r#"
+set -e
+rm -rf /srv/two && mkdir /srv/two && cd /srv/two
+docker save app:1 | tar x
+rm manifest.json
+put() { sum=$(sha256sum "$1" | cut -d' ' -f1); size=$(stat -c %s "$1"); mv "$1" "blobs/sha256/$sum"; }
+own=$(jq -c '.manifests[0] | {mediaType, digest, size}' index.json)
+manifest=blobs/sha256/$(echo "$own" | jq -r .digest | cut -d: -f2)
+jq '.architecture = "s390x"' "blobs/sha256/$(jq -r .config.digest "$manifest" | cut -d: -f2)" > config
+put config
+jq --arg digest "sha256:$sum" --argjson size "$size" '.config.digest = $digest | .config.size = $size' "$manifest" > other
+put other
+jq -n --argjson own "$own" --arg digest "sha256:$sum" --argjson size "$size" '{schemaVersion: 2,
+    mediaType: "application/vnd.oci.image.index.v1+json", manifests: [
+    {mediaType: $own.mediaType, size: $size, digest: $digest, platform: {os: "linux", architecture: "s390x"}},
+    ($own + {platform: {os: "linux", architecture: "amd64"}})]}' > two
+put two
+jq -n --arg digest "sha256:$sum" --argjson size "$size" '{schemaVersion: 2, manifests: [
+    {mediaType: "application/vnd.oci.image.index.v1+json", digest: $digest, size: $size,
+     annotations: {"io.containerd.image.name": "docker.io/library/two:1"}}]}' > index.json
+tar c . | docker load
+"#;
+
 /// Bytes of the upper layer, and of all.
 const ONE: std::ops::Range<u64> = 9_000_000..9_500_000;
 const ALL: std::ops::Range<u64> = 18_000_000..23_000_000;
@@ -204,6 +228,18 @@ fn containers_move_with_the_same_image() {
             "{found:?}"
         );
     }
+
+    // Which of two platforms the container is for is not said.
+    world.a.sh(TWO).unwrap();
+    world
+        .a
+        .sh("docker rm -f web 2>/dev/null; docker run -d --name web --network none two:1 sleep 9999")
+        .unwrap();
+    let found = world.findings("web", &[]);
+    assert!(
+        found.contains(&("image.platforms".into(), "conflict".into())),
+        "{found:?}"
+    );
 }
 
 #[test]
