@@ -39,6 +39,10 @@
 //! | `GET /v1/volumes/NAME/manifest` | caller | the tree of a volume or (`NAME@TIME`) snapshot, as in `docs/tree-format.md` |
 //! | `GET /v1/volumes/NAME/archive` | caller | a volume or (`NAME@TIME`) snapshot as a tar archive |
 //! | `PUT /v1/volumes/NAME/archive` | caller | a tar archive becomes a volume, described in [`VOLUME_HEADER`] |
+//! | `GET /v1/checkpoints` | caller | [`crate::checkpoints::CheckpointInfo`]s |
+//! | `POST /v1/checkpoints/create` | caller | [`crate::checkpoints::CreateCheckpoint`] → [`crate::checkpoints::CheckpointCreated`] |
+//! | `POST /v1/checkpoints/restore` | caller | [`crate::checkpoints::RestoreCheckpoint`] → [`crate::checkpoints::CheckpointRestored`] |
+//! | `DELETE /v1/checkpoints/CONTAINER/NAME` | caller | removes it for good |
 //! | `POST /v1/retire` | caller | end the agent if it has nothing to do |
 //! | `POST /v1/peer/STEP` | the source's agent | the steps of [`tranship_migrate::Destination`] |
 //! | `POST /v1/peer/image/N/pipe` | the source's agent | the stream on which the source is a registry of one image (HTTP/2 the other way round) |

@@ -40,7 +40,7 @@ pub type FilesEvents = Told<FilesEvent>;
 /// A connection to an agent. Clones share it.
 #[derive(Debug, Clone)]
 pub struct AgentClient {
-    client: Client,
+    pub(crate) client: Client,
 }
 
 /// JSON text without anything but ASCII, as headers want it.
@@ -67,11 +67,11 @@ impl AgentClient {
         Self { client }
     }
 
-    async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Fault> {
+    pub(crate) async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Fault> {
         self.client.get_json(path).await.map_err(WireError::into_fault)
     }
 
-    async fn post<Q, T>(&self, path: &str, value: &Q) -> Result<T, Fault>
+    pub(crate) async fn post<Q, T>(&self, path: &str, value: &Q) -> Result<T, Fault>
     where
         Q: serde::Serialize + ?Sized,
         T: serde::de::DeserializeOwned,

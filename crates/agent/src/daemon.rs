@@ -12,6 +12,7 @@ use tranship_wire::local::{LocalError, LocalListener};
 use tranship_wire::{PeerIdentity, WireError, h1};
 
 use crate::archive_api::DockerHandler;
+use crate::checkpoints::Checkpoints;
 use crate::copies::Copies;
 use crate::guids::Guids;
 use crate::locks::Locks;
@@ -69,17 +70,20 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Fa
     })?;
     let registry = Registry::new(config.ports.clone(), records, Locks::new(&config.state_directory));
     let copies = Copies::new(config.ports.clone(), &config.state_directory);
+    let checkpoints = Checkpoints::new(Arc::clone(&registry), &config.state_directory);
     let agent = Agent::new(
         config.identity,
         registry,
         Guids::open(&config.state_directory),
         Ways::new(&config.state_directory),
         Arc::clone(&copies),
+        Arc::clone(&checkpoints),
     );
     // What a crash left open is settled beside the first questions, not before them: an engine that does not answer
     // must not keep the agent from saying so.
     tokio::spawn(agent.recover());
     tokio::spawn(async move { copies.recover().await });
+    tokio::spawn(checkpoints.settle());
     // Docker's clients have a door of their own. Without it everything else works.
     let docker = LocalListener::bind(&docker_socket(&config.socket)).await;
     if let Err(error) = &docker {

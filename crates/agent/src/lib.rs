@@ -6,6 +6,7 @@
 pub mod api;
 mod archive_api;
 mod archives;
+pub mod checkpoints;
 mod client;
 mod copies;
 pub mod daemon;

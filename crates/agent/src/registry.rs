@@ -1,5 +1,7 @@
 //! The migrations that this agent takes part in: those under way, and those that its records remember.
 
+mod holds;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,6 +27,8 @@ use crate::store::{Damaged, FileRecords};
 use crate::views::{arrival_view, departure_view};
 use crate::ways::Ways;
 use crate::writes::{self, Writes, Writing};
+
+pub(crate) use self::holds::Hold;
 
 /// How often what a restart left open is tried again.
 const RECOVER_AGAIN: Duration = Duration::from_secs(2);
@@ -251,8 +255,8 @@ impl Registry {
         if let Some(other) = arriving {
             return Err(busy(&other.plan, &format!("here from {}", other.plan.source)));
         }
-        if self.writes.touch(&writes::of_departure(&plan)) {
-            return Err(writes::being_written(&plan));
+        if let Some(fault) = self.writes.against(&writes::of_departure(&plan), &plan) {
+            return Err(fault);
         }
         let locks = self.locks.take(&id, &containers)?;
         let task = Arc::new(self.task(plan));
@@ -267,7 +271,7 @@ impl Registry {
     /// Notes that something is about to be written to these, which keeps a migration from beginning until it is over.
     ///
     /// # Errors
-    /// `container.moving` if a migration takes or brings one of them at the moment.
+    /// `container.moving` if a migration takes or brings one of them at the moment; `container.checkpointing`.
     pub(crate) fn begin_write(&self, elements: Vec<ElementAt>) -> Result<Writing, Fault> {
         let running = locked(&self.departures);
         let leaving =
@@ -283,6 +287,9 @@ impl Registry {
         if let Some(record) = arriving {
             let whither = format!("here from {}", record.plan.source);
             return Err(writes::on_its_way(&record.plan, &whither));
+        }
+        if let Some(name) = self.writes.held(&elements) {
+            return Err(writes::checkpointing(&name));
         }
         Ok(self.writes.begin(elements))
     }
@@ -437,8 +444,8 @@ impl Registry {
         if let Some(known) = arrivals.get(&plan.id) {
             return Ok(Arc::clone(known));
         }
-        if self.writes.touch(&writes::targets(&plan)) {
-            return Err(writes::being_written(&plan));
+        if let Some(fault) = self.writes.against(&writes::targets(&plan), &plan) {
+            return Err(fault);
         }
         let records: Arc<dyn Records> = Arc::new(Published(Arc::clone(self)));
         let id = plan.id.clone();
@@ -447,14 +454,14 @@ impl Registry {
         Ok(arrival)
     }
 
-    /// Number of migrations that are not over.
+    /// Number of migrations that are not over, and of containers that are held for a checkpoint.
     #[must_use]
     pub fn busy(&self) -> usize {
         let arrivals = locked(&self.arrivals)
             .values()
             .filter(|a| !is_over(&a.record()))
             .count();
-        locked(&self.departures).len() + arrivals
+        locked(&self.departures).len() + arrivals + self.writes.holds()
     }
 
     /// All migrations, newest first.

@@ -47,7 +47,7 @@ pub struct PeerHandler {
     pub id: MigrationId,
 }
 
-fn answer<T: Serialize>(result: Result<T, Fault>) -> Response<Body> {
+pub(crate) fn answer<T: Serialize>(result: Result<T, Fault>) -> Response<Body> {
     match result {
         Ok(value) => h2::json_response(&value),
         Err(fault) => {
@@ -62,7 +62,7 @@ fn answer<T: Serialize>(result: Result<T, Fault>) -> Response<Body> {
 }
 
 /// Does `work` in a task of its own: what changes the node is finished, and noted, even if the caller goes away.
-async fn regardless<T: Send + 'static>(
+pub(crate) async fn regardless<T: Send + 'static>(
     work: impl Future<Output = Result<T, Fault>> + Send + 'static,
 ) -> Result<T, Fault> {
     tokio::spawn(work).await.map_err(|e| {
@@ -74,7 +74,7 @@ async fn regardless<T: Send + 'static>(
     })?
 }
 
-fn parse<T: std::str::FromStr>(text: &str) -> Result<T, Fault>
+pub(crate) fn parse<T: std::str::FromStr>(text: &str) -> Result<T, Fault>
 where
     T::Err: std::fmt::Display,
 {
@@ -90,7 +90,7 @@ fn volume_and_time(text: &str) -> Result<(&str, Option<u64>), Fault> {
     }
 }
 
-async fn body<T: serde::de::DeserializeOwned>(request: Request<RequestBody>) -> Result<T, Fault> {
+pub(crate) async fn body<T: serde::de::DeserializeOwned>(request: Request<RequestBody>) -> Result<T, Fault> {
     h2::read_json(request).await.map_err(WireError::into_fault)
 }
 
@@ -202,6 +202,9 @@ impl Handler for OwnerHandler {
             }
             (&Method::POST, ["v1", "migrations", id, "abort"]) => {
                 answer(parse(id).and_then(|id| self.agent.registry.abort(&id)))
+            }
+            (_, ["v1", "checkpoints", path @ ..]) => {
+                crate::checkpoints::answer(&self.agent, path, request).await
             }
             (&Method::GET, ["v1", "volumes"]) => answer(self.agent.volumes().await),
             (&Method::GET, ["v1", "volumes", name, "manifest"]) => self.manifest(name).await,

@@ -12,6 +12,7 @@ use tranship_migrate::record::ArrivalRecord;
 use tranship_wire::tls::PeerKey;
 
 use crate::api::{Depart, Hello, PROTOCOL_MAX, PROTOCOL_MIN, ReceiveCopy, Route};
+use crate::checkpoints::Checkpoints;
 use crate::copies::Copies;
 use crate::guids::Guids;
 use crate::incoming::Incoming;
@@ -43,6 +44,8 @@ pub struct Agent {
     pub outgoing: Arc<Outgoing>,
     /// Copies of volumes outside migrations.
     pub copies: Arc<Copies>,
+    /// Memory of containers that is kept here.
+    pub(crate) checkpoints: Arc<Checkpoints>,
     /// The ways that survive a restart.
     ways: Ways,
     /// Which volume is which.
@@ -62,6 +65,7 @@ impl Agent {
         guids: Guids,
         ways: Ways,
         copies: Arc<Copies>,
+        checkpoints: Arc<Checkpoints>,
     ) -> Arc<Self> {
         Arc::new(Self {
             incoming: Incoming::new(Arc::clone(&registry), identity.key.clone(), ways.clone()),
@@ -70,6 +74,7 @@ impl Agent {
             identity,
             registry,
             copies,
+            checkpoints,
             guids,
             sending: Sending::default(),
             connections: AtomicUsize::new(0),
@@ -166,6 +171,7 @@ impl Agent {
                 "files.delta",
                 "files.here",
                 "files.partial",
+                "checkpoints",
             ]
             .map(String::from)
             .to_vec(),

@@ -1,5 +1,8 @@
 //! What copies write to at the moment. A migration does not begin under them, and they do not begin under a migration: what were
 //! written after the source was read for the last time would stay behind.
+//!
+//! A container of which a checkpoint is made, or which is restored from one, is held in the same way: neither copies nor
+//! migrations begin on what belongs to it, and it is not begun under them.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,10 +23,18 @@ pub(crate) struct Writes(Mutex<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     last: u64,
-    open: Vec<(u64, Vec<ElementAt>)>,
+    open: Vec<Open>,
 }
 
-/// A write under way, until this is dropped.
+#[derive(Debug)]
+struct Open {
+    number: u64,
+    elements: Vec<ElementAt>,
+    /// The container that is held, where it is no write.
+    held: Option<String>,
+}
+
+/// A write under way, or a container that is held, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Writing {
     writes: Arc<Writes>,
@@ -33,7 +44,7 @@ pub(crate) struct Writing {
 impl Drop for Writing {
     fn drop(&mut self) {
         let mut inner = self.writes.inner();
-        inner.open.retain(|(number, _)| *number != self.number);
+        inner.open.retain(|open| open.number != self.number);
     }
 }
 
@@ -44,10 +55,23 @@ impl Writes {
 
     /// Notes a write that begins.
     pub(crate) fn begin(self: &Arc<Self>, elements: Vec<ElementAt>) -> Writing {
+        self.open(elements, None)
+    }
+
+    /// Notes that a container is to stand as its checkpoint has it.
+    pub(crate) fn hold(self: &Arc<Self>, elements: Vec<ElementAt>, container: &str) -> Writing {
+        self.open(elements, Some(container.to_owned()))
+    }
+
+    fn open(self: &Arc<Self>, elements: Vec<ElementAt>, held: Option<String>) -> Writing {
         let mut inner = self.inner();
         inner.last += 1;
         let number = inner.last;
-        inner.open.push((number, elements));
+        inner.open.push(Open {
+            number,
+            elements,
+            held,
+        });
         Writing {
             writes: Arc::clone(self),
             number,
@@ -56,7 +80,32 @@ impl Writes {
 
     /// Whether something is being written to any of these.
     pub(crate) fn touch(&self, elements: &[ElementAt]) -> bool {
-        self.inner().open.iter().any(|(_, open)| overlap(open, elements))
+        let inner = self.inner();
+        inner.open.iter().any(|open| overlap(&open.elements, elements))
+    }
+
+    /// The container that is held and that one of these belongs to.
+    pub(crate) fn held(&self, elements: &[ElementAt]) -> Option<String> {
+        let inner = self.inner();
+        let mut held = inner.open.iter().filter(|open| open.held.is_some());
+        held.find(|open| overlap(&open.elements, elements))?.held.clone()
+    }
+
+    /// Number of containers that are held.
+    pub(crate) fn holds(&self) -> usize {
+        self.inner()
+            .open
+            .iter()
+            .filter(|open| open.held.is_some())
+            .count()
+    }
+
+    /// Why a migration that takes or fills these does not begin.
+    pub(crate) fn against(&self, elements: &[ElementAt], plan: &Plan) -> Option<Fault> {
+        if let Some(name) = self.held(elements) {
+            return Some(checkpointing(&name));
+        }
+        self.touch(elements).then(|| being_written(plan))
     }
 }
 
@@ -160,8 +209,19 @@ fn container(element: &ElementAt) -> Option<&ContainerId> {
     }
 }
 
+/// Why nothing begins while a checkpoint is made or used.
+pub(crate) fn checkpointing(name: &str) -> Fault {
+    Fault::new(
+        "container.checkpointing",
+        FaultKind::Environment,
+        format!("a checkpoint of {name} is being made or restored"),
+    )
+    .on_container(name)
+    .with_hint("wait until that has ended, and try again")
+}
+
 /// Why a migration does not begin.
-pub(crate) fn being_written(plan: &Plan) -> Fault {
+fn being_written(plan: &Plan) -> Fault {
     let names: Vec<String> = plan
         .members()
         .iter()
@@ -251,5 +311,18 @@ mod tests {
         assert!(writes.touch(&[volume("v")]) && !writes.touch(&[layer("a")]));
         drop(first);
         assert!(!writes.touch(&[volume("v")]));
+    }
+
+    #[test]
+    fn what_is_held_is_no_write() {
+        let writes = Arc::new(Writes::default());
+        let write = writes.begin(vec![volume("v")]);
+        assert_eq!((writes.held(&[volume("v")]), writes.holds()), (None, 0));
+        let hold = writes.hold(vec![layer("a"), volume("w")], "web");
+        assert_eq!(writes.held(&[volume("w")]).as_deref(), Some("web"));
+        assert_eq!((writes.held(&[layer("b")]), writes.holds()), (None, 1));
+        assert!(writes.touch(&[layer("a")]), "a migration sees it");
+        drop((write, hold));
+        assert_eq!((writes.held(&[volume("w")]), writes.holds()), (None, 0));
     }
 }

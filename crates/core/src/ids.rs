@@ -84,6 +84,10 @@ id!(
     MigrationId, "migration id", check_migration_id
 );
 id!(
+    /// What a checkpoint of a container is called. It names a directory, so it is as plain as a container's name, and shorter.
+    CheckpointName, "checkpoint", check_checkpoint_name
+);
+id!(
     /// A digest with its algorithm, `sha256:` and 64 lower-case hexadecimal digits.
     Digest, "digest", check_digest
 );
@@ -156,6 +160,13 @@ fn check_container_name(text: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+fn check_checkpoint_name(text: &str) -> Result<(), &'static str> {
+    if text.len() > 128 {
+        return Err("it is longer than 128 bytes");
+    }
+    check_container_name(text)
+}
+
 fn check_migration_id(text: &str) -> Result<(), &'static str> {
     if text.is_empty() || text.len() > 40 {
         return Err("it must have 1 to 40 characters");
@@ -188,6 +199,17 @@ mod tests {
         assert!(ContainerName::new("x".repeat(256)).is_err());
         for good in ["web", "a", "my_app-1.2", "0123456789ab"] {
             assert_eq!(ContainerName::new(good).unwrap().as_str(), good);
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_checkpoint_leads_nowhere() {
+        for bad in ["", ".", "..", ".new-x", "../x", "a/b", "a@b", "-x", "a b"] {
+            assert!(CheckpointName::new(bad).is_err(), "{bad:?} was accepted");
+        }
+        assert!(CheckpointName::new("x".repeat(129)).is_err());
+        for good in ["before-upgrade", "1764316341123", "a.b_c"] {
+            assert!(CheckpointName::new(good).is_ok(), "{good:?} was refused");
         }
     }
 

@@ -3,7 +3,7 @@
 #[cfg(not(feature = "fail-points"))]
 use tranship_core::Fault;
 
-/// Every fail point, so that a test run can tell which were reached.
+/// Every fail point of a migration, so that a test run can tell which were reached.
 pub const ALL: &[&str] = &[
     "source.check",
     "source.image",
@@ -67,7 +67,11 @@ mod switched_on {
         Some(text.trim().to_owned())
     }
 
-    pub(crate) async fn reach(name: &str) -> Result<(), Fault> {
+    /// Passes the place `name`: fails, waits or dies there if a test said so.
+    ///
+    /// # Errors
+    /// `test.fail-point`.
+    pub async fn reach(name: &str) -> Result<(), Fault> {
         let Some(file) = FILE.get() else { return Ok(()) };
         let reached = file.with_extension("reached");
         if let Ok(mut list) = std::fs::OpenOptions::new()
@@ -105,14 +109,15 @@ mod switched_on {
 }
 
 #[cfg(feature = "fail-points")]
-pub(crate) use switched_on::reach;
-#[cfg(feature = "fail-points")]
-pub use switched_on::{read_from, setting};
+pub use switched_on::{reach, read_from, setting};
 
 /// Passes the place `name`.
+///
+/// # Errors
+/// None without the feature `fail-points`.
 #[cfg(not(feature = "fail-points"))]
 #[inline]
-pub(crate) async fn reach(_name: &str) -> Result<(), Fault> {
+pub async fn reach(_name: &str) -> Result<(), Fault> {
     Ok(())
 }
 

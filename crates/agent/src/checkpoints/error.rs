@@ -1,0 +1,200 @@
+//! Why a checkpoint is not made, found, or restored.
+
+use std::path::PathBuf;
+
+use tranship_core::fault::{Explain, FaultKind};
+
+/// What stands in the way of a checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckpointError {
+    /// Memory is read and written by root only.
+    #[error("checkpoints are made, shown and restored by an agent that runs as root")]
+    Root,
+    /// There is none of that name.
+    #[error("there is no checkpoint {name:?} of {container}")]
+    NotFound {
+        /// The container, as it was asked for.
+        container: String,
+        /// The name, or a word for any.
+        name: String,
+    },
+    /// There are several, and none was named.
+    #[error("{container} has several checkpoints: {}", names.join(", "))]
+    Which {
+        /// The container.
+        container: String,
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// The name is taken.
+    #[error("{container} has a checkpoint {name:?} already")]
+    Exists {
+        /// The container.
+        container: String,
+        /// The name.
+        name: String,
+    },
+    /// There is no memory to keep.
+    #[error("{container} is {state}, and only what runs has memory to keep")]
+    NotRunning {
+        /// The container.
+        container: String,
+        /// What it does.
+        state: String,
+    },
+    /// It runs already.
+    #[error("{container} is {state}, and only what stands still is restored")]
+    Running {
+        /// The container.
+        container: String,
+        /// What it does.
+        state: String,
+    },
+    /// The engine removes it when it ends.
+    #[error("{container} was made with --rm: nothing would be left to restore")]
+    AutoRemove {
+        /// The container.
+        container: String,
+    },
+    /// It went on without this memory.
+    #[error("{container} was started since the checkpoint {name:?} was made, and went on without it")]
+    StartedSince {
+        /// The container.
+        container: String,
+        /// The checkpoint.
+        name: String,
+    },
+    /// It was restored, or may have been.
+    #[error("{container} was restored from the checkpoint {name:?} before, or may have been")]
+    Used {
+        /// The container.
+        container: String,
+        /// The checkpoint.
+        name: String,
+    },
+    /// Memory and files are of two moments.
+    #[error("files of {container} changed since the checkpoint {name:?} was made: {}", changed.join(", "))]
+    FilesChanged {
+        /// The container.
+        container: String,
+        /// The checkpoint.
+        name: String,
+        /// In which of its storage elements.
+        changed: Vec<String>,
+    },
+    /// The container that it is of was removed.
+    #[error("the container {container} is gone, of which the checkpoint {name:?} is")]
+    ContainerGone {
+        /// Its name.
+        container: String,
+        /// The checkpoint.
+        name: String,
+    },
+    /// What is stored is not what was.
+    #[error("the checkpoint at {} is damaged: {why}", path.display())]
+    Damaged {
+        /// Its file.
+        path: PathBuf,
+        /// What was found.
+        why: String,
+    },
+    /// It cannot be read without the key that it was made with.
+    #[error("the key of this node's checkpoints, {}, cannot be used: {why}", path.display())]
+    Key {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// The disk is too small.
+    #[error("there is no room for the checkpoint: {needed} bytes are needed at {}, and {free} are free", path.display())]
+    NoSpace {
+        /// Where.
+        path: PathBuf,
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        free: u64,
+    },
+    /// What the file system says.
+    #[error("{} cannot be {what}", path.display())]
+    Io {
+        /// Which file or directory.
+        path: PathBuf,
+        /// `read`, `written`, `removed` …
+        what: &'static str,
+        /// Why.
+        #[source]
+        reason: std::io::Error,
+    },
+}
+
+impl CheckpointError {
+    /// What the file system says of a path.
+    pub(crate) fn io(path: impl Into<PathBuf>, what: &'static str, reason: std::io::Error) -> Self {
+        Self::Io {
+            path: path.into(),
+            what,
+            reason,
+        }
+    }
+}
+
+impl Explain for CheckpointError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Root => "checkpoint.root",
+            Self::NotFound { .. } => "checkpoint.not-found",
+            Self::Which { .. } => "checkpoint.which",
+            Self::Exists { .. } => "checkpoint.exists",
+            Self::NotRunning { .. } => "checkpoint.not-running",
+            Self::Running { .. } => "checkpoint.running",
+            Self::AutoRemove { .. } => "checkpoint.auto-remove",
+            Self::StartedSince { .. } => "checkpoint.started-since",
+            Self::Used { .. } => "checkpoint.used",
+            Self::FilesChanged { .. } => "checkpoint.files-changed",
+            Self::ContainerGone { .. } => "checkpoint.container-gone",
+            Self::Damaged { .. } => "checkpoint.damaged",
+            Self::Key { .. } => "checkpoint.key",
+            Self::NoSpace { .. } => "checkpoint.no-space",
+            Self::Io { reason, .. } if reason.kind() == std::io::ErrorKind::StorageFull => {
+                "checkpoint.no-space"
+            }
+            Self::Io { .. } => "checkpoint.store",
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Root => "log in as root there".into(),
+            Self::NotFound { .. } => "`tranship checkpoint ls` shows them".into(),
+            Self::Which { container, .. } => format!("say which, as {container}@NAME"),
+            Self::Exists { .. } => "choose another --name, or remove that one with `tranship checkpoint rm`".into(),
+            Self::NotRunning { .. } => "start it, or let it go on with `docker unpause`".into(),
+            Self::Running { .. } => "stop it first".into(),
+            Self::AutoRemove { .. } => "make it again without --rm".into(),
+            Self::StartedSince { .. } | Self::Used { .. } => {
+                "memory goes on once only; remove the checkpoint with `tranship checkpoint rm`".into()
+            }
+            Self::FilesChanged { .. } => {
+                "what its processes know of them may be wrong by now; --changed-files restores it all the same".into()
+            }
+            Self::ContainerGone { .. } => {
+                "memory goes on only in the container that it is of; remove it with `tranship checkpoint rm`".into()
+            }
+            Self::Damaged { .. } => "remove it with `tranship checkpoint rm`, and start the container afresh".into(),
+            Self::Key { .. } => {
+                "checkpoints can be read only with the key that they were made with; bring that file back, or remove them".into()
+            }
+            Self::NoSpace { .. } => "free space there, or remove checkpoints that are no longer needed".into(),
+            Self::Io { .. } => "the agent needs space and a writable file system there".into(),
+        })
+    }
+
+    fn kind(&self) -> FaultKind {
+        match self {
+            Self::Which { .. } => FaultKind::Usage,
+            _ => FaultKind::Environment,
+        }
+    }
+}

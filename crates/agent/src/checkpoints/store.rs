@@ -1,0 +1,555 @@
+//! Where checkpoints lie: a directory for each, below one for its container, beside the engine's data, and closed to all but root.
+//!
+//! ```text
+//! DATA-ROOT/tranship/checkpoints/CONTAINER/NAME/checkpoint.json   what it is
+//!                                               memory.sealed     the images of the dump
+//!                                               begun.json        how it is made, until that is over
+//!                                               restoring         while it is restored
+//!                                               used              from right before a restore on
+//!                                          .new-NAME/             one that is being made
+//! ```
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tranship_core::container::RestartPolicy;
+use tranship_core::ids::CheckpointName;
+use tranship_core::storage::ElementAt;
+use tranship_core::{ContainerId, ContainerSpec};
+
+use super::error::CheckpointError;
+use super::look::Look;
+use super::seal::HEADER;
+
+const ABOUT: &str = "checkpoint.json";
+const MEMORY: &str = "memory.sealed";
+const BEGUN: &str = "begun.json";
+const RESTORING: &str = "restoring";
+const USED: &str = "used";
+/// How the names of those begin that are being made. No checkpoint may be called so.
+const NEW: &str = ".new-";
+/// A description that is longer is none, in bytes.
+const LONGEST_ABOUT: u64 = 16 << 20;
+/// The form of the description.
+const VERSION: u32 = 1;
+
+/// What is known of a container whose checkpoint is being made: enough to take it all back, or to bring it to its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Begun {
+    /// The container.
+    pub(super) container: ContainerId,
+    /// When it was started; another start is another run.
+    pub(super) started_at: String,
+    /// Its restart policy, which is parked while it stands still for its checkpoint.
+    pub(super) restart_policy: RestartPolicy,
+    /// It goes on after the dump.
+    pub(super) leave_running: bool,
+    /// Bytes that its processes use.
+    pub(super) memory_bytes: u64,
+}
+
+impl Begun {
+    /// Its memory, as a storage element.
+    pub(super) fn memory(&self) -> ElementAt {
+        ElementAt::Memory {
+            container: self.container.clone(),
+            bytes: self.memory_bytes,
+        }
+    }
+}
+
+/// What a checkpoint is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct About {
+    version: u32,
+    /// Its name.
+    pub(super) name: CheckpointName,
+    /// The container's name when it was made, for people.
+    pub(super) container_name: String,
+    /// The run of the container that it is of.
+    pub(super) begun: Begun,
+    /// Milliseconds since 1970 when it was made, for people.
+    pub(super) created_at_ms: u64,
+    /// Bytes of all images.
+    pub(super) image_bytes: u64,
+    /// What its files looked like.
+    pub(super) files: Vec<Look>,
+}
+
+impl About {
+    /// Describes a checkpoint that was made right now.
+    pub(super) fn new(
+        name: CheckpointName,
+        spec: &ContainerSpec,
+        begun: &Begun,
+        image_bytes: u64,
+        files: Vec<Look>,
+    ) -> Self {
+        Self {
+            version: VERSION,
+            name,
+            container_name: spec.name.clone(),
+            begun: begun.clone(),
+            created_at_ms: crate::node::now_ms(),
+            image_bytes,
+            files,
+        }
+    }
+}
+
+/// A checkpoint on the disk.
+#[derive(Debug)]
+pub(super) struct Kept {
+    directory: PathBuf,
+    /// What it is.
+    pub(super) about: About,
+    /// The same, byte for byte: its content opens with nothing else.
+    pub(super) context: Vec<u8>,
+}
+
+impl Kept {
+    fn read(directory: &Path) -> Result<Self, CheckpointError> {
+        let path = directory.join(ABOUT);
+        let damaged = |why: String| CheckpointError::Damaged {
+            path: path.clone(),
+            why,
+        };
+        let unread = |error| CheckpointError::io(&path, "read", error);
+        let file = File::open(&path).map_err(unread)?;
+        if file.metadata().map_err(unread)?.len() > LONGEST_ABOUT {
+            return Err(damaged("it is too long".into()));
+        }
+        let mut context = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(file, LONGEST_ABOUT), &mut context).map_err(unread)?;
+        let about: About = serde_json::from_slice(&context).map_err(|error| damaged(error.to_string()))?;
+        if about.version != VERSION {
+            return Err(damaged(format!("it is of version {}", about.version)));
+        }
+        let named = directory.file_name().and_then(|name| name.to_str());
+        let below = directory.parent().and_then(Path::file_name);
+        let is_its = below.and_then(|name| name.to_str()) == Some(about.begun.container.as_str());
+        if named != Some(about.name.as_str()) || !is_its {
+            return Err(damaged("it describes another checkpoint".into()));
+        }
+        Ok(Self {
+            directory: directory.to_owned(),
+            about,
+            context,
+        })
+    }
+
+    /// The sealed images.
+    pub(super) fn memory(&self) -> PathBuf {
+        self.directory.join(MEMORY)
+    }
+
+    /// Bytes of it on the disk.
+    pub(super) fn stored_bytes(&self) -> u64 {
+        fs::metadata(self.memory()).map_or(0, |about| about.len())
+    }
+
+    /// It was restored, or may have been.
+    pub(super) fn is_used(&self) -> bool {
+        self.directory.join(USED).exists()
+    }
+
+    /// A restore of it was begun, and its end was not noted.
+    pub(super) fn is_restoring(&self) -> bool {
+        self.directory.join(RESTORING).exists()
+    }
+
+    /// Its making was not brought to its end.
+    pub(super) fn is_unfinished(&self) -> bool {
+        self.directory.join(BEGUN).exists()
+    }
+
+    /// Notes that its making is over.
+    pub(super) fn finished(&self) -> Result<(), CheckpointError> {
+        unnote(&self.directory, BEGUN)
+    }
+
+    /// Notes that a restore begins, or is over.
+    pub(super) fn restoring(&self, now: bool) -> Result<(), CheckpointError> {
+        mark(&self.directory, RESTORING, now)
+    }
+
+    /// Notes that it is about to be restored, or was not after all.
+    pub(super) fn used(&self, now: bool) -> Result<(), CheckpointError> {
+        mark(&self.directory, USED, now)
+    }
+
+    /// Removes it for good.
+    pub(super) fn remove(&self) -> Result<(), CheckpointError> {
+        wipe(&self.directory)
+    }
+}
+
+/// One that is being made.
+#[derive(Debug)]
+pub(super) struct New {
+    directory: PathBuf,
+    name: CheckpointName,
+}
+
+impl New {
+    /// Where its images are sealed.
+    pub(super) fn memory(&self) -> PathBuf {
+        self.directory.join(MEMORY)
+    }
+
+    /// How it was begun. `None` if that was not noted: nothing was done then.
+    pub(super) fn begun(&self) -> Option<Begun> {
+        serde_json::from_slice(&fs::read(self.directory.join(BEGUN)).ok()?).ok()
+    }
+
+    /// Writes down what it is: the very bytes with which its images are sealed.
+    pub(super) fn describe(&self, about: &About) -> Result<Vec<u8>, CheckpointError> {
+        let path = self.directory.join(ABOUT);
+        let unwritten = |error: io::Error| CheckpointError::io(&path, "written", error);
+        let bytes = serde_json::to_vec(about).map_err(|error| unwritten(error.into()))?;
+        crate::store::write_durably(&path, &bytes).map_err(unwritten)?;
+        Ok(bytes)
+    }
+
+    /// It has no name yet.
+    pub(super) fn is_there(&self) -> bool {
+        self.directory.exists()
+    }
+
+    /// Gives it its name: from here on it is a checkpoint.
+    pub(super) fn keep(&self) -> Result<Kept, CheckpointError> {
+        let named = self.directory.with_file_name(self.name.as_str());
+        fs::rename(&self.directory, &named)
+            .and_then(|()| sync(named.parent()))
+            .map_err(|error| CheckpointError::io(&named, "named", error))?;
+        Kept::read(&named)
+    }
+
+    /// Removes it for good.
+    pub(super) fn remove(&self) -> Result<(), CheckpointError> {
+        wipe(&self.directory)
+    }
+}
+
+/// All checkpoints of a node.
+#[derive(Debug, Clone)]
+pub(super) struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// Those beside an engine's data.
+    pub(super) fn beside(data_root: &Path) -> Self {
+        Self {
+            root: data_root.join("tranship/checkpoints"),
+        }
+    }
+
+    /// Where they are.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Begins one. What an earlier one of that name left that was never finished is gone by now.
+    pub(super) fn begin(&self, name: &CheckpointName, begun: &Begun) -> Result<New, CheckpointError> {
+        let parent = self.root.join(begun.container.as_str());
+        make_private(&parent)?;
+        let directory = parent.join(format!("{NEW}{name}"));
+        let unmade = |error| CheckpointError::io(&directory, "made", error);
+        DirBuilder::new().mode(0o700).create(&directory).map_err(unmade)?;
+        let new = New {
+            directory: directory.clone(),
+            name: name.clone(),
+        };
+        let noted = serde_json::to_vec(begun)
+            .map_err(io::Error::from)
+            .and_then(|bytes| crate::store::write_durably(&directory.join(BEGUN), &bytes))
+            .and_then(|()| sync(Some(&parent)));
+        if let Err(error) = noted {
+            new.remove()?;
+            return Err(unmade(error));
+        }
+        Ok(new)
+    }
+
+    /// Whether there is something of that name.
+    pub(super) fn holds(&self, container: &ContainerId, name: &CheckpointName) -> bool {
+        let path = self.root.join(container.as_str()).join(name.as_str());
+        path.symlink_metadata().is_ok()
+    }
+
+    /// Removes what bears that name, whatever it is.
+    pub(super) fn remove(
+        &self,
+        container: &ContainerId,
+        name: &CheckpointName,
+    ) -> Result<(), CheckpointError> {
+        wipe(&self.root.join(container.as_str()).join(name.as_str()))
+    }
+
+    /// All that can be read, oldest first. Others are told in the log.
+    pub(super) fn all(&self) -> Result<Vec<Kept>, CheckpointError> {
+        let mut kept = Vec::new();
+        for directory in self.directories(|name| CheckpointName::new(name).is_ok())? {
+            match Kept::read(&directory) {
+                Ok(found) => kept.push(found),
+                Err(error) => tracing::warn!("a checkpoint is left out: {error}"),
+            }
+        }
+        kept.sort_by(|a, b| {
+            let key = |kept: &Kept| (kept.about.created_at_ms, kept.about.name.clone());
+            key(a).cmp(&key(b))
+        });
+        Ok(kept)
+    }
+
+    /// Those that an agent which ended was making.
+    pub(super) fn unfinished(&self) -> Result<Vec<New>, CheckpointError> {
+        let directories = self.directories(|name| name.starts_with(NEW))?;
+        let named = directories.into_iter().filter_map(|directory| {
+            let name = directory.file_name()?.to_str()?.strip_prefix(NEW)?;
+            Some(New {
+                name: CheckpointName::new(name).ok()?,
+                directory,
+            })
+        });
+        Ok(named.collect())
+    }
+
+    fn directories(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, CheckpointError> {
+        let mut found = Vec::new();
+        for container in names_in(&self.root)? {
+            if ContainerId::new(container.as_str()).is_err() {
+                continue;
+            }
+            let parent = self.root.join(&container);
+            let names = names_in(&parent)?;
+            found.extend(
+                names
+                    .iter()
+                    .filter(|name| wanted(name))
+                    .map(|name| parent.join(name)),
+            );
+        }
+        Ok(found)
+    }
+}
+
+fn names_in(directory: &Path) -> Result<Vec<String>, CheckpointError> {
+    let unread = |error| CheckpointError::io(directory, "read", error);
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(unread)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        // What is not UTF-8 is none of ours.
+        names.extend(entry.map_err(unread)?.file_name().into_string());
+    }
+    Ok(names)
+}
+
+/// Makes the directory, and those above it that are missing, for this user alone; what is there must be so as well.
+fn make_private(directory: &Path) -> Result<(), CheckpointError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|error| CheckpointError::io(directory, "made", error))?;
+    let owner = rustix::process::geteuid().as_raw();
+    let checked = [Some(directory), directory.parent()];
+    for path in checked.into_iter().flatten() {
+        let about = fs::symlink_metadata(path).map_err(|error| CheckpointError::io(path, "read", error))?;
+        if !about.is_dir() || about.uid() != owner || about.mode() & 0o077 != 0 {
+            let open = io::Error::other("it is open to others than the agent's user");
+            return Err(CheckpointError::io(path, "used", open));
+        }
+    }
+    Ok(())
+}
+
+fn sync(directory: Option<&Path>) -> io::Result<()> {
+    directory.map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
+fn mark(directory: &Path, note: &str, now: bool) -> Result<(), CheckpointError> {
+    if !now {
+        return unnote(directory, note);
+    }
+    let path = directory.join(note);
+    let written = crate::store::write_durably(&path, b"");
+    written.map_err(|error| CheckpointError::io(path, "written", error))
+}
+
+fn unnote(directory: &Path, note: &str) -> Result<(), CheckpointError> {
+    let path = directory.join(note);
+    or_missing(fs::remove_file(&path))
+        .and_then(|()| sync(Some(directory)))
+        .map_err(|error| CheckpointError::io(path, "removed", error))
+}
+
+fn or_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes a checkpoint. First what its content could be opened with: the rest is noise then, wherever a disk still has it.
+fn wipe(directory: &Path) -> Result<(), CheckpointError> {
+    let memory = directory.join(MEMORY);
+    let salt = || {
+        let mut file = File::options().write(true).open(&memory)?;
+        file.write_all(&[0; HEADER])?;
+        file.sync_all()
+    };
+    let removed = or_missing(salt())
+        .and_then(|()| or_missing(fs::remove_dir_all(directory)))
+        .and_then(|()| sync(directory.parent()));
+    removed.map_err(|error| CheckpointError::io(directory, "removed", error))?;
+    // Others of the same container may be there.
+    let empty = directory.parent().map(fs::remove_dir);
+    tracing::trace!(?empty, "the container's checkpoints");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn begun() -> Begun {
+        Begun {
+            container: ContainerId::new("a".repeat(64)).unwrap(),
+            started_at: "2026-01-01T00:00:00Z".into(),
+            restart_policy: RestartPolicy::never(),
+            leave_running: false,
+            memory_bytes: 7,
+        }
+    }
+
+    fn about(name: &str) -> About {
+        About {
+            version: VERSION,
+            name: CheckpointName::new(name).unwrap(),
+            container_name: "web".into(),
+            begun: begun(),
+            created_at_ms: 1,
+            image_bytes: 2,
+            files: Vec::new(),
+        }
+    }
+
+    fn made(store: &Store, name: &str) -> Kept {
+        let new = store
+            .begin(&CheckpointName::new(name).unwrap(), &begun())
+            .unwrap();
+        new.describe(&about(name)).unwrap();
+        fs::write(new.memory(), [7; 100]).unwrap();
+        new.keep().unwrap()
+    }
+
+    #[test]
+    fn one_that_is_being_made_is_not_among_the_others() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::beside(root.path());
+        assert!(store.all().unwrap().is_empty());
+        let name = CheckpointName::new("one").unwrap();
+        let new = store.begin(&name, &begun()).unwrap();
+        assert!(store.all().unwrap().is_empty());
+        assert!(!store.holds(&begun().container, &name));
+        assert!(store.begin(&name, &begun()).is_err(), "made twice at once");
+        let left = store.unfinished().unwrap();
+        assert_eq!(left[0].begun(), Some(begun()));
+        new.describe(&about("one")).unwrap();
+        let kept = new.keep().unwrap();
+        assert!(kept.is_unfinished() && !kept.is_used());
+        kept.finished().unwrap();
+        assert!(!kept.is_unfinished() && store.unfinished().unwrap().is_empty());
+        assert_eq!(store.all().unwrap()[0].about, about("one"));
+        kept.remove().unwrap();
+        assert!(store.all().unwrap().is_empty());
+        assert_eq!(fs::read_dir(store.root()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn directories_are_closed_to_others() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::beside(root.path());
+        made(&store, "one");
+        let container = store.root().join(begun().container.as_str());
+        for path in [store.root(), &container, &container.join("one")] {
+            assert_eq!(
+                fs::metadata(path).unwrap().permissions().mode() & 0o777,
+                0o700,
+                "{path:?}"
+            );
+        }
+        fs::set_permissions(store.root(), fs::Permissions::from_mode(0o755)).unwrap();
+        let name = CheckpointName::new("two").unwrap();
+        assert!(store.begin(&name, &begun()).is_err());
+    }
+
+    #[test]
+    fn descriptions_that_do_not_fit_are_left_out() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::beside(root.path());
+        let path = |name: &str| {
+            store
+                .root()
+                .join(begun().container.as_str())
+                .join(name)
+                .join(ABOUT)
+        };
+        let good = serde_json::to_string(&about("one")).unwrap();
+        let bad = [
+            String::new(),
+            "{}".into(),
+            good.replace("\"version\":1", "\"version\":2"),
+            good.replace("\"one\"", "\"two\""),
+            good.replace("\"one\"", "\"../x\""),
+            good.replace("aaaa", "bbbb"),
+            good.replacen('{', "{\"more\":1,", 1),
+        ];
+        for text in bad {
+            made(&store, "one");
+            assert_ne!(text, good);
+            fs::write(path("one"), &text).unwrap();
+            assert!(store.all().unwrap().is_empty(), "{text}");
+            fs::remove_dir_all(store.root()).unwrap();
+        }
+    }
+
+    #[test]
+    fn notes_come_and_go() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::beside(root.path());
+        let kept = made(&store, "one");
+        kept.restoring(true).unwrap();
+        kept.used(true).unwrap();
+        assert!(kept.is_restoring() && kept.is_used());
+        kept.restoring(false).unwrap();
+        kept.used(false).unwrap();
+        kept.used(false).unwrap();
+        assert!(!kept.is_restoring() && !kept.is_used());
+    }
+
+    #[test]
+    fn what_opens_the_content_goes_first() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::beside(root.path());
+        let kept = made(&store, "one");
+        // As whoever holds the file open, or reads the disk.
+        let seen = root.path().join("seen");
+        fs::hard_link(kept.memory(), &seen).unwrap();
+        kept.remove().unwrap();
+        let left = fs::read(seen).unwrap();
+        assert_eq!(left.len(), 100);
+        assert!(left[..HEADER].iter().all(|byte| *byte == 0));
+    }
+}
