@@ -1,5 +1,6 @@
 //! The command line: arguments and help texts, nothing else.
 
+mod checkpoint;
 mod image;
 
 use std::ffi::OsString;
@@ -13,6 +14,10 @@ use tranship_core::{Fault, NodeAddress};
 use tranship_migrate::ImageStrategy;
 use tranship_migrate::options::{ModeRequest, MoveOptions, OnSource, VolumeConflict};
 
+pub use self::checkpoint::{
+    CheckpointArgs, CheckpointCommand, CheckpointCreateArgs, CheckpointLsArgs, CheckpointRestoreArgs,
+    CheckpointRmArgs,
+};
 pub use self::image::{
     ImageArgs, ImageCommand, ImageLayersArgs, ImageLsArgs, ImageServeArgs, ImageStrategyArg, ImageWayArgs,
 };
@@ -85,6 +90,8 @@ pub enum Command {
     Logs(OneArgs),
     /// List, copy, keep and compare volumes
     Volume(VolumeArgs),
+    /// Keep the memory of a running container on its node, and let it go on from there
+    Checkpoint(CheckpointArgs),
     /// Bring images from node to node without a registry, or be one
     Image(ImageArgs),
     /// Say what nodes can do, and what to change

@@ -1,6 +1,7 @@
 //! The front door: reads the command line and the environment, runs one command, and turns what came of it into output and
 //! an exit code.
 
+mod checkpoint_address;
 mod cli;
 mod commands;
 mod connect;
@@ -82,6 +83,7 @@ async fn run(context: &Context, command: &Command) -> Vec<Fault> {
         Command::Resolve(args) => commands::settle::resolve(context, args).await,
         Command::Logs(args) => commands::settle::logs(context, args).await,
         Command::Volume(args) => one(commands::volume::run(context, args).await),
+        Command::Checkpoint(args) => one(commands::checkpoint::run(context, args).await),
         Command::Image(args) => one(commands::image::run(context, args).await),
         Command::Doctor(args) => commands::doctor::run(context, args).await,
         Command::Agent(args) => one(commands::agent::run(context, args).await),

@@ -110,7 +110,8 @@ fn print_views(context: &Context, all: &[(String, MigrationView)]) -> Result<(),
     print_table(context, &rows)
 }
 
-fn print_table(context: &Context, rows: &[Vec<String>]) -> Result<(), Fault> {
+/// A table with its head.
+pub(super) fn print_table(context: &Context, rows: &[Vec<String>]) -> Result<(), Fault> {
     for (index, line) in table(rows).iter().enumerate() {
         let style = if index == 0 { Style::Dim } else { Style::Plain };
         context.ui.line(&context.ui.paint(style, line))?;
@@ -118,7 +119,8 @@ fn print_table(context: &Context, rows: &[Vec<String>]) -> Result<(), Fault> {
     Ok(())
 }
 
-fn ago(now_ms: u64, then_ms: u64) -> String {
+/// How long ago something was, in words.
+pub(super) fn ago(now_ms: u64, then_ms: u64) -> String {
     match now_ms.saturating_sub(then_ms) / 1000 {
         s @ 0..=119 => format!("{s} s ago"),
         s @ 120..=7199 => format!("{} min ago", s / 60),

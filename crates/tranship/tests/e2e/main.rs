@@ -15,6 +15,7 @@
 #[macro_use]
 mod world;
 
+mod checkpoint;
 mod commands;
 mod conflicts;
 mod connections;

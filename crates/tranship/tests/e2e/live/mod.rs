@@ -14,7 +14,7 @@ const COUNTER: &str = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done";
 
 impl World {
     /// Runs the counter at `a` as `web`, until it has counted a little.
-    fn count(&self, options: &[&str]) {
+    pub(crate) fn count(&self, options: &[&str]) {
         let image = self.a.load_image("python").unwrap();
         let mut args = vec!["docker", "run", "-d", "--name", "web", "--restart", "always"];
         args.extend(options);
@@ -33,14 +33,14 @@ impl World {
 }
 
 /// What the counter has written at a node.
-fn numbers(node: &Node) -> Vec<u64> {
+pub(crate) fn numbers(node: &Node) -> Vec<u64> {
     let log = node.exec_ok(["docker", "logs", "web"]).unwrap();
     log.lines().map(|line| line.parse().unwrap()).collect()
 }
 
 /// They go up by one, from the first to the last.
 #[track_caller]
-fn without_gap(numbers: &[u64]) {
+pub(crate) fn without_gap(numbers: &[u64]) {
     for pair in numbers.windows(2) {
         assert_eq!(pair[0] + 1, pair[1], "a gap or a repetition");
     }
@@ -48,7 +48,7 @@ fn without_gap(numbers: &[u64]) {
 
 /// Nothing of any memory is left on a node.
 #[track_caller]
-fn nothing_dumped(node: &Node) {
+pub(crate) fn nothing_dumped(node: &Node) {
     let left = node
         .sh("ls -d /dev/shm/tranship-memory /var/lib/docker/tranship-memory /var/lib/docker/containers/*/checkpoints/* /tmp/ctrd-checkpoint* 2>/dev/null || true")
         .unwrap();
@@ -56,6 +56,6 @@ fn nothing_dumped(node: &Node) {
 }
 
 /// When the container's processes were started, by the engine's books, and the number of its main process.
-fn life(node: &Node) -> String {
+pub(crate) fn life(node: &Node) -> String {
     inspect(node, "web", "{{.State.StartedAt}} {{.State.Pid}}")
 }
