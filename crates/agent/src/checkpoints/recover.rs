@@ -10,8 +10,9 @@ use super::Checkpoints;
 use super::create::{finish, forget, new_id, undo, unpark};
 use super::store::{Kept, New, Store};
 
-/// How often it is tried again where the engine does not answer.
+/// How soon it is tried again where the engine does not answer, and how soon in the end.
 const AGAIN: Duration = Duration::from_secs(2);
+const AGAIN_IN_THE_END: Duration = Duration::from_secs(60);
 
 impl Checkpoints {
     /// Settles what is half done, however long the engine is away. Whoever asks for something meanwhile waits for it, or hears why it
@@ -20,9 +21,11 @@ impl Checkpoints {
         if !rustix::process::geteuid().is_root() {
             return;
         }
+        let mut again = AGAIN;
         while let Err(fault) = self.store().await {
             tracing::warn!("checkpoints are not settled yet: {fault}");
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(again).await;
+            again = (again * 2).min(AGAIN_IN_THE_END);
         }
     }
 
