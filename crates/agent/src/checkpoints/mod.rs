@@ -1,7 +1,7 @@
 //! Checkpoints: what the processes of a container held in memory at one moment, kept encrypted on their node.
 //!
 //! The runtime dumps and the engine restores, as in live mode ([`tranship_core::Engine::dump`]). What is kept is memory alone: files
-//! stay where they are, and a restore first compares them with what they were ([`look`]). So
+//! stay where they are, and a restore first compares them with what they were (`look`). So
 //!
 //! * a container that was ended with its checkpoint goes on from it once, as long as nobody started it since;
 //! * one that was left running goes back to it as long as no file is another since, or if its user says that this does not matter.
