@@ -1,13 +1,12 @@
 //! Making a checkpoint.
 //!
 //! The container is paused, dumped, and its files are looked at. One that is to go on does so then; one that is to end stands still
-//! until its dump is on the disk under its name, and is ended after that. Until the name is given everything can be taken back, from
-//! then on everything is brought to its end: by this agent, or by the next one (`recover`).
+//! until its dump is on the disk under its name, and is ended after that (`finish`). Until it is ended everything can be taken back: by
+//! this agent, as often as it takes, or by the next one (`recover`).
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
 
-use tokio::time::Instant;
 use tranship_core::container::{ContainerState, RestartPolicy};
 use tranship_core::fault::FaultKind;
 use tranship_core::ids::CheckpointName;
@@ -16,30 +15,27 @@ use tranship_core::{ContainerSpec, Engine, EngineError, Fault, MigrationId};
 use tranship_migrate::failpoint;
 
 use super::error::CheckpointError;
-use super::look::{self, Look};
+use super::finish::Open;
+use super::look::{self, Look, Moment};
 use super::store::{About, Begun, Kept, New, Store};
 use super::{CheckpointCreated, Checkpoints, CreateCheckpoint, blocking, images};
 
 /// Bytes of disk beyond what the container uses that must be free: files of CRIU, and what others write meanwhile.
 const MARGIN: u64 = 64 << 20;
-/// How long an engine is waited for that does not answer, and how often it is asked.
-const ENGINE_AWAY: Duration = Duration::from_secs(60);
-const AGAIN: Duration = Duration::from_millis(500);
-/// How long what was killed may be seen running.
-const DYING: Duration = Duration::from_secs(2);
 
 impl Checkpoints {
     /// Makes a checkpoint of a running container.
     ///
     /// # Errors
     /// What stands in the way (`checkpoint.…`, `live.…`, `container.…`), and what the engine says. The container goes on then as if
-    /// nothing had happened.
-    pub async fn create(&self, asked: &CreateCheckpoint) -> Result<CheckpointCreated, Fault> {
+    /// nothing had happened; where that did not succeed (`checkpoint.not-resumed` and others in doubt) it is tried again.
+    pub async fn create(self: &Arc<Self>, asked: &CreateCheckpoint) -> Result<CheckpointCreated, Fault> {
         let store = self.store().await?;
         let spec = self.engine().inspect(&asked.container).await?;
         let on = |fault: Fault| fault.on_container(spec.name.clone());
         let connections = self.look_ahead(&store, &spec).await.map_err(on)?;
         let hold = self.registry.hold(&new_id()?, &spec)?;
+        let spec = self.still_running(&spec).await?;
         let name = match &asked.name {
             Some(name) => name.clone(),
             None => CheckpointName::new(crate::node::now_ms().to_string())
@@ -55,12 +51,17 @@ impl Checkpoints {
         let begun = Begun {
             container: spec.id.clone(),
             started_at: spec.status.started_at.clone(),
-            restart_policy: spec.restart_policy.clone(),
+            restart_policy: policy_of(&store, &spec)?,
             leave_running: asked.leave_running,
             memory_bytes,
         };
-        let kept = self.make(&store, &spec, &name, &begun).await.map_err(on)?;
-        drop(hold);
+        let mut left = None;
+        let made = self.make(&store, &spec, &name, &begun, &mut left).await;
+        match left {
+            Some(open) => self.settle_later(hold, open),
+            None => drop(hold),
+        }
+        let kept = made.map_err(on)?;
         let places = |wanted: fn(&Look) -> bool| {
             let looks = kept.about.files.iter().filter(|look| wanted(look));
             looks.map(|look| look.at.to_string()).collect::<Vec<String>>()
@@ -117,45 +118,55 @@ impl Checkpoints {
             )
             .with_hint("put the line `file-locks` into /etc/criu/runc.conf"));
         }
+        look::is_possible(self.registry.ports(), spec).await?;
         room_for(store, report.bytes)?;
         Ok(report)
     }
 
+    /// Asked again once it is held: it must be the run that was looked at, and nobody may have paused it.
+    async fn still_running(&self, before: &ContainerSpec) -> Result<ContainerSpec, Fault> {
+        let gone = || {
+            Fault::from(EngineError::NotFound {
+                what: "container",
+                name: before.name.clone(),
+            })
+        };
+        let spec = self.spec_of(&before.id).await?.ok_or_else(gone)?;
+        let same_run = spec.status.started_at == before.status.started_at;
+        if same_run && spec.status.state == ContainerState::Running {
+            return Ok(spec);
+        }
+        let message = format!(
+            "it is {} by now, or was started anew meanwhile",
+            spec.status.state
+        );
+        Err(Fault::new("container.changed", FaultKind::Environment, message)
+            .on_container(spec.name)
+            .with_hint("run the command again"))
+    }
+
+    /// Makes it. What could not be taken back is put into `left`.
     async fn make(
         &self,
         store: &Store,
         spec: &ContainerSpec,
         name: &CheckpointName,
         begun: &Begun,
+        left: &mut Option<Open>,
     ) -> Result<Kept, Fault> {
         let new = store.begin(name, begun)?;
-        let made = self.take(spec, name, begun, &new).await;
-        if let Err(mut fault) = made {
-            if let Err(left) = undo(self.engine(), begun).await {
-                fault = left.because(fault.to_string());
-                // What is left is looked at by the next agent.
-                return Err(fault);
-            }
-            new.remove()?;
-            return Err(fault);
+        if let Err(fault) = self.take(spec, name, begun, &new).await {
+            return Err(self.give_up(Open::New(new), fault, left).await);
         }
         let kept = match new.keep() {
             Ok(kept) => kept,
-            Err(error) if new.is_there() => {
-                undo(self.engine(), begun).await?;
-                new.remove()?;
-                return Err(error.into());
-            }
-            // It has its name, and whether that lasts is not known. The next agent sees it, and brings it to the one end or the other.
-            Err(error) => {
-                let fault = Fault::of(&error).with_kind(FaultKind::InDoubt);
-                return Err(fault.with_hint(
-                    "the container may be paused: the agent settles that when it starts the next time",
-                ));
-            }
+            // It may have its name already.
+            Err(error) => return Err(self.give_up(Open::New(new), error.into(), left).await),
         };
         let place = failpoint::reach("checkpoint.kept").await;
-        finish(self.engine(), &kept).await?;
+        if let Err(fault) = self.finish(&kept).await {
+            return Err(self.give_up(Open::Kept(kept), fault, left).await);
+        }
         place?;
         Ok(kept)
     }
@@ -170,19 +181,19 @@ impl Checkpoints {
     ) -> Result<(), Fault> {
         let engine = self.engine();
         let key = self.node_key(true).await?;
-        if !begun.leave_running && !begun.restart_policy.is_never() {
-            engine
-                .set_restart_policy(&begun.container, &RestartPolicy::never())
-                .await?;
-        }
+        self.park(begun).await?;
+        new.pausing(true)?;
+        failpoint::reach("checkpoint.pausing").await?;
         engine.pause(&begun.container).await?;
+        stands(engine, begun).await?;
         failpoint::reach("checkpoint.paused").await?;
         engine.dump(&begun.memory()).await?;
         failpoint::reach("checkpoint.dumped").await?;
-        let files = look::at_files_of(self.registry.ports(), spec).await?;
+        let files = look::at_files_of(self.registry.ports(), spec, Moment::Dump).await?;
         stands(engine, begun).await?;
         if begun.leave_running {
             engine.unpause(&begun.container).await?;
+            new.pausing(false)?;
         }
         let dumped = images_of(engine, begun).await?;
         let counted = dumped.clone();
@@ -234,6 +245,26 @@ fn room_for(store: &Store, bytes: u64) -> Result<(), CheckpointError> {
     Ok(())
 }
 
+/// The restart policy that is the container's own. Where one of its checkpoints had it parked, and it was started by hand since, that
+/// one knows it.
+fn policy_of(store: &Store, spec: &ContainerSpec) -> Result<RestartPolicy, Fault> {
+    if !spec.restart_policy.is_never() {
+        return Ok(spec.restart_policy.clone());
+    }
+    let parked = |kept: &Kept| {
+        let begun = &kept.about.begun;
+        begun.container == spec.id
+            && !begun.leave_running
+            && !begun.restart_policy.is_never()
+            && !kept.is_used()
+    };
+    let newest = store.all()?.into_iter().rev().find(parked);
+    Ok(newest.map_or_else(
+        || spec.restart_policy.clone(),
+        |kept| kept.about.begun.restart_policy,
+    ))
+}
+
 /// It must stand as it was paused: what somebody let go on has written what the dump does not know.
 async fn stands(engine: &dyn Engine, begun: &Begun) -> Result<(), Fault> {
     let status = engine.status(&begun.container).await?;
@@ -249,143 +280,4 @@ async fn stands(engine: &dyn Engine, begun: &Begun) -> Result<(), Fault> {
         ),
     )
     .with_hint("somebody, or a restart of the engine, let it go on or ended it; run the command again"))
-}
-
-/// Gives the restart policy back that was parked, unless somebody has set another one meanwhile.
-pub(super) async fn unpark(
-    engine: &dyn Engine,
-    begun: &Begun,
-    now: &RestartPolicy,
-) -> Result<(), EngineError> {
-    if begun.leave_running || begun.restart_policy.is_never() || !now.is_never() {
-        return Ok(());
-    }
-    engine
-        .set_restart_policy(&begun.container, &begun.restart_policy)
-        .await
-}
-
-/// Takes back what was done for a checkpoint that has no name yet: the container goes on from where it stands. An engine that is away,
-/// as it is while it is restarted, is waited for.
-///
-/// # Errors
-/// `checkpoint.not-resumed`: it could not be let go on.
-pub(super) async fn undo(engine: &dyn Engine, begun: &Begun) -> Result<(), Fault> {
-    // A dump that is under way puts the freezer back at its end into the state that it found.
-    let dumped = engine.has_dump(&begun.memory()).await;
-    tracing::debug!(?dumped, "the dump of a checkpoint that is taken back");
-    let since = Instant::now();
-    let undone = loop {
-        match let_go_on(engine, begun).await {
-            Err(error) if is_away(&error) && since.elapsed() < ENGINE_AWAY => tokio::time::sleep(AGAIN).await,
-            done => break done,
-        }
-    };
-    forget(engine, begun).await;
-    undone.map_err(|error| {
-        Fault::new(
-            "checkpoint.not-resumed",
-            FaultKind::InDoubt,
-            "the engine did not let the container go on that was paused for its checkpoint",
-        )
-        .because(error.to_string())
-        .with_hint("let it go on with `docker unpause`; so does the next agent that starts")
-    })
-}
-
-async fn let_go_on(engine: &dyn Engine, begun: &Begun) -> Result<(), EngineError> {
-    let status = match engine.status(&begun.container).await {
-        Err(EngineError::NotFound { .. }) => return Ok(()),
-        status => status?,
-    };
-    if !begun.leave_running && !begun.restart_policy.is_never() {
-        engine
-            .set_restart_policy(&begun.container, &begun.restart_policy)
-            .await?;
-    }
-    if status.state == ContainerState::Paused && status.started_at == begun.started_at {
-        engine.unpause(&begun.container).await?;
-    }
-    Ok(())
-}
-
-fn is_away(error: &EngineError) -> bool {
-    matches!(
-        error,
-        EngineError::Unreachable { .. } | EngineError::Uncertain { .. }
-    )
-}
-
-/// Takes the dump away. It holds whatever the processes knew, so failing at that is said.
-pub(super) async fn forget(engine: &dyn Engine, begun: &Begun) {
-    if let Err(error) = engine.forget(&begun.memory()).await {
-        tracing::error!("a dump of the memory of {} is left: {error}", begun.container);
-    }
-}
-
-/// Brings a checkpoint that has its name to its end: the container goes on, or is ended. One that ran on by itself meanwhile, as after a
-/// restart of the engine, has left its dump behind, and keeps running without a checkpoint.
-///
-/// # Errors
-/// `container.changed` for such a one; `checkpoint.not-ended`; what the engine says.
-pub(super) async fn finish(engine: &dyn Engine, kept: &Kept) -> Result<(), Fault> {
-    let begun = &kept.about.begun;
-    if begun.leave_running {
-        undo(engine, begun).await?;
-        return Ok(kept.finished()?);
-    }
-    let since = Instant::now();
-    let mut seen_running = false;
-    loop {
-        let error = match end(engine, begun).await {
-            Ok(true) => break,
-            // What was killed while it stood still may be on its way out.
-            Ok(false) if !seen_running => {
-                seen_running = true;
-                tokio::time::sleep(DYING).await;
-                continue;
-            }
-            Ok(false) => {
-                // The memory goes on where it is: nothing else may go on from it any more.
-                kept.remove()?;
-                undo(engine, begun).await?;
-                return Err(Fault::new(
-                    "container.changed",
-                    FaultKind::RolledBack,
-                    "it went on by itself before it could be ended, and runs without a checkpoint",
-                )
-                .with_hint("somebody, or a restart of the engine, let it go on; run the command again"));
-            }
-            Err(error) => error,
-        };
-        // The signal may be on its way: its memory is lost then, but for the checkpoint, which stays.
-        if since.elapsed() > ENGINE_AWAY {
-            return Err(Fault::new(
-                "checkpoint.not-ended",
-                FaultKind::InDoubt,
-                "the checkpoint is made, and the engine did not end the container, which stands still",
-            )
-            .because(error.to_string())
-            .with_hint("end it with `docker kill`; so does the next agent that starts"));
-        }
-        tokio::time::sleep(AGAIN).await;
-    }
-    forget(engine, begun).await;
-    Ok(kept.finished()?)
-}
-
-/// Ends what stands still since its dump. Says whether it has ended, and not gone on.
-async fn end(engine: &dyn Engine, begun: &Begun) -> Result<bool, EngineError> {
-    let status = match engine.status(&begun.container).await {
-        Err(EngineError::NotFound { .. }) => return Ok(true),
-        status => status?,
-    };
-    match status.state {
-        ContainerState::Paused if status.started_at == begun.started_at => {
-            engine.kill(&begun.container).await?;
-            Ok(true)
-        }
-        ContainerState::Paused | ContainerState::Running | ContainerState::Restarting => Ok(false),
-        _ => Ok(true),
-    }
 }

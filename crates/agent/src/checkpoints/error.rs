@@ -82,6 +82,36 @@ pub(crate) enum CheckpointError {
         /// In which of its storage elements.
         changed: Vec<String>,
     },
+    /// The container belongs to another node by now.
+    #[error("{container} was moved to another machine since the checkpoint {name:?} was made")]
+    Moved {
+        /// The container.
+        container: String,
+        /// The checkpoint.
+        name: String,
+    },
+    /// How its making ended is not known yet.
+    #[error("the agent has not settled yet how the making of the checkpoint {name:?} of {container} ended")]
+    Unfinished {
+        /// The container.
+        container: String,
+        /// The checkpoint.
+        name: String,
+    },
+    /// Its files cannot be compared.
+    #[error("the layer of {container} is no directory that the agent can look at")]
+    Storage {
+        /// The container.
+        container: String,
+    },
+    /// An error on the way hid how a restore ended.
+    #[error("whether {container} went on from the checkpoint {name:?} is not known")]
+    InDoubt {
+        /// The container.
+        container: String,
+        /// The checkpoint.
+        name: String,
+    },
     /// The container that it is of was removed.
     #[error("the container {container} is gone, of which the checkpoint {name:?} is")]
     ContainerGone {
@@ -153,6 +183,10 @@ impl Explain for CheckpointError {
             Self::StartedSince { .. } => "checkpoint.started-since",
             Self::Used { .. } => "checkpoint.used",
             Self::FilesChanged { .. } => "checkpoint.files-changed",
+            Self::Moved { .. } => "container.moved",
+            Self::Unfinished { .. } => "checkpoint.unfinished",
+            Self::Storage { .. } => "checkpoint.storage",
+            Self::InDoubt { .. } => "checkpoint.in-doubt",
             Self::ContainerGone { .. } => "checkpoint.container-gone",
             Self::Damaged { .. } => "checkpoint.damaged",
             Self::Key { .. } => "checkpoint.key",
@@ -179,6 +213,14 @@ impl Explain for CheckpointError {
             Self::FilesChanged { .. } => {
                 "what its processes know of them may be wrong by now; --changed-files restores it all the same".into()
             }
+            Self::Moved { .. } => {
+                "it goes on there, and its memory must not go on here as well; remove the checkpoint with `tranship checkpoint rm`".into()
+            }
+            Self::Unfinished { .. } => "try again; the agent's log says what it waits for".into(),
+            Self::Storage { .. } => "checkpoints need the engine's storage driver overlay2, on the agent's own machine".into(),
+            Self::InDoubt { .. } => {
+                "the checkpoint stays, and `tranship checkpoint ls` shows what the agent found: `ready` if it did not; look at the container before you remove or start anything".into()
+            }
             Self::ContainerGone { .. } => {
                 "memory goes on only in the container that it is of; remove it with `tranship checkpoint rm`".into()
             }
@@ -194,6 +236,7 @@ impl Explain for CheckpointError {
     fn kind(&self) -> FaultKind {
         match self {
             Self::Which { .. } => FaultKind::Usage,
+            Self::InDoubt { .. } => FaultKind::InDoubt,
             _ => FaultKind::Environment,
         }
     }

@@ -10,8 +10,9 @@
 //!
 //! | module | |
 //! |---|---|
-//! | `create`, `restore` | what is done, step by step, and undone |
-//! | `recover` | what an agent does about those that one before it left half done |
+//! | `create`, `restore` | what is done, step by step |
+//! | `finish` | how a container is ended for its checkpoint, and how all is taken back |
+//! | `recover` | what is done about those that were left half done, by this agent or one before it |
 //! | `store` | directories, descriptions and notes |
 //! | `seal`, `images` | encryption, and the images of a dump in one file |
 //! | `look` | what files were like |
@@ -19,6 +20,7 @@
 mod api;
 mod create;
 mod error;
+mod finish;
 mod images;
 mod look;
 mod recover;
@@ -82,6 +84,10 @@ pub enum CheckpointState {
     Used,
     /// The container was removed.
     ContainerGone,
+    /// The container was moved to another node, or is on its way.
+    Moved,
+    /// How its making, or a restore of it, ended is not settled yet.
+    Unsettled,
 }
 
 impl std::fmt::Display for CheckpointState {
@@ -92,6 +98,8 @@ impl std::fmt::Display for CheckpointState {
             Self::StartedSince => "container was started since",
             Self::Used => "used",
             Self::ContainerGone => "container is gone",
+            Self::Moved => "container was moved",
+            Self::Unsettled => "not settled yet",
         })
     }
 }
@@ -207,6 +215,7 @@ impl Checkpoints {
         let spec = self.spec_of(&about.begun.container).await?;
         let state = match &spec {
             None => CheckpointState::ContainerGone,
+            Some(spec) if self.has_moved(kept, spec)? => CheckpointState::Moved,
             Some(spec) => state(kept, &spec.status),
         };
         Ok(CheckpointInfo {
@@ -221,56 +230,99 @@ impl Checkpoints {
         })
     }
 
-    /// A container by its id, if it is there.
-    async fn spec_of(&self, container: &ContainerId) -> Result<Option<ContainerSpec>, Fault> {
-        let name = ContainerName::new(container.as_str())
-            .map_err(|error| Fault::new("request.invalid", FaultKind::Usage, error.to_string()))?;
-        match self.engine().inspect(&name).await {
-            Ok(spec) => Ok(Some(spec)),
-            Err(EngineError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
+    /// Whether its container belongs to another node, or is on its way there. That is noted, since records of migrations do not stay for
+    /// ever.
+    fn has_moved(&self, kept: &Kept, spec: &ContainerSpec) -> Result<bool, Fault> {
+        let moved = self.registry.moved(spec);
+        if moved.as_ref().is_some_and(|moved| moved.over) && !kept.is_moved() {
+            kept.moved()?;
         }
+        Ok(moved.is_some() || kept.is_moved())
     }
 
-    /// Removes a checkpoint for good, also one whose container is gone. A container that was ended for it gets its restart policy
-    /// back.
+    /// A container by its id, if it is there.
+    async fn spec_of(&self, container: &ContainerId) -> Result<Option<ContainerSpec>, Fault> {
+        Ok(spec_by_id(self.engine(), container).await?)
+    }
+
+    /// Removes a checkpoint for good, also one whose container is gone. A container that waits for it, or that runs, gets its restart
+    /// policy back.
     ///
     /// # Errors
     /// `checkpoint.not-found`, `checkpoint.store`; `container.checkpointing`; what the engine says.
     pub async fn remove(&self, container: &ContainerName, name: &CheckpointName) -> Result<(), Fault> {
         let store = self.store().await?;
-        let spec = match self.engine().inspect(container).await {
-            Ok(spec) => Some(spec),
-            Err(EngineError::NotFound { .. }) => None,
-            Err(error) => return Err(error.into()),
-        };
-        let _hold = match &spec {
-            Some(spec) => Some(self.registry.hold(&create::new_id()?, spec)?),
-            None => None,
-        };
-        let Some(kept) = find(&store, container, spec.as_ref(), Some(name))? else {
+        let named = self.named(container).await?;
+        let Some(kept) = find(&store, container, named.as_ref(), Some(name))? else {
             // One that cannot be read can be removed all the same.
-            return match spec.filter(|spec| store.holds(&spec.id, name)) {
-                Some(spec) => Ok(store.remove(&spec.id, name)?),
+            return match named.filter(|spec| store.holds(&spec.id, name)) {
+                Some(spec) => {
+                    let _hold = self.registry.hold_any(&create::new_id()?, &spec)?;
+                    Ok(store.remove(&spec.id, name)?)
+                }
                 None => Err(not_found(container, Some(name))),
             };
         };
-        kept.remove()?;
-        if let Some(spec) = spec {
-            create::unpark(self.engine(), &kept.about.begun, &spec.restart_policy).await?;
+        // Its container may have another name by now.
+        let id = &kept.about.begun.container;
+        let Some(spec) = self.spec_of(id).await? else {
+            return Ok(kept.remove()?);
+        };
+        let _hold = self.registry.hold_any(&create::new_id()?, &spec)?;
+        if kept.is_unfinished() || kept.is_restoring() {
+            return Err(Fault::of(&CheckpointError::Unfinished {
+                container: spec.name,
+                name: name.to_string(),
+            }));
         }
-        Ok(())
+        let Some(spec) = self.spec_of(id).await? else {
+            return Ok(kept.remove()?);
+        };
+        // It does not wait for this one where it was started since: then for none if it runs, and maybe for another if it does not.
+        let waits = spec.status.started_at == kept.about.begun.started_at;
+        if !self.has_moved(&kept, &spec)? && (waits || finish::is_up(&spec.status)) {
+            kept.used(true)?;
+            self.unpark(&kept.about.begun, &spec).await?;
+        }
+        Ok(kept.remove()?)
+    }
+
+    /// A container by what it is called.
+    async fn named(&self, container: &ContainerName) -> Result<Option<ContainerSpec>, Fault> {
+        match self.engine().inspect(container).await {
+            Ok(spec) => Ok(Some(spec)),
+            Err(EngineError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A container by its id, if it is there.
+async fn spec_by_id(
+    engine: &dyn Engine,
+    container: &ContainerId,
+) -> Result<Option<ContainerSpec>, EngineError> {
+    let name = ContainerName::new(container.as_str()).map_err(|error| EngineError::Unsupported {
+        message: error.to_string(),
+    })?;
+    match engine.inspect(&name).await {
+        Ok(spec) => Ok(Some(spec)),
+        Err(EngineError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
 /// What would come of a restore.
 fn state(kept: &Kept, status: &ContainerStatus) -> CheckpointState {
     let begun = &kept.about.begun;
-    if !begun.leave_running && status.started_at != begun.started_at {
-        return CheckpointState::StartedSince;
+    if kept.is_unfinished() || kept.is_restoring() {
+        return CheckpointState::Unsettled;
     }
     if kept.is_used() {
         return CheckpointState::Used;
+    }
+    if !begun.leave_running && status.started_at != begun.started_at {
+        return CheckpointState::StartedSince;
     }
     match status.state {
         ContainerState::Created | ContainerState::Exited | ContainerState::Dead => CheckpointState::Ready,

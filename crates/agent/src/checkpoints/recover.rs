@@ -1,18 +1,29 @@
-//! What an agent does about checkpoints that one before it left half done.
+//! What is done about checkpoints that were left half done, by an agent before this one or by an engine that was away.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tranship_core::Fault;
-use tranship_core::container::{ContainerState, RestartPolicy};
+use tranship_core::{ContainerId, Fault};
 
 use super::Checkpoints;
-use super::create::{finish, forget, new_id, undo, unpark};
-use super::store::{Kept, New, Store};
+use super::create::new_id;
+use super::finish::{Open, is_up};
+use super::spec_by_id;
+use super::store::{Kept, Store};
+use crate::registry::Hold;
 
 /// How soon it is tried again where the engine does not answer, and how soon in the end.
 const AGAIN: Duration = Duration::from_secs(2);
 const AGAIN_IN_THE_END: Duration = Duration::from_secs(60);
+
+/// What came of a restore whose end was not seen, or that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Restored {
+    /// The container did not go on.
+    Never,
+    /// It was started: from the checkpoint, or by somebody.
+    Maybe,
+}
 
 impl Checkpoints {
     /// Settles what is half done, however long the engine is away. Whoever asks for something meanwhile waits for it, or hears why it
@@ -29,71 +40,71 @@ impl Checkpoints {
         }
     }
 
-    /// Those that have no name yet are taken back, the others brought to their end.
+    /// Goes on trying to settle what this agent could not. The container stays held until then, so that nothing else begins with it.
+    pub(super) fn settle_later(self: &Arc<Self>, hold: Hold, open: Open) {
+        let checkpoints = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut again = AGAIN;
+            while let Err(fault) = checkpoints.settle_one(&open).await {
+                tracing::warn!("a checkpoint is not settled yet: {fault}");
+                tokio::time::sleep(again).await;
+                again = (again * 2).min(AGAIN_IN_THE_END);
+            }
+            drop(hold);
+        });
+    }
+
+    /// Those that are not over are taken back, unless their container was ended for them.
     pub(super) async fn recover(&self, store: &Store) -> Result<(), Fault> {
         for new in store.unfinished()? {
-            self.take_back(&new).await?;
+            let _hold = match new.begun() {
+                Some(begun) => self.held(&begun.container).await?,
+                None => None,
+            };
+            self.settle_one(&Open::New(new)).await?;
         }
         for kept in store.all()? {
-            if kept.is_unfinished() {
-                let _hold = self.held(&kept).await?;
-                // Its checkpoint is gone where it went on by itself, which is an end as well.
-                match finish(self.engine(), &kept).await {
-                    Err(fault) if fault.code == "container.changed" => tracing::warn!("{fault}"),
-                    done => done?,
-                }
-            } else if kept.is_restoring() {
-                self.end_restore(&kept).await?;
+            if let Some(spec) = self.spec_of(&kept.about.begun.container).await? {
+                self.has_moved(&kept, &spec)?;
+            }
+            if kept.is_unfinished() || kept.is_restoring() {
+                let _hold = self.held(&kept.about.begun.container).await?;
+                self.settle_one(&Open::Kept(kept)).await?;
             }
         }
         Ok(())
     }
 
-    async fn held(&self, kept: &Kept) -> Result<Option<crate::registry::Hold>, Fault> {
-        match self.spec_of(&kept.about.begun.container).await? {
-            Some(spec) => Ok(Some(self.registry.hold(&new_id()?, &spec)?)),
+    async fn held(&self, container: &ContainerId) -> Result<Option<Hold>, Fault> {
+        match self.spec_of(container).await? {
+            Some(spec) => Ok(Some(self.registry.hold_any(&new_id()?, &spec)?)),
             None => Ok(None),
         }
     }
 
-    async fn take_back(&self, new: &New) -> Result<(), Fault> {
-        if let Some(begun) = new.begun() {
-            let _hold = match self.spec_of(&begun.container).await? {
-                Some(spec) => Some(self.registry.hold(&new_id()?, &spec)?),
-                None => None,
-            };
-            undo(self.engine(), &begun).await?;
-        }
-        Ok(new.remove()?)
-    }
-
-    /// An engine answers for a container only once a start of it has ended, so what is seen now is what came of the restore. An order
-    /// that reaches it later finds no images.
-    async fn end_restore(&self, kept: &Kept) -> Result<(), Fault> {
-        let _hold = self.held(kept).await?;
+    /// Finds out what came of a restore. An engine answers for a container only once a start of it has ended, and an order that reaches
+    /// it later finds no images. One that may have gone on from its memory keeps its checkpoint, as a used one: whether it did is not
+    /// known here.
+    ///
+    /// # Errors
+    /// `checkpoint.dump-left`; what the engine says. It is to be tried again then.
+    pub(super) async fn end_restore(&self, kept: &Kept) -> Result<Restored, Fault> {
         let begun = &kept.about.begun;
-        let spec = self.spec_of(&begun.container).await?;
-        forget(self.engine(), begun).await;
-        let Some(spec) = spec else {
-            return Ok(kept.restoring(false)?);
-        };
-        let running = matches!(
-            spec.status.state,
-            ContainerState::Running | ContainerState::Paused | ContainerState::Restarting
-        );
-        if begun.leave_running {
-            kept.used(false)?;
-        } else if running || spec.status.started_at != begun.started_at {
-            unpark(self.engine(), begun, &spec.restart_policy).await?;
-            return Ok(kept.remove()?);
-        } else {
-            kept.used(false)?;
-            if spec.restart_policy == begun.restart_policy {
-                self.engine()
-                    .set_restart_policy(&begun.container, &RestartPolicy::never())
-                    .await?;
+        self.forget(begun).await?;
+        let ordered = kept.is_used();
+        let mut restored = Restored::Never;
+        if ordered && let Some(spec) = spec_by_id(self.engine(), &begun.container).await? {
+            let started = spec.status.started_at != begun.started_at;
+            if is_up(&spec.status) || (started && !begun.leave_running) {
+                restored = Restored::Maybe;
+                self.unpark(begun, &spec).await?;
             }
         }
-        Ok(kept.restoring(false)?)
+        // What was left running goes back as often as it is asked to.
+        if ordered && (restored == Restored::Never || begun.leave_running) {
+            kept.used(false)?;
+        }
+        kept.restoring(false)?;
+        Ok(restored)
     }
 }

@@ -1,38 +1,45 @@
 //! Going on from a checkpoint.
 
-use tranship_core::container::{ContainerState, RestartPolicy};
-use tranship_core::{ContainerSpec, EngineError, Fault};
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tranship_core::container::ContainerState;
+use tranship_core::{ContainerSpec, Fault};
 use tranship_migrate::failpoint;
 
-use super::create::{forget, images_of, new_id, unpark};
+use super::create::{images_of, new_id};
 use super::error::CheckpointError;
+use super::finish::{AGAIN, ENGINE_AWAY, Open};
+use super::look::{self, Moment};
+use super::recover::Restored;
 use super::store::Kept;
-use super::{CheckpointRestored, Checkpoints, RestoreCheckpoint, blocking, find, images, look, not_found};
+use super::{CheckpointRestored, Checkpoints, RestoreCheckpoint, blocking, find, images, not_found};
 
 impl Checkpoints {
     /// Lets a container that does not run go on from one of its checkpoints.
     ///
     /// # Errors
-    /// What stands in the way (`checkpoint.…`, `container.…`), and what the engine says. Unless it says otherwise the checkpoint is
+    /// What stands in the way (`checkpoint.…`, `container.…`), and what the engine says. Unless it is in doubt the checkpoint is
     /// still there, and the container does not run.
-    pub async fn restore(&self, asked: &RestoreCheckpoint) -> Result<CheckpointRestored, Fault> {
+    pub async fn restore(self: &Arc<Self>, asked: &RestoreCheckpoint) -> Result<CheckpointRestored, Fault> {
         let store = self.store().await?;
-        let spec = match self.engine().inspect(&asked.container).await {
-            Ok(spec) => Some(spec),
-            Err(EngineError::NotFound { .. }) => None,
-            Err(error) => return Err(error.into()),
-        };
-        let kept = find(&store, &asked.container, spec.as_ref(), asked.name.as_ref())?
+        let named = self.named(&asked.container).await?;
+        let kept = find(&store, &asked.container, named.as_ref(), asked.name.as_ref())?
             .ok_or_else(|| not_found(&asked.container, asked.name.as_ref()))?;
-        let Some(spec) = spec else {
-            return Err(Fault::of(&CheckpointError::ContainerGone {
-                container: kept.about.container_name.clone(),
-                name: kept.about.name.to_string(),
-            }));
+        // It may have another name by now.
+        let Some(spec) = self.spec_of(&kept.about.begun.container).await? else {
+            return Err(gone(&kept));
         };
         let hold = self.registry.hold(&new_id()?, &spec)?;
-        let restored = self.restore_held(&spec.id, &kept, asked.changed_files).await;
-        drop(hold);
+        let mut unsettled = false;
+        let restored = self
+            .restore_held(&spec.id, &kept, asked.changed_files, &mut unsettled)
+            .await;
+        if unsettled {
+            self.settle_later(hold, Open::Kept(kept));
+        } else {
+            drop(hold);
+        }
         restored.map_err(|fault| fault.on_container(spec.name))
     }
 
@@ -41,16 +48,20 @@ impl Checkpoints {
         container: &tranship_core::ContainerId,
         kept: &Kept,
         changed_files: bool,
+        unsettled: &mut bool,
     ) -> Result<CheckpointRestored, Fault> {
         // Asked again: it may have been started before it was held.
         let Some(spec) = self.spec_of(container).await? else {
-            return Err(Fault::of(&CheckpointError::ContainerGone {
-                container: kept.about.container_name.clone(),
+            return Err(gone(kept));
+        };
+        if self.has_moved(kept, &spec)? {
+            return Err(Fault::of(&CheckpointError::Moved {
+                container: spec.name,
                 name: kept.about.name.to_string(),
             }));
-        };
+        }
         may_go_on(kept, &spec)?;
-        let now = look::at_files_of(self.registry.ports(), &spec).await?;
+        let now = look::at_files_of(self.registry.ports(), &spec, Moment::Restore).await?;
         let changed = look::changes(&kept.about.files, &now);
         if !changed.is_empty() && !changed_files {
             return Err(Fault::of(&CheckpointError::FilesChanged {
@@ -60,26 +71,21 @@ impl Checkpoints {
             }));
         }
         kept.restoring(true)?;
-        let done = self.go_on(kept, &spec).await;
-        forget(self.engine(), &kept.about.begun).await;
-        if let Err(fault) = done {
-            kept.restoring(false)?;
-            return Err(fault);
+        if let Err(fault) = self.go_on(kept, &spec).await {
+            return Err(self.after_failure(kept, &spec, fault, unsettled).await);
         }
         let status = self.engine().status(container).await;
         let once = !kept.about.begun.leave_running;
-        if once {
-            // Nothing goes on from it a second time.
-            kept.remove()?;
-        } else {
-            kept.used(false)?;
-            kept.restoring(false)?;
+        if let Err(fault) = self.over(kept, &spec).await {
+            // It went on: what is left to do comes later.
+            *unsettled = true;
+            tracing::warn!("a restore is not settled yet: {fault}");
         }
         Ok(CheckpointRestored {
             name: kept.about.name.clone(),
             container: spec.name,
             running: status.is_ok_and(|status| status.state == ContainerState::Running),
-            kept: !once,
+            kept: !once || *unsettled,
             changed,
         })
     }
@@ -102,35 +108,61 @@ impl Checkpoints {
                 state: format!("{} by now", now.state),
             }));
         }
-        // The restart policy comes first: an engine that is restarted right after the start would otherwise leave it down.
-        unpark(engine, begun, &spec.restart_policy).await?;
         kept.used(true)?;
-        let restored = engine.restore(&begun.memory()).await;
-        failpoint::reach("checkpoint.restored").await?;
-        let Err(error) = restored else { return Ok(()) };
-        let status = engine.status(&begun.container).await?;
-        if status.state == ContainerState::Running {
-            return Ok(());
-        }
-        let refused = matches!(
-            error,
-            EngineError::Failed { .. }
-                | EngineError::Conflict { .. }
-                | EngineError::NoSpace { .. }
-                | EngineError::Unsupported { .. }
-        );
-        // An answer that broke off leaves it open whether it ran: then it stays used.
-        if refused && status.started_at == spec.status.started_at {
-            kept.used(false)?;
-        }
-        // Parked again, unless it was the user's own before.
-        if !begun.leave_running && spec.restart_policy.is_never() {
-            engine
-                .set_restart_policy(&begun.container, &RestartPolicy::never())
-                .await?;
-        }
-        Err(error.into())
+        failpoint::reach("checkpoint.ordered").await?;
+        engine.restore(&begun.memory()).await?;
+        failpoint::reach("checkpoint.restored").await
     }
+
+    /// The container went on. Its restart policy comes back only now: an engine that is restarted before it has restored would start
+    /// the container afresh.
+    async fn over(&self, kept: &Kept, spec: &ContainerSpec) -> Result<(), Fault> {
+        let begun = &kept.about.begun;
+        self.unpark(begun, spec).await?;
+        self.forget(begun).await?;
+        if !begun.leave_running {
+            // Nothing goes on from it a second time.
+            return Ok(kept.remove()?);
+        }
+        kept.used(false)?;
+        Ok(kept.restoring(false)?)
+    }
+
+    /// Finds out what came of a restore that failed, or whose end was not seen. An engine that is away is waited for.
+    async fn after_failure(
+        &self,
+        kept: &Kept,
+        spec: &ContainerSpec,
+        fault: Fault,
+        unsettled: &mut bool,
+    ) -> Fault {
+        let since = Instant::now();
+        let found = loop {
+            match self.end_restore(kept).await {
+                Err(_) if since.elapsed() < ENGINE_AWAY => tokio::time::sleep(AGAIN).await,
+                found => break found,
+            }
+        };
+        let doubt = Fault::of(&CheckpointError::InDoubt {
+            container: spec.name.clone(),
+            name: kept.about.name.to_string(),
+        });
+        match found {
+            Ok(Restored::Never) => fault,
+            Ok(Restored::Maybe) => doubt.because(fault.to_string()),
+            Err(stuck) => {
+                *unsettled = true;
+                doubt.because(fault.to_string()).because(stuck.to_string())
+            }
+        }
+    }
+}
+
+fn gone(kept: &Kept) -> Fault {
+    Fault::of(&CheckpointError::ContainerGone {
+        container: kept.about.container_name.clone(),
+        name: kept.about.name.to_string(),
+    })
 }
 
 /// What can be told before files are looked at.
@@ -141,6 +173,9 @@ fn may_go_on(kept: &Kept, spec: &ContainerSpec) -> Result<(), CheckpointError> {
         spec.status.state,
         ContainerState::Created | ContainerState::Exited | ContainerState::Dead
     );
+    if kept.is_unfinished() || kept.is_restoring() {
+        return Err(CheckpointError::Unfinished { container, name });
+    }
     if !begun.leave_running && spec.status.started_at != begun.started_at {
         return Err(CheckpointError::StartedSince { container, name });
     }

@@ -4,8 +4,11 @@
 //! DATA-ROOT/tranship/checkpoints/CONTAINER/NAME/checkpoint.json   what it is
 //!                                               memory.sealed     the images of the dump
 //!                                               begun.json        how it is made, until that is over
+//!                                               pausing           the container is, or is about to be, paused for it
+//!                                               ending            the container is about to be ended for it
 //!                                               restoring         while it is restored
 //!                                               used              from right before a restore on
+//!                                               moved             the container belongs to another node
 //!                                          .new-NAME/             one that is being made
 //! ```
 
@@ -29,6 +32,9 @@ const MEMORY: &str = "memory.sealed";
 const BEGUN: &str = "begun.json";
 const RESTORING: &str = "restoring";
 const USED: &str = "used";
+const PAUSING: &str = "pausing";
+const ENDING: &str = "ending";
+const MOVED: &str = "moved";
 /// How the names of those begin that are being made. No checkpoint may be called so.
 const NEW: &str = ".new-";
 /// A description that is longer is none, in bytes.
@@ -168,9 +174,31 @@ impl Kept {
         self.directory.join(BEGUN).exists()
     }
 
-    /// Notes that its making is over.
+    /// The container was about to be ended for it, and stood as it was dumped: an end of before is not ours.
+    pub(super) fn is_ending(&self) -> bool {
+        self.directory.join(ENDING).exists()
+    }
+
+    /// Notes that the container is about to be ended, or went on.
+    pub(super) fn ending(&self, now: bool) -> Result<(), CheckpointError> {
+        mark(&self.directory, ENDING, now)
+    }
+
+    /// The container went to another node.
+    pub(super) fn is_moved(&self) -> bool {
+        self.directory.join(MOVED).exists()
+    }
+
+    /// Notes that the container went to another node: the record of that does not stay for ever.
+    pub(super) fn moved(&self) -> Result<(), CheckpointError> {
+        mark(&self.directory, MOVED, true)
+    }
+
+    /// Notes that its making is over. The note of that goes first: without the others it would look as if it had failed.
     pub(super) fn finished(&self) -> Result<(), CheckpointError> {
-        unnote(&self.directory, BEGUN)
+        unnote(&self.directory, BEGUN)?;
+        unnote(&self.directory, PAUSING)?;
+        unnote(&self.directory, ENDING)
     }
 
     /// Notes that a restore begins, or is over.
@@ -216,9 +244,14 @@ impl New {
         Ok(bytes)
     }
 
-    /// It has no name yet.
-    pub(super) fn is_there(&self) -> bool {
-        self.directory.exists()
+    /// The container may be paused for it.
+    pub(super) fn is_pausing(&self) -> bool {
+        self.directory.join(PAUSING).exists()
+    }
+
+    /// Notes that the container is about to be paused, or goes on.
+    pub(super) fn pausing(&self, now: bool) -> Result<(), CheckpointError> {
+        mark(&self.directory, PAUSING, now)
     }
 
     /// Gives it its name: from here on it is a checkpoint.
@@ -228,6 +261,16 @@ impl New {
             .and_then(|()| sync(named.parent()))
             .map_err(|error| CheckpointError::io(&named, "named", error))?;
         Kept::read(&named)
+    }
+
+    /// Where it is by now: its naming may have failed after it had its name. `None` where it is gone.
+    pub(super) fn where_it_is(&self) -> Option<Self> {
+        let named = self.directory.with_file_name(self.name.as_str());
+        let directory = [&self.directory, &named].into_iter().find(|path| path.exists())?;
+        Some(Self {
+            directory: directory.clone(),
+            name: self.name.clone(),
+        })
     }
 
     /// Removes it for good.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use tranship_core::fault::FaultKind;
 use tranship_core::storage::ElementAt;
 use tranship_core::{ContainerSpec, Fault, MigrationId};
+use tranship_migrate::Mode;
+use tranship_migrate::record::DepartureState;
 
 use super::{DepartureTask, Registry, is_over, locked};
 use crate::locks::Held;
@@ -17,13 +19,81 @@ pub(crate) struct Hold {
     _lock: Held,
 }
 
+/// A container that a migration took away, or may have.
+#[derive(Debug)]
+pub(crate) struct Moved {
+    id: MigrationId,
+    destination: String,
+    /// It belongs to the destination for good.
+    pub(crate) over: bool,
+}
+
+impl Moved {
+    /// Why nothing is made of its memory here.
+    pub(crate) fn fault(&self, spec: &ContainerSpec) -> Fault {
+        let whither = format!("to {}", self.destination);
+        if !self.over {
+            return moving(spec, &whither, &self.id);
+        }
+        Fault::new(
+            "container.moved",
+            FaultKind::Environment,
+            format!("{} was moved {whither}, by migration {}", spec.name, self.id),
+        )
+        .on_container(spec.name.clone())
+        .with_hint("it goes on there, and its memory must not go on here as well; `tranship checkpoint rm` removes checkpoints")
+    }
+}
+
 impl Registry {
+    /// The migration that took this container away, or that is not over. One that a person started since, where it was left, is that
+    /// person's again.
+    pub(crate) fn moved(&self, spec: &ContainerSpec) -> Option<Moved> {
+        let records = locked(&self.departure_records);
+        let mut found: Option<Moved> = None;
+        for record in records.values().filter(|r| r.state != DepartureState::RolledBack) {
+            let plan = &record.plan;
+            let members = plan.members();
+            let Some(member) = members.iter().find(|m| m.create.spec.id == spec.id) else {
+                continue;
+            };
+            let over = record.state == DepartureState::Complete;
+            // In stateless mode it may be restarted on its way.
+            let same_run = member.create.spec.status.started_at == spec.status.started_at;
+            if over && !same_run && plan.mode != Mode::Stateless {
+                continue;
+            }
+            if found.as_ref().is_none_or(|found| found.over) {
+                found = Some(Moved {
+                    id: plan.id.clone(),
+                    destination: plan.destination.to_string(),
+                    over,
+                });
+            }
+        }
+        found
+    }
+
     /// Keeps migrations and copies away from a container and from what it may write to. `id` stands for what is done with it in the
     /// file of the container's lock.
     ///
     /// # Errors
-    /// `container.moving`, `container.copying`, `container.checkpointing` if something of that is under way; `agent.state`.
+    /// `container.moving`, `container.copying`, `container.checkpointing` if something of that is under way; `container.moved` if it
+    /// belongs to another node by now; `agent.state`.
     pub(crate) fn hold(&self, id: &MigrationId, spec: &ContainerSpec) -> Result<Hold, Fault> {
+        let hold = self.hold_any(id, spec)?;
+        // Held, so that no migration begins after this look.
+        match self.moved(spec) {
+            Some(moved) => Err(moved.fault(spec)),
+            None => Ok(hold),
+        }
+    }
+
+    /// As [`Registry::hold`], but for a container that was moved away as well, of which things are only to be removed.
+    ///
+    /// # Errors
+    /// As [`Registry::hold`], but for `container.moved`.
+    pub(crate) fn hold_any(&self, id: &MigrationId, spec: &ContainerSpec) -> Result<Hold, Fault> {
         let elements = writes::of_container(spec);
         let running = locked(&self.departures);
         let leaving =

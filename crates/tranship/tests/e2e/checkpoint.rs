@@ -149,6 +149,8 @@ fn one_that_was_started_since_is_not_overtaken() {
             .saying(&["checkpoint.started-since"]);
     }
     assert_eq!(world.checkpoints()[0]["state"], "started-since");
+    // It runs, and so it is here that it belongs: its policy comes back.
+    world.a.exec_ok(["docker", "start", "web"]).unwrap();
     world.checkpoint("rm", "web@one", &[]).expect(0);
     assert!(world.checkpoints().is_empty());
     assert_eq!(world.policy(), "always");
@@ -156,6 +158,19 @@ fn one_that_was_started_since_is_not_overtaken() {
         .checkpoint("rm", "web@one", &[])
         .expect(1)
         .saying(&["checkpoint.not-found"]);
+
+    // A later checkpoint knows the policy that an earlier one has parked, and waits on when that one is removed.
+    world.checkpoint("create", "web", &["--name", "old"]).expect(0);
+    world.a.exec_ok(["docker", "start", "web"]).unwrap();
+    assert_eq!(world.policy(), "no");
+    world.checkpoint("create", "web", &["--name", "new"]).expect(0);
+    world.checkpoint("rm", "web@old", &[]).expect(0);
+    assert_eq!(world.policy(), "no", "it waits for the other one");
+    // By the name that it had, as well.
+    world.a.exec_ok(["docker", "rename", "web", "other"]).unwrap();
+    world.checkpoint("rm", "web@new", &[]).expect(0);
+    world.a.exec_ok(["docker", "rename", "other", "web"]).unwrap();
+    assert_eq!(world.policy(), "always");
 
     // One whose container is gone is removed all the same.
     world.a.exec_ok(["docker", "start", "web"]).unwrap();
@@ -340,9 +355,126 @@ fn moves_copies_and_checkpoints_keep_out_of_each_others_way() {
     assert_eq!(world.checkpoints().len(), 1);
     counts_on(&world);
     without_gap(&numbers(&world.a));
-    // Where it goes, its checkpoints stay behind.
+    // Where it goes, its checkpoints stay behind, and nothing goes on from them.
     world.migrate(&["--mode", "cold"]).expect(0);
+    assert!(!is_running(&world.a, "web"));
+    assert_eq!(world.checkpoints()[0]["state"], "moved");
+    for options in [&[][..], &["--changed-files"]] {
+        world
+            .checkpoint("restore", "web@one", options)
+            .expect(1)
+            .saying(&["container.moved"]);
+    }
+    assert!(!is_running(&world.a, "web"));
     world.checkpoint("rm", "web@one", &[]).expect(0);
+    assert_eq!(world.policy(), "no");
+}
+
+#[test]
+fn one_that_moved_while_it_waited_is_not_started_at_its_source() {
+    let world = world!();
+    world.count(&[]);
+    world.checkpoint("create", "web", &["--name", "one"]).expect(0);
+    assert_eq!(world.policy(), "no");
+    // It was stopped: its files move. Or the plan refuses that, which is as well.
+    if world.migrate(&["--mode", "cold"]).code == 0 {
+        assert_eq!(world.checkpoints()[0]["state"], "moved");
+        world
+            .checkpoint("restore", "web@one", &[])
+            .expect(1)
+            .saying(&["container.moved"]);
+        world.checkpoint("rm", "web@one", &[]).expect(0);
+        assert_eq!(world.policy(), "no", "a reboot would start it here as well");
+    }
+}
+
+#[test]
+fn engines_that_go_away_while_a_checkpoint_is_made_or_restored() {
+    // Killed while it is about to restore: the order does not reach it, and the checkpoint is as good as before.
+    let world = world!();
+    world.count(&[]);
+    world.checkpoint("create", "web", &["--name", "one"]).expect(0);
+    let away = |world: &World, place: &str, args: &[&str]| {
+        world.arm(&world.a, &format!("{place}=hold"));
+        let child = world.command(args).spawn().unwrap();
+        wait_until(|| reached(&world.a, place));
+        world.a.stop_engine().unwrap();
+        world.arm(&world.a, "");
+        std::thread::sleep(Duration::from_secs(2));
+        world.a.restart_engine().unwrap();
+        finish(child)
+    };
+    let restore = ["checkpoint", "restore", "ssh://root@a//web@one"];
+    assert_ne!(away(&world, "checkpoint.ordered", &restore).code, 0);
+    assert_eq!(state(&world.a), "exited", "it was started afresh");
+    assert_eq!(world.policy(), "no");
+    assert_eq!(world.checkpoints()[0]["state"], "ready");
+    nothing_dumped(&world.a);
+    world.checkpoint("restore", "web@one", &[]).expect(0);
+    counts_on(&world);
+    without_gap(&numbers(&world.a));
+    assert_eq!(world.policy(), "always");
+
+    // Ended in order once it has restored, which ends the container: that is not taken for the checkpoint's end.
+    world.checkpoint("create", "web", &["--name", "one"]).expect(0);
+    world.arm(&world.a, "checkpoint.restored=fail");
+    let outcome = world.checkpoint("restore", "web@one", &[]);
+    assert_ne!(outcome.code, 0);
+    outcome.saying(&["checkpoint.in-doubt"]);
+    world.arm(&world.a, "");
+    assert_eq!(world.checkpoints()[0]["state"], "used");
+    world.checkpoint("rm", "web@one", &[]).expect(0);
+    counts_on(&world);
+    assert_eq!(world.policy(), "always");
+
+    // Ended in order while the container stands still: it lets it go, and the dump is no longer of its end.
+    let create = ["checkpoint", "create", "ssh://root@a//web", "--name", "one"];
+    for place in ["checkpoint.dumped", "checkpoint.kept", "checkpoint.ending"] {
+        let outcome = away(&world, place, &create);
+        assert_ne!(outcome.code, 0, "{place}: {}", outcome.stdout);
+        assert!(world.checkpoints().is_empty(), "{place}");
+        assert_eq!(world.policy(), "always", "{place}");
+        nothing_dumped(&world.a);
+        world.a.exec_ok(["docker", "start", "web"]).unwrap();
+        counts_on(&world);
+    }
+}
+
+#[test]
+fn one_that_is_started_anew_before_it_is_paused_is_not_left_paused() {
+    let world = world!();
+    world.count(&[]);
+    world.arm(&world.a, "checkpoint.pausing=hold");
+    let args = ["checkpoint", "create", "ssh://root@a//web", "--name", "one"];
+    let child = world.command(&args).spawn().unwrap();
+    wait_until(|| reached(&world.a, "checkpoint.pausing"));
+    world.a.exec_ok(["docker", "restart", "-t", "0", "web"]).unwrap();
+    world.arm(&world.a, "");
+    finish(child).expect(4).saying(&["container.changed"]);
+    assert_eq!(state(&world.a), "running");
+    assert_eq!(world.policy(), "always");
+    counts_on(&world);
+    assert!(world.checkpoints().is_empty());
+}
+
+#[test]
+fn what_is_mounted_below_a_bind_is_not_said_to_be_compared() {
+    let world = world!();
+    world.count(&["-v", "/srv/bound:/srv", "-v", "/run/shared:/mnt"]);
+    // Mounted later, as one from before the start is refused by CRIU.
+    world
+        .a
+        .sh("mkdir -p /srv/bound/below /srv/plain && mount --bind /srv/plain /srv/bound/below")
+        .unwrap();
+    let made = world
+        .checkpoint("create", "web", &["--name", "one", "--json"])
+        .expect(0)
+        .json();
+    assert_eq!(made["compared"], serde_json::json!(["the container's layer"]));
+    assert_eq!(made["not_compared"].as_array().unwrap().len(), 2, "{made}");
+    world.checkpoint("restore", "web", &[]).expect(0);
+    counts_on(&world);
+    without_gap(&numbers(&world.a));
 }
 
 #[test]
@@ -353,7 +485,12 @@ fn agents_that_die_while_a_checkpoint_is_made_or_restored() {
             "checkpoint.dumped",
             "checkpoint.sealed",
             "checkpoint.kept",
+            "checkpoint.ending",
+            "checkpoint.ended",
         ] {
+            if leave_running && place.starts_with("checkpoint.end") {
+                continue;
+            }
             let world = world!();
             world.count(&[]);
             let as_it_was = life(&world.a);
@@ -363,7 +500,7 @@ fn agents_that_die_while_a_checkpoint_is_made_or_restored() {
             assert!(reached(&world.a, place), "{place}");
             world.arm(&world.a, "");
             let list = world.checkpoints();
-            let made = place == "checkpoint.kept";
+            let made = place == "checkpoint.ended" || (leave_running && place == "checkpoint.kept");
             assert_eq!(list.len(), usize::from(made), "{place}: {list:?}");
             if made && !leave_running {
                 assert_eq!(state(&world.a), "exited", "{place}");
@@ -404,6 +541,11 @@ fn agents_that_die_while_a_checkpoint_is_made_or_restored() {
         counts_on(&world);
         without_gap(&numbers(&world.a));
         assert_eq!(world.policy(), "always", "{place}");
+        if place == "checkpoint.restored" {
+            // Nobody saw how that restore ended.
+            assert_eq!(world.checkpoints()[0]["state"], "used");
+            world.checkpoint("rm", "web@one", &[]).expect(0);
+        }
         assert!(world.checkpoints().is_empty(), "{place}");
         nothing_dumped(&world.a);
     }
