@@ -288,7 +288,7 @@ impl Walk<'_> {
     }
 
     fn bounded(&self) -> Result<(), EngineError> {
-        if self.seen.len() > MOST_BLOBS {
+        if self.seen.len() >= MOST_BLOBS {
             return Err(damaged(&self.image.id, "it names too many others"));
         }
         Ok(())

@@ -233,7 +233,10 @@ impl Arrival {
             .iter()
             .take(member)
             .any(|m| m.transfer.image.id == image.id);
-        if !held || (record.plan.options.whole_image && !shared) {
+        // Nothing comes of what the source was told is there: whether it is the right one is seen below.
+        let nothing_comes =
+            matches!(bring, Bring::Archive(None)) && known.is_some_and(|known| !known.incomplete);
+        if (!held && !nothing_comes) || (record.plan.options.whole_image && !shared) {
             let archive = match bring {
                 Bring::Archive(Some(archive)) => archive,
                 Bring::Archive(None) => {
