@@ -78,7 +78,7 @@ impl Writes {
         }
     }
 
-    /// Whether something is being written to any of these.
+    /// Whether something is being written to any of these, or one of them is held.
     pub(crate) fn touch(&self, elements: &[ElementAt]) -> bool {
         let inner = self.inner();
         inner.open.iter().any(|open| overlap(&open.elements, elements))

@@ -281,7 +281,7 @@ pub struct SyncOptions {
 /// How one round is done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoundOptions {
-    /// Nothing writes any more: the result must equal the source exactly, and a change under the scan is an error.
+    /// Nothing writes any more once the round goes on ([`BegunRound::go`]): the result must equal the source exactly, and a change under the scan is an error.
     pub frozen: bool,
     /// The sink makes everything durable before it answers.
     pub durable: bool,
@@ -325,8 +325,8 @@ pub struct RoundProgress {
 /// An element that is read.
 #[async_trait]
 pub trait ElementSource: Send {
-    /// Begins a round with the sink at the other end of `pipe`. Nothing of the element is looked at before [`BegunRound::go`].
-    /// At most one round of an element is under way.
+    /// Begins a round with the sink at the other end of `pipe`. What is sent is what the element is at [`BegunRound::go`];
+    /// [`BegunRound::meet`] may look at it before, while it is still written to. At most one round of an element is under way.
     async fn begin(&mut self, pipe: Pipe, options: RoundOptions) -> Result<Box<dyn BegunRound>, Fault>;
 
     /// Brings the sink at the other end of `pipe` up to what the element is now. After an error another round, over a new

@@ -219,7 +219,7 @@ impl Explain for CheckpointError {
             Self::Unfinished { .. } => "try again; the agent's log says what it waits for".into(),
             Self::Storage { .. } => "checkpoints need the engine's storage driver overlay2, on the agent's own machine".into(),
             Self::InDoubt { .. } => {
-                "the checkpoint stays, and `tranship checkpoint ls` shows what the agent found: `ready` if it did not; look at the container before you remove or start anything".into()
+                "the checkpoint stays, and `tranship checkpoint ls` shows what the agent found; look at the container before you remove or start anything".into()
             }
             Self::ContainerGone { .. } => {
                 "memory goes on only in the container that it is of; remove it with `tranship checkpoint rm`".into()

@@ -140,7 +140,7 @@ impl Checkpoints {
     /// # Errors
     /// As [`Self::undo`]; `checkpoint.store`.
     async fn take_back(&self, new: &New) -> Result<(), Fault> {
-        if let Some(begun) = new.begun() {
+        if let Some(begun) = new.begun()? {
             self.undo(&begun, new.is_pausing()).await?;
         }
         Ok(new.remove()?)
@@ -241,6 +241,8 @@ impl Checkpoints {
                         kept.ending(true)?;
                         failpoint::reach("checkpoint.ending").await?;
                         killed = true;
+                        // The note took a while: only what stands still after it is killed.
+                        continue;
                     }
                     match self.engine().kill(&begun.container).await {
                         Ok(()) => continue,

@@ -302,8 +302,14 @@ fn note(
     number(about.stx_gid.into());
     number((u64::from(about.stx_rdev_major) << 32) | u64::from(about.stx_rdev_minor));
     let kind = FileType::from_raw_mode(about.stx_mode.into());
-    if matches!(kind, FileType::RegularFile | FileType::Symlink) {
+    // A directory that was removed and made again hides what the image has below it.
+    if matches!(
+        kind,
+        FileType::RegularFile | FileType::Symlink | FileType::Directory
+    ) {
         number(about.stx_ino);
+    }
+    if matches!(kind, FileType::RegularFile | FileType::Symlink) {
         number(about.stx_size);
         number(about.stx_nlink.into());
         for time in [about.stx_mtime, about.stx_ctime] {

@@ -13,8 +13,8 @@ use super::store::{Kept, Store};
 use crate::registry::Hold;
 
 /// How soon it is tried again where the engine does not answer, and how soon in the end.
-const AGAIN: Duration = Duration::from_secs(2);
-const AGAIN_IN_THE_END: Duration = Duration::from_secs(60);
+const SETTLE_AGAIN: Duration = Duration::from_secs(2);
+const SETTLE_AGAIN_IN_THE_END: Duration = Duration::from_secs(60);
 
 /// What came of a restore whose end was not seen, or that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,11 +32,11 @@ impl Checkpoints {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        let mut again = AGAIN;
+        let mut again = SETTLE_AGAIN;
         while let Err(fault) = self.store().await {
             tracing::warn!("checkpoints are not settled yet: {fault}");
             tokio::time::sleep(again).await;
-            again = (again * 2).min(AGAIN_IN_THE_END);
+            again = (again * 2).min(SETTLE_AGAIN_IN_THE_END);
         }
     }
 
@@ -44,11 +44,11 @@ impl Checkpoints {
     pub(super) fn settle_later(self: &Arc<Self>, hold: Hold, open: Open) {
         let checkpoints = Arc::clone(self);
         tokio::spawn(async move {
-            let mut again = AGAIN;
+            let mut again = SETTLE_AGAIN;
             while let Err(fault) = checkpoints.settle_one(&open).await {
                 tracing::warn!("a checkpoint is not settled yet: {fault}");
                 tokio::time::sleep(again).await;
-                again = (again * 2).min(AGAIN_IN_THE_END);
+                again = (again * 2).min(SETTLE_AGAIN_IN_THE_END);
             }
             drop(hold);
         });
@@ -57,7 +57,7 @@ impl Checkpoints {
     /// Those that are not over are taken back, unless their container was ended for them.
     pub(super) async fn recover(&self, store: &Store) -> Result<(), Fault> {
         for new in store.unfinished()? {
-            let _hold = match new.begun() {
+            let _hold = match new.begun()? {
                 Some(begun) => self.held(&begun.container).await?,
                 None => None,
             };

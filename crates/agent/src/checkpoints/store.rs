@@ -231,8 +231,16 @@ impl New {
     }
 
     /// How it was begun. `None` if that was not noted: nothing was done then.
-    pub(super) fn begun(&self) -> Option<Begun> {
-        serde_json::from_slice(&fs::read(self.directory.join(BEGUN)).ok()?).ok()
+    ///
+    /// # Errors
+    /// `checkpoint.store` if the note is there and cannot be read: something may have been done.
+    pub(super) fn begun(&self) -> Result<Option<Begun>, CheckpointError> {
+        let path = self.directory.join(BEGUN);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(CheckpointError::io(&path, "read", error)),
+        }
     }
 
     /// Writes down what it is: the very bytes with which its images are sealed.
@@ -312,7 +320,8 @@ impl Store {
         let noted = serde_json::to_vec(begun)
             .map_err(io::Error::from)
             .and_then(|bytes| crate::store::write_durably(&directory.join(BEGUN), &bytes))
-            .and_then(|()| sync(Some(&parent)));
+            .and_then(|()| sync(Some(&parent)))
+            .and_then(|()| sync(Some(&self.root)));
         if let Err(error) = noted {
             new.remove()?;
             return Err(unmade(error));
@@ -508,7 +517,7 @@ mod tests {
         assert!(!store.holds(&begun().container, &name));
         assert!(store.begin(&name, &begun()).is_err(), "made twice at once");
         let left = store.unfinished().unwrap();
-        assert_eq!(left[0].begun(), Some(begun()));
+        assert_eq!(left[0].begun().unwrap(), Some(begun()));
         new.describe(&about("one")).unwrap();
         let kept = new.keep().unwrap();
         assert!(kept.is_unfinished() && !kept.is_used());

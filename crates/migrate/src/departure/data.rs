@@ -16,6 +16,7 @@ use tranship_core::storage::{
 };
 use tranship_core::{Engine, Fault};
 
+use super::predict::{longer_after, predict};
 use super::{Departure, LOST_DESTINATION, PATIENCE, PROGRESS_EVERY, RETRY, millis};
 use crate::destination::{Destination, link_lost};
 use crate::elements::Target;
@@ -34,8 +35,6 @@ const WORTH_IT: f64 = 0.7;
 const MEETINGS: usize = 32;
 /// Elements whose final delta travels at the same time.
 const SIDE_BY_SIDE: usize = 4;
-/// What the freeze takes beside the data: stopping, a record, starting. An estimate for predictions.
-const FREEZE_FIXED_MS: u64 = 700;
 /// Longest time that the destination takes to begin a round.
 const OPENING: Duration = Duration::from_secs(60);
 /// Entries of all elements up to which the destination looks at them before the freeze, which is a second or two: what the source writes
@@ -43,8 +42,6 @@ const OPENING: Duration = Duration::from_secs(60);
 const MEETING_ENTRIES: u64 = 500_000;
 /// While they run, processes are not dumped more often than this: they stand still meanwhile.
 const DUMP_AGAIN: Duration = Duration::from_secs(10);
-/// Entries that are looked at in a millisecond when nothing of them changed. An estimate for predictions.
-const LOOKS_PER_MS: u64 = 250;
 
 /// An element that is open for reading.
 pub(super) struct OpenElement {
@@ -590,69 +587,6 @@ async fn opened(
     }
 }
 
-/// Milliseconds that a freeze right after these rounds would last: a look at everything, and what was written while the last
-/// round ran, as fast as bytes went in the fastest one.
-fn predict(rounds: &[RoundRecord]) -> u64 {
-    let Some(last) = rounds.last() else {
-        return FREEZE_FIXED_MS;
-    };
-    let per_ms = fastest(rounds);
-    let Some(previous) = rounds.iter().rev().nth(1) else {
-        // The first round tells how much there is, not how fast it changes.
-        return FREEZE_FIXED_MS.saturating_add(last.entries / LOOKS_PER_MS);
-    };
-    let looking = last.took_ms.saturating_sub(last.literal_bytes / per_ms);
-    FREEZE_FIXED_MS
-        .saturating_add(looking)
-        .saturating_add(carry(last, previous, per_ms, last.took_ms))
-}
-
-/// Bytes in a millisecond, in the round in which most went.
-fn fastest(rounds: &[RoundRecord]) -> u64 {
-    let speeds = rounds.iter().map(|r| r.literal_bytes / r.took_ms.max(1));
-    speeds.max().unwrap_or(0).max(1)
-}
-
-/// Milliseconds that it takes to carry what is written in `ms` milliseconds. What the last round sent was written while the one
-/// before ran.
-fn carry(last: &RoundRecord, previous: &RoundRecord, per_ms: u64, ms: u64) -> u64 {
-    last.literal_bytes.saturating_mul(ms) / previous.took_ms.max(1) / per_ms
-}
-
-/// Milliseconds by which a freeze is longer when it begins `ms` milliseconds after the last of these rounds.
-fn longer_after(rounds: &[RoundRecord], ms: u64) -> u64 {
-    match rounds {
-        [.., previous, last] => carry(last, previous, fastest(rounds), ms),
-        _ => 0,
-    }
-}
-
 fn seconds(milliseconds: u64) -> f64 {
     Duration::from_millis(milliseconds).as_secs_f64()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn round(entries: u64, literal_bytes: u64, took_ms: u64) -> RoundRecord {
-        RoundRecord {
-            entries,
-            literal_bytes,
-            took_ms,
-            ..RoundRecord::default()
-        }
-    }
-
-    #[test]
-    fn the_freeze_is_a_look_and_what_was_written_meanwhile() {
-        assert_eq!(predict(&[]), FREEZE_FIXED_MS);
-        assert_eq!(predict(&[round(100_000, 1 << 30, 5_000)]), FREEZE_FIXED_MS + 400);
-        // 200 bytes a millisecond travel; of the second round's 200 ms, 100 ms went for 20,000 bytes that were written in
-        // 10 s, so 400 bytes were written during it.
-        let rounds = [round(10, 2_000_000, 10_000), round(10, 20_000, 200)];
-        assert_eq!(predict(&rounds), FREEZE_FIXED_MS + 100 + 2);
-        assert_eq!(longer_after(&rounds, 1_000), 10);
-        assert_eq!(longer_after(&rounds[..1], 1_000), 0);
-    }
 }

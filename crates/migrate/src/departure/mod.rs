@@ -36,6 +36,7 @@ mod drive;
 mod hooks;
 mod image;
 mod memory;
+mod predict;
 mod rollback;
 mod stateless;
 

@@ -168,7 +168,7 @@ fn node_checks(checks: &mut Checks, facts: &NodeFacts) {
         ImageStore::Containerd if facts.user_id == 0 => checks.add(
             Verdict::Note,
             "images",
-            format!("{store}: containerd does not answer, or its files are not seen: whole images travel, layers of containers through the engine"),
+            format!("{store}: containerd does not answer, or its files are not seen: whole images travel, and what containers wrote into their layers does not"),
             Some("the agent looks for it in /run/containerd and /run/docker/containerd, or where `docker info` says"),
         ),
         _ => checks.add(
