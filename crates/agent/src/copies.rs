@@ -18,6 +18,7 @@ use tranship_core::storage::{
 };
 use tranship_core::{ContainerId, Engine, EngineError, Fault, MigrationId};
 use tranship_migrate::Ports;
+use tranship_migrate::departure::meets_before;
 
 use crate::api::{ReceiveCopy, SendCopy};
 use crate::guids::{Guids, is_guid};
@@ -383,7 +384,9 @@ impl Copies {
         };
         // What is there is looked through while they still run.
         let mut begun = source.begin(open().await?, frozen).await?;
-        begun.meet().await?;
+        if reports.last().is_some_and(|last| meets_before(last.entries)) {
+            begun.meet().await?;
+        }
         // A round may take hours, and others may have come to use the volume.
         let users = self.running_users(&asked.volume).await?;
         let note = self.directory.join(format!("{id}.json"));

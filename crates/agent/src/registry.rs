@@ -274,23 +274,7 @@ impl Registry {
     /// `container.moving` if a migration takes or brings one of them at the moment; `container.checkpointing`.
     pub(crate) fn begin_write(&self, elements: Vec<ElementAt>) -> Result<Writing, Fault> {
         let running = locked(&self.departures);
-        let leaving =
-            |task: &&Arc<DepartureTask>| writes::overlap(&writes::of_departure(&task.plan), &elements);
-        if let Some(task) = running.values().find(leaving) {
-            let whither = format!("to {}", task.plan.destination);
-            return Err(writes::on_its_way(&task.plan, &whither));
-        }
-        let arriving = locked(&self.arrivals)
-            .values()
-            .map(|arrival| arrival.record())
-            .find(|record| !is_over(record) && writes::overlap(&writes::of_arrival(record), &elements));
-        if let Some(record) = arriving {
-            let whither = format!("here from {}", record.plan.source);
-            return Err(writes::on_its_way(&record.plan, &whither));
-        }
-        if let Some(name) = self.writes.held(&elements) {
-            return Err(writes::checkpointing(&name));
-        }
+        self.refuse_moving(&running, &elements, writes::on_its_way)?;
         Ok(self.writes.begin(elements))
     }
 

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use support::{Peer, differences, id, read_tree, tree_id, with_sink};
 use tempfile::TempDir;
 use tranship_content::entry::{Entry, EntryKind, Extent};
-use tranship_content::message::{Ask, AskRange, Message, Operation, Part, Wants, Write as How};
+use tranship_content::message::{Ask, AskRange, Message, Operation, Part, Totals, Wants, Write as How};
 use tranship_content::sink::SinkError;
 use tranship_core::fault::Explain as _;
 use tranship_core::storage::RoundReport;
@@ -72,7 +72,7 @@ fn exchange(
                 peer.hear();
             }
             missing = paths;
-            peer.say(&Message::End(support::totals(&tree_id(tree))));
+            peer.say(&Message::End(Totals::of(&tree_id(tree))));
         }
         let _ = peer.frames.message();
         missing

@@ -11,7 +11,9 @@ use bytes::Bytes;
 use support::make::*;
 use support::{Peer, id, no_tree, tree_id, with_sink};
 use tranship_content::entry::{Entry, EntryKind, Timestamp};
-use tranship_content::message::{Base, DELTA, MAX_FRAME, Message, Operation, Part, Wants, Write as How};
+use tranship_content::message::{
+    Base, DELTA, MAX_FRAME, Message, Operation, Part, Totals, Wants, Write as How,
+};
 use tranship_core::fault::Explain as _;
 
 /// The code with which the sink ends a round, and which it told the other side, if it did.
@@ -425,7 +427,7 @@ fn states_versions_and_ends() {
                 let Message::Again { .. } = peer.hear() else {
                     panic!()
                 };
-                let mut totals = support::totals(&tree_id(&[entry("", EntryKind::Directory)]));
+                let mut totals = Totals::of(&tree_id(&[entry("", EntryKind::Directory)]));
                 totals.tree = no_tree();
                 peer.say(&Message::End(totals));
             }),

@@ -6,6 +6,8 @@ use std::str::FromStr;
 use tranship_core::NodeAddress;
 use tranship_core::ids::{CheckpointName, ContainerName};
 
+use crate::on_node;
+
 /// A container of a node, or a checkpoint of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckpointAddress {
@@ -21,20 +23,7 @@ impl FromStr for CheckpointAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // The slashes of a scheme are not those between node and name.
-        let after_scheme = text.find("://").map_or(0, |at| at + 3);
-        let rest = text.get(after_scheme..).unwrap_or_default();
-        let (node, name) = match rest.rfind("//") {
-            Some(at) => (
-                text.get(..after_scheme + at).unwrap_or_default(),
-                rest.get(at + 2..).unwrap_or_default(),
-            ),
-            None if after_scheme > 0 => {
-                return Err("a container is written NODE//NAME, as in ssh://root@host//web".into());
-            }
-            None => ("local", rest),
-        };
-        let node = if node.is_empty() { "local" } else { node };
+        let (node, name) = on_node::split(text, "container", "web")?;
         let (container, name) = match name.split_once('@') {
             None => (name, None),
             Some((container, name)) => (
@@ -43,7 +32,7 @@ impl FromStr for CheckpointAddress {
             ),
         };
         Ok(Self {
-            node: NodeAddress::parse(node).map_err(|e| e.to_string())?,
+            node,
             container: ContainerName::new(container).map_err(|e| e.to_string())?,
             name,
         })
@@ -52,10 +41,7 @@ impl FromStr for CheckpointAddress {
 
 impl fmt::Display for CheckpointAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.node != NodeAddress::Local {
-            write!(f, "{}//", self.node)?;
-        }
-        write!(f, "{}", self.container)?;
+        write!(f, "{}{}", on_node::prefix(&self.node), self.container)?;
         self.name.as_ref().map_or(Ok(()), |name| write!(f, "@{name}"))
     }
 }

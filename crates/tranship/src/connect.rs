@@ -35,6 +35,13 @@ pub struct Connection {
     pub here: bool,
 }
 
+impl Connection {
+    /// Its agent says that it can do this.
+    pub fn can(&self, capability: &str) -> bool {
+        self.hello.capabilities.iter().any(|can| can == capability)
+    }
+}
+
 /// Connects to a node's agent, uploading and starting it where that is needed and allowed.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ mod failure;
 mod history;
 mod hooks;
 mod interrupts;
+mod on_node;
 mod progress;
 mod render;
 mod surroundings;

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use tranship_core::NodeAddress;
 
+use crate::on_node;
+
 /// A volume of a node, or a snapshot of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeAddress {
@@ -20,21 +22,7 @@ impl FromStr for VolumeAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // The slashes of a scheme are not those between node and name.
-        let after_scheme = text.find("://").map_or(0, |at| at + 3);
-        let rest = text.get(after_scheme..).unwrap_or_default();
-        let (node, name) = match rest.rfind("//") {
-            Some(at) => (
-                text.get(..after_scheme + at).unwrap_or_default(),
-                rest.get(at + 2..).unwrap_or_default(),
-            ),
-            None if after_scheme > 0 => {
-                return Err("a volume is written NODE//NAME, as in ssh://root@host//data".into());
-            }
-            None => ("local", rest),
-        };
-        let node = if node.is_empty() { "local" } else { node };
-        let node = NodeAddress::parse(node).map_err(|e| e.to_string())?;
+        let (node, name) = on_node::split(text, "volume", "data")?;
         let (name, snapshot) = match name.split_once('@') {
             None => (name, None),
             Some((name, time)) => {
@@ -62,10 +50,7 @@ impl FromStr for VolumeAddress {
 
 impl fmt::Display for VolumeAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.node != NodeAddress::Local {
-            write!(f, "{}//", self.node)?;
-        }
-        f.write_str(&self.name)?;
+        write!(f, "{}{}", on_node::prefix(&self.node), self.name)?;
         self.snapshot.map_or(Ok(()), |time| write!(f, "@{time}"))
     }
 }

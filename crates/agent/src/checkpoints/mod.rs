@@ -289,11 +289,7 @@ impl Checkpoints {
 
     /// A container by what it is called.
     async fn named(&self, container: &ContainerName) -> Result<Option<ContainerSpec>, Fault> {
-        match self.engine().inspect(container).await {
-            Ok(spec) => Ok(Some(spec)),
-            Err(EngineError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        Ok(spec_by_name(self.engine(), container).await?)
     }
 }
 
@@ -305,7 +301,15 @@ async fn spec_by_id(
     let name = ContainerName::new(container.as_str()).map_err(|error| EngineError::Unsupported {
         message: error.to_string(),
     })?;
-    match engine.inspect(&name).await {
+    spec_by_name(engine, &name).await
+}
+
+/// A container by what it is called, if it is there.
+async fn spec_by_name(
+    engine: &dyn Engine,
+    name: &ContainerName,
+) -> Result<Option<ContainerSpec>, EngineError> {
+    match engine.inspect(name).await {
         Ok(spec) => Ok(Some(spec)),
         Err(EngineError::NotFound { .. }) => Ok(None),
         Err(error) => Err(error),

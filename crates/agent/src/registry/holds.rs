@@ -1,12 +1,13 @@
 //! Containers that stand still for their checkpoints: neither moved nor written to meanwhile.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tranship_core::fault::FaultKind;
 use tranship_core::storage::ElementAt;
 use tranship_core::{ContainerSpec, Fault, MigrationId};
-use tranship_migrate::Mode;
 use tranship_migrate::record::DepartureState;
+use tranship_migrate::{Mode, Plan};
 
 use super::{DepartureTask, Registry, is_over, locked};
 use crate::locks::Held;
@@ -96,23 +97,9 @@ impl Registry {
     pub(crate) fn hold_any(&self, id: &MigrationId, spec: &ContainerSpec) -> Result<Hold, Fault> {
         let elements = writes::of_container(spec);
         let running = locked(&self.departures);
-        let leaving =
-            |task: &&Arc<DepartureTask>| writes::overlap(&writes::of_departure(&task.plan), &elements);
-        if let Some(task) = running.values().find(leaving) {
-            let whither = format!("to {}", task.plan.destination);
-            return Err(moving(spec, &whither, &task.plan.id));
-        }
-        let arriving = locked(&self.arrivals)
-            .values()
-            .map(|arrival| arrival.record())
-            .find(|record| !is_over(record) && writes::overlap(&writes::of_arrival(record), &elements));
-        if let Some(record) = arriving {
-            let whither = format!("here from {}", record.plan.source);
-            return Err(moving(spec, &whither, &record.plan.id));
-        }
-        if let Some(name) = self.writes.held(&elements) {
-            return Err(writes::checkpointing(&name));
-        }
+        self.refuse_moving(&running, &elements, |plan, whither| {
+            moving(spec, whither, &plan.id)
+        })?;
         if self.writes.touch(&elements) {
             return Err(copying(spec, &elements));
         }
@@ -121,6 +108,34 @@ impl Registry {
             _open: self.writes.hold(elements, &spec.name),
             _lock: lock,
         })
+    }
+
+    /// Whether any of these is on its way, or held. Nothing begins between this and what is done while `running` is locked.
+    ///
+    /// # Errors
+    /// `moving`, of the plan and whither it goes; `container.checkpointing`.
+    pub(super) fn refuse_moving(
+        &self,
+        running: &HashMap<MigrationId, Arc<DepartureTask>>,
+        elements: &[ElementAt],
+        moving: impl Fn(&Plan, &str) -> Fault,
+    ) -> Result<(), Fault> {
+        let leaving =
+            |task: &&Arc<DepartureTask>| writes::overlap(&writes::of_departure(&task.plan), elements);
+        if let Some(task) = running.values().find(leaving) {
+            return Err(moving(&task.plan, &format!("to {}", task.plan.destination)));
+        }
+        let arriving = locked(&self.arrivals)
+            .values()
+            .map(|arrival| arrival.record())
+            .find(|record| !is_over(record) && writes::overlap(&writes::of_arrival(record), elements));
+        if let Some(record) = arriving {
+            let whither = format!("here from {}", record.plan.source);
+            return Err(moving(&record.plan, &whither));
+        }
+        self.writes
+            .held(elements)
+            .map_or(Ok(()), |name| Err(writes::checkpointing(&name)))
     }
 }
 

@@ -52,6 +52,7 @@ use bytes::Bytes;
 use tranship_core::fault::Fault;
 
 use crate::entry::{ChunkId, Entry, TreeId};
+use crate::tree::TreeSummary;
 
 pub use operation::{Operations, operations, put_data_head, put_whole};
 
@@ -190,6 +191,22 @@ pub struct Totals {
     pub wire_bytes: u64,
     /// Files that changed while they were read.
     pub unsettled: u64,
+}
+
+impl Totals {
+    /// Those of a tree of which nothing had to travel.
+    #[must_use]
+    pub fn of(tree: &TreeSummary) -> Self {
+        Self {
+            tree: tree.id,
+            entries: tree.entries,
+            bytes: tree.bytes,
+            changed_entries: 0,
+            literal_bytes: 0,
+            wire_bytes: 0,
+            unsettled: 0,
+        }
+    }
 }
 
 /// How a file comes to its content.

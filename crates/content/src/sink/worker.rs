@@ -189,13 +189,10 @@ impl<'a> Worker<'a> {
             self.record.settle().map_err(TreeError::Io)?;
         }
         Ok(Totals {
-            tree: summary.id,
-            entries: summary.entries,
-            bytes: summary.bytes,
             changed_entries: counts.changed,
             literal_bytes: counts.literal,
-            wire_bytes: 0,
             unsettled: end.unsettled,
+            ..Totals::of(summary)
         })
     }
 }

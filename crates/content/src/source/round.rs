@@ -283,7 +283,7 @@ impl Round<'_> {
         if let (0, 0, Some(summary)) = (todo.gone, todo.looks, todo.base) {
             self.finish_delta()?;
             return Ok(Sent {
-                totals: totals_of(&summary),
+                totals: Totals::of(&summary),
                 files: None,
             });
         }
@@ -354,7 +354,7 @@ impl Round<'_> {
                 changed_entries: changed,
                 literal_bytes: literal,
                 unsettled,
-                ..totals_of(&summary)
+                ..Totals::of(&summary)
             },
             files: Some(files),
         })
@@ -441,16 +441,4 @@ struct Sent {
     totals: Totals,
     /// Its tree and facts, unless it is the base.
     files: Option<(PathBuf, PathBuf)>,
-}
-
-fn totals_of(summary: &TreeSummary) -> Totals {
-    Totals {
-        tree: summary.id,
-        entries: summary.entries,
-        bytes: summary.bytes,
-        changed_entries: 0,
-        literal_bytes: 0,
-        wire_bytes: 0,
-        unsettled: 0,
-    }
 }

@@ -211,20 +211,8 @@ impl Peer {
             Message::Again { paths } => assert!(paths.is_empty(), "{paths:?}"),
             other => return other,
         }
-        self.say(&Message::End(totals(summary)));
+        self.say(&Message::End(Totals::of(summary)));
         self.hear()
-    }
-}
-
-pub fn totals(summary: &TreeSummary) -> Totals {
-    Totals {
-        tree: summary.id,
-        entries: summary.entries,
-        bytes: summary.bytes,
-        changed_entries: 0,
-        literal_bytes: 0,
-        wire_bytes: 0,
-        unsettled: 0,
     }
 }
 

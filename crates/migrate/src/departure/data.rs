@@ -16,7 +16,7 @@ use tranship_core::storage::{
 };
 use tranship_core::{Engine, Fault};
 
-use super::predict::{longer_after, predict};
+use super::predict::{longer_after, meets_before, predict};
 use super::{Departure, LOST_DESTINATION, PATIENCE, PROGRESS_EVERY, RETRY, millis};
 use crate::destination::{Destination, link_lost};
 use crate::elements::Target;
@@ -37,9 +37,6 @@ const MEETINGS: usize = 32;
 const SIDE_BY_SIDE: usize = 4;
 /// Longest time that the destination takes to begin a round.
 const OPENING: Duration = Duration::from_secs(60);
-/// Entries of all elements up to which the destination looks at them before the freeze, which is a second or two: what the source writes
-/// meanwhile is one more thing to carry in the freeze, where both ends would look at the same time otherwise.
-const MEETING_ENTRIES: u64 = 500_000;
 /// While they run, processes are not dumped more often than this: they stand still meanwhile.
 const DUMP_AGAIN: Duration = Duration::from_secs(10);
 
@@ -165,12 +162,8 @@ impl Departure {
 
     /// Begins the rounds of the freeze: what the destination holds is looked through there while the source still runs.
     pub(super) async fn meet(&mut self) -> Result<(), Fault> {
-        if self
-            .record
-            .rounds
-            .last()
-            .is_none_or(|last| last.entries > MEETING_ENTRIES)
-        {
+        let rounds = &self.record.rounds;
+        if !rounds.last().is_some_and(|last| meets_before(last.entries)) {
             return Ok(());
         }
         let meter = self.meter(Phase::Bulk, None);

@@ -41,6 +41,7 @@ mod rollback;
 mod stateless;
 
 pub use drive::Order;
+pub use predict::meets_before;
 pub use rollback::resume;
 
 /// How long a lost link is waited for where going back would be worse than waiting.

@@ -7,6 +7,16 @@ const FREEZE_FIXED_MS: u64 = 700;
 /// Entries that are looked at in a millisecond when nothing of them changed. An estimate for predictions.
 const LOOKS_PER_MS: u64 = 250;
 
+/// Entries up to which the destination looks at them before a freeze, which takes a second or two: what the source writes meanwhile is one
+/// more thing to carry in the freeze, where both ends would look at the same time otherwise.
+const MEETING_ENTRIES: u64 = 500_000;
+
+/// Whether the destination is to look through what it holds before a freeze, by the entries of the last round.
+#[must_use]
+pub fn meets_before(entries: u64) -> bool {
+    entries <= MEETING_ENTRIES
+}
+
 /// Milliseconds that a freeze right after these rounds would last: a look at everything, and what was written while the last
 /// round ran, as fast as bytes went in the fastest one.
 pub(super) fn predict(rounds: &[RoundRecord]) -> u64 {

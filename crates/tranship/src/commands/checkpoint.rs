@@ -13,6 +13,7 @@ use crate::cli::{
 };
 use crate::connect::{self, Connection};
 use crate::failure::one_line;
+use crate::on_node;
 use crate::render::bytes;
 
 /// Runs one of the forms.
@@ -28,7 +29,7 @@ pub async fn run(context: &Context, args: &CheckpointArgs) -> Result<(), Fault> 
 /// Connects to a node whose agent knows checkpoints.
 async fn connected(context: &Context, address: &NodeAddress) -> Result<Connection, Fault> {
     let node = connect::connect(context, address).await?;
-    if node.hello.capabilities.iter().any(|known| known == "checkpoints") {
+    if node.can("checkpoints") {
         return Ok(node);
     }
     let message = format!("tranship {} there knows no checkpoints", node.hello.version);
@@ -39,11 +40,12 @@ async fn connected(context: &Context, address: &NodeAddress) -> Result<Connectio
 
 /// How a checkpoint is named on the command line.
 fn named(node: &NodeAddress, checkpoint: &CheckpointInfo) -> String {
-    let node = match node {
-        NodeAddress::Local => String::new(),
-        other => format!("{other}//"),
-    };
-    format!("{node}{}@{}", checkpoint.container, checkpoint.name)
+    format!(
+        "{}{}@{}",
+        on_node::prefix(node),
+        checkpoint.container,
+        checkpoint.name
+    )
 }
 
 async fn create(context: &Context, args: &CheckpointCreateArgs) -> Result<(), Fault> {

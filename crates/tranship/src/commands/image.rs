@@ -34,7 +34,7 @@ pub async fn run(context: &Context, args: &ImageArgs) -> Result<(), Fault> {
 
 async fn node(context: &Context, address: &NodeAddress) -> Result<Connection, Fault> {
     let node = connect::connect(context, address).await?;
-    if node.hello.capabilities.iter().any(|can| can == CAPABILITY) {
+    if node.can(CAPABILITY) {
         return Ok(node);
     }
     let text = "the agent there is of a version that knows nothing of images by themselves";

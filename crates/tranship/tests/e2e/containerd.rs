@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tranship_testkit::testbed::{Node, Options};
 
-use crate::world::{World, inspect, is_running};
+use crate::world::{World, inspect, is_running, untagged_image};
 
 /// Two layers of 9 MB over busybox, of which `app:base` has the lower one. The engine keeps them packed.
 const BUILD: &str = "mkdir -p /srv/build && cd /srv/build && head -c 9000000 /dev/urandom > one && head -c 9000000 /dev/urandom > two && \
@@ -114,11 +114,7 @@ fn images_keep_their_ids_and_only_missing_blobs_travel() {
     assert_eq!(sums(&world.a, "multi:1"), sums(&world.b, "multi:1"));
 
     // One without a tag by its id, and another tag of one that is there.
-    let untagged = world
-        .b
-        .sh("printf 'FROM app:1\nENV X=y\n' | DOCKER_BUILDKIT=0 docker build -q -")
-        .unwrap();
-    let untagged = untagged.trim();
+    let untagged = &untagged_image(&world.b, "app:1");
     world
         .run(&["image", "pull", untagged, "ssh://root@b", "--to", "ssh://root@a"])
         .expect(0)

@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 use tranship_testkit::testbed::Link;
 
-use crate::world::{World, finish, wait_until};
+use crate::world::{World, finish, untagged_image, wait_until};
 
 const BUILD: &str = "mkdir -p /srv/build && cd /srv/build && head -c 9000000 /dev/urandom > one && head -c 9000000 /dev/urandom > two && \
     printf 'FROM tranship-test/busybox:1\nCOPY one /one\n' > base && printf 'FROM app:base\nCOPY two /two\nCMD [\"sleep\",\"9\"]\n' > top && \
@@ -69,11 +69,7 @@ fn only_missing_layers_travel_and_ids_stay() {
     assert_eq!(id(&world, false, "other:1"), id(&world, false, "app:1"));
 
     // One that has no tag, by its id; and back, under the other command.
-    let untagged = world
-        .b
-        .sh("printf 'FROM app:1\nENV X=y\n' | DOCKER_BUILDKIT=0 docker build -q -")
-        .unwrap();
-    let untagged = untagged.trim();
+    let untagged = &untagged_image(&world.b, "app:1");
     world
         .run(&["image", "pull", untagged, "ssh://root@b", "--to", "ssh://root@a"])
         .expect(0)
@@ -100,7 +96,7 @@ fn only_missing_layers_travel_and_ids_stay() {
             .as_array()
             .unwrap()
             .iter()
-            .any(|image| image["id"] == untagged)
+            .any(|image| image["id"] == *untagged)
     );
 
     world

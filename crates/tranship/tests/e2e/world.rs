@@ -223,6 +223,12 @@ pub fn set_fail_point(root: &Path, text: &str) {
     std::fs::rename(directory.join("fail-point.new"), directory.join("fail-point")).unwrap();
 }
 
+/// The id of an image that a node makes of another one and gives no tag.
+pub fn untagged_image(node: &Node, of: &str) -> String {
+    let build = format!("printf 'FROM {of}\nENV X=y\n' | DOCKER_BUILDKIT=0 docker build -q -");
+    node.sh(&build).unwrap().trim().to_owned()
+}
+
 /// Whether an agent of a node passed a place.
 pub fn reached(node: &Node, place: &str) -> bool {
     let file = "/run/tranship/fail-point.reached";

@@ -122,7 +122,7 @@ impl Remote {
 
     /// Its agent says that it can do this.
     pub fn can(&self, capability: &str) -> bool {
-        self.node.hello.capabilities.iter().any(|can| can == capability)
+        self.node.can(capability)
     }
 
     async fn stat(&self, path: &[u8]) -> Result<RemoteStat, Fault> {
