@@ -152,11 +152,11 @@ pub fn round<R: Read, W: Write + Send>(
 }
 
 /// Starts a thread of a round.
-fn thread<'scope, F: FnOnce() + Send + 'scope>(
+fn thread<'scope, T: Send + 'scope, F: FnOnce() -> T + Send + 'scope>(
     name: &str,
     scope: &'scope Scope<'scope, '_>,
     run: F,
-) -> Result<ScopedJoinHandle<'scope, ()>, SinkError> {
+) -> Result<ScopedJoinHandle<'scope, T>, SinkError> {
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn_scoped(scope, run)
@@ -204,7 +204,7 @@ fn converse<R: Read, W: Write + Send>(
     let base = if remove::is_empty(place.root())? {
         None
     } else {
-        Some(held(&record, options)?)
+        Some(look(&record, &place, options, wants)?)
     };
     voice.say(&Message::Holds(match &base {
         None => Holds::Nothing,
@@ -294,6 +294,29 @@ fn converse<R: Read, W: Write + Send>(
         match (result, shared.failure()) {
             (Err(_), Some(error)) => Err(error),
             (result, _) => result,
+        }
+    })
+}
+
+/// What the root holds. What earlier rounds wrote goes to the disk meanwhile, if this round is to last: nobody may stand still for it
+/// yet.
+fn look(
+    record: &Record,
+    place: &Place,
+    options: &SinkOptions,
+    wants: Wants,
+) -> Result<(TreeSummary, Held), SinkError> {
+    std::thread::scope(|scope| {
+        let writing = if wants.durable && record.is_open() {
+            Some(thread("sink-write-back", scope, || worker::write_back(place))?)
+        } else {
+            None
+        };
+        let held = held(record, options);
+        match writing.map(ScopedJoinHandle::join) {
+            None => held,
+            Some(Ok(written)) => written.and(held),
+            Some(Err(_)) => Err(SinkError::Defect("writing to disk ended with a panic")),
         }
     })
 }

@@ -184,8 +184,7 @@ impl<'a> Worker<'a> {
         }
         self.record.keep(held).map_err(TreeError::Io)?;
         if self.wants.durable && self.record.is_open() {
-            rustix::fs::syncfs(self.place.root().as_fd())
-                .map_err(|error| failed(b"", "write to disk what is below", error))?;
+            write_back(&self.place)?;
             self.record.settle().map_err(TreeError::Io)?;
         }
         Ok(Totals {
@@ -195,4 +194,11 @@ impl<'a> Worker<'a> {
             ..Totals::of(summary)
         })
     }
+}
+
+/// Brings the file system of the root to the disk. It tells of a write that failed only once, so that whoever calls it must not pass
+/// over its error.
+pub(super) fn write_back(place: &Place) -> Result<(), SinkError> {
+    rustix::fs::syncfs(place.root().as_fd())
+        .map_err(|error| failed(b"", "write to disk what is below", error))
 }
