@@ -44,7 +44,9 @@ impl NodeStorage {
                     directories: vec![root.join("tranship"), self.state_directory.join("aside")],
                 };
                 asides.expire("partial-", PARTIAL);
-                Ok(DirectStorage::new(self.state_directory.join("content")).with_asides(asides))
+                let storage = DirectStorage::new(self.state_directory.join("content")).with_asides(asides);
+                storage.forget_earlier_boots();
+                Ok(storage)
             })
             .await
     }

@@ -13,6 +13,7 @@ use tranship_core::storage::{
     RoundReport, Storage, SyncOptions,
 };
 
+use crate::boot::{BOOT, is_of_this_boot};
 use crate::bridge::{IDLE, split};
 use crate::place::{self, Asides, PlaceError};
 use crate::scan::{Excludes, Nested};
@@ -67,6 +68,24 @@ impl DirectStorage {
     pub fn with_asides(mut self, asides: Asides) -> Self {
         self.asides = asides;
         self
+    }
+
+    /// Removes records of an earlier boot of the machine, which nobody believes. Failing at one is no failure at the others.
+    pub fn forget_earlier_boots(&self) {
+        let elements = std::fs::read_dir(&self.work).into_iter().flatten().flatten();
+        for element in elements.map(|element| element.path()) {
+            let stale = |end: &str| {
+                let records = element.join(end);
+                !records.exists() || (records.join(BOOT).exists() && !is_of_this_boot(&records.join(BOOT)))
+            };
+            // One without a note has just been made.
+            if stale("source")
+                && stale("sink")
+                && let Err(error) = std::fs::remove_dir_all(&element)
+            {
+                tracing::warn!("cannot remove the records in {}: {error}", element.display());
+            }
+        }
     }
 
     /// Directory and kind of an element, and where its records are.

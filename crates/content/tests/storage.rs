@@ -58,6 +58,76 @@ async fn an_element_goes_from_one_directory_to_another() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_reads_it_meanwhile_takes_nothing_away_from_a_round() {
+    let at = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let [a, b, c] = ["a", "b", "c"].map(|name| at.path().join(name));
+    for directory in [&a, &b, &c] {
+        fs::create_dir(directory).unwrap();
+    }
+    fs::write(a.join("file"), "first").unwrap();
+    let storage = DirectStorage::new(at.path().join("work"));
+    let open = async || storage.source(&place(&a), &SyncOptions::default()).await.unwrap();
+    let sink = async |path| storage.sink(&place(path), ElementRoute::Tree).await.unwrap();
+    let (mut mover, mut to_b) = (open().await, sink(&b).await);
+    let frozen = RoundOptions {
+        frozen: true,
+        durable: true,
+    };
+    for meets in [false, true] {
+        let (one, two) = tokio::io::duplex(64 << 10);
+        let moved = async {
+            let mut begun = mover.begin(Box::new(one), frozen).await?;
+            if meets {
+                begun.meet().await?;
+                // A snapshot of what is something else by now, while the round waits.
+                fs::write(a.join("file"), "second").unwrap();
+                let (mut reader, mut to_c) = (open().await, sink(&c).await);
+                let (one, two) = tokio::io::duplex(64 << 10);
+                let (sent, taken) = tokio::join!(
+                    reader.round(Box::new(one), frozen, Arc::new(|_| ())),
+                    to_c.round(Box::new(two), Arc::new(|_| ()))
+                );
+                sent.and(taken)?;
+            }
+            begun.go(Arc::new(|_| ())).await
+        };
+        let (sent, taken) = tokio::join!(moved, to_b.round(Box::new(two), Arc::new(|_| ())));
+        sent.and(taken).unwrap();
+    }
+    for to in [&b, &c] {
+        assert_eq!(fs::read_to_string(to.join("file")).unwrap(), "second");
+    }
+}
+
+#[tokio::test]
+async fn records_of_an_earlier_boot_are_forgotten() {
+    let at = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let storage = DirectStorage::new(at.path().join("work"));
+    storage.forget_earlier_boots();
+    drop(
+        storage
+            .source(&place(at.path()), &SyncOptions::default())
+            .await
+            .unwrap(),
+    );
+    let element = fs::read_dir(at.path().join("work"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    storage.forget_earlier_boots();
+    assert!(element.exists());
+    fs::write(element.join("source/boot"), "another").unwrap();
+    fs::create_dir(element.join("sink")).unwrap();
+    storage.forget_earlier_boots();
+    assert!(element.exists(), "the sink's are not older");
+    fs::write(element.join("sink/boot"), "another").unwrap();
+    storage.forget_earlier_boots();
+    assert!(!element.exists());
+}
+
 #[tokio::test]
 async fn a_broken_pipe_ends_the_round() {
     let at = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

@@ -47,6 +47,9 @@ pub struct Fault {
     /// The file or directory concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// The other end of a stream told of it: it happened there, and is not named as `node` yet. See [`Fault::on_either`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_peer: bool,
 }
 
 /// What every typed error of the workspace can say about itself.
@@ -78,6 +81,7 @@ impl Fault {
             node: None,
             container: None,
             path: None,
+            of_peer: false,
         }
     }
 
@@ -112,6 +116,13 @@ impl Fault {
     pub fn on_node(mut self, node: impl Into<String>) -> Self {
         self.node.get_or_insert_with(|| node.into());
         self
+    }
+
+    /// Names the node, unless one is named already: the other end's where that told of it, else this end's.
+    #[must_use]
+    pub fn on_either(mut self, this: &str, other: &str) -> Self {
+        let told = std::mem::take(&mut self.of_peer);
+        self.on_node(if told { other } else { this })
     }
 
     /// Names the container, unless one is named already.
@@ -181,6 +192,12 @@ mod tests {
         let back: Fault = serde_json::from_str(&serde_json::to_string(&fault).unwrap()).unwrap();
         assert_eq!(back, fault);
         assert_eq!(back.node.as_deref(), Some("a"));
+        for (of_peer, node) in [(false, "a"), (true, "b")] {
+            let mut fault = Fault::new("x.y", FaultKind::Environment, "no");
+            fault.of_peer = of_peer;
+            let fault = fault.on_either("a", "b").on_either("c", "d");
+            assert_eq!((fault.node.as_deref(), fault.of_peer), (Some(node), false));
+        }
         assert!(
             back.to_string().starts_with("cannot read /x: No such file"),
             "{back}"

@@ -61,11 +61,14 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    /// The common form. A fault of the other side is passed on as it came.
+    /// The common form. A fault of the other side is passed on as it came, marked as that side's.
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
-            Self::Peer(fault) => (**fault).clone(),
+            Self::Peer(fault) => Fault {
+                of_peer: true,
+                ..(**fault).clone()
+            },
             other => Fault::of(other),
         }
     }

@@ -22,8 +22,10 @@ mod pending;
 mod round;
 mod wire;
 
-use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
@@ -46,6 +48,12 @@ use wire::Queue;
 const ANSWERS: usize = 1024;
 /// Passes in which files are sent once more, at most.
 const MAX_PASSES: u32 = 3;
+/// Locked as long as the records beside it are used.
+const LOCK: &str = "source.lock";
+/// Begins the names of directories in the work directory for those who come while its own records are used.
+const BESIDE: &str = "beside-";
+/// As many read an element at the same time, at most.
+const READERS: u32 = 256;
 
 /// What is read, and how.
 #[derive(Debug, Clone)]
@@ -54,7 +62,8 @@ pub struct SourceOptions {
     pub root: PathBuf,
     /// It is the upper directory of an overlay.
     pub overlay: bool,
-    /// A directory for records between rounds, of this element alone. Made if it is not there.
+    /// A directory for records between rounds, of this element alone. Made if it is not there. Who opens the element while another has
+    /// the records begins without any, in a directory below.
     pub work: PathBuf,
     /// Paths that stay behind.
     pub excludes: Excludes,
@@ -74,6 +83,59 @@ pub struct Source {
     options: SourceOptions,
     /// The tree of the last round that came to a good end.
     known: Option<Base>,
+    _records: Records,
+}
+
+/// A directory with records that nobody else uses.
+#[derive(Debug)]
+struct Records {
+    /// One that is of no use to whoever comes later, and goes with this.
+    passing: Option<PathBuf>,
+    _lock: File,
+}
+
+impl Drop for Records {
+    fn drop(&mut self) {
+        if let Some(passing) = &self.passing {
+            // Renamed first, so that nobody takes it while it goes. What stays is found, and used, by the next who comes second.
+            let gone = passing.with_extension("gone");
+            let _ = std::fs::remove_dir_all(&gone);
+            if std::fs::rename(passing, &gone).is_ok() {
+                let _ = std::fs::remove_dir_all(&gone);
+            }
+        }
+    }
+}
+
+impl Records {
+    /// Takes the directory, or one below it if it is taken. Says which.
+    fn take(work: &Path) -> io::Result<(Self, PathBuf)> {
+        for reader in 0..READERS {
+            let passing = (reader > 0).then(|| work.join(format!("{BESIDE}{reader}")));
+            let directory = passing.as_deref().unwrap_or(work).to_owned();
+            std::fs::create_dir_all(&directory)?;
+            let path = directory.join(LOCK);
+            let lock = match File::create(&path) {
+                // Whoever had it removed it just now.
+                Err(error) if passing.is_some() && error.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
+            match lock.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => continue,
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            // The same, a moment later: this one is not there any more.
+            let there = std::fs::metadata(&path);
+            if there.is_ok_and(|there| lock.metadata().is_ok_and(|own| own.ino() == there.ino())) {
+                return Ok((Self { passing, _lock: lock }, directory));
+            }
+        }
+        Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "too many read it at the same time",
+        ))
+    }
 }
 
 impl Source {
@@ -82,12 +144,14 @@ impl Source {
     /// # Errors
     ///
     /// The work directory cannot be made.
-    pub fn open(options: SourceOptions) -> Result<Self, SourceError> {
+    pub fn open(mut options: SourceOptions) -> Result<Self, SourceError> {
+        let wished = options.work.display().to_string();
         let io = |source| SourceError::Work {
-            path: options.work.display().to_string(),
+            path: wished.clone(),
             source,
         };
-        std::fs::create_dir_all(&options.work).map_err(io)?;
+        let (records, work) = Records::take(&options.work).map_err(io)?;
+        options.work = work;
         let mut known = None;
         let noted = options.work.join(BOOT);
         let believed = is_of_this_boot(&noted);
@@ -115,7 +179,11 @@ impl Source {
             }
         }
         note_boot(&noted).map_err(io)?;
-        Ok(Self { options, known })
+        Ok(Self {
+            options,
+            known,
+            _records: records,
+        })
     }
 
     /// Begins a round with the sink at the other end of the streams, which should have a buffer behind them. Two threads carry what
@@ -312,5 +380,23 @@ mod tests {
         assert!(names.iter().all(|name| !work.path().join(name).exists()));
         write();
         assert!(Source::open(options).unwrap().known.is_some());
+    }
+
+    #[test]
+    fn whoever_comes_second_has_records_of_its_own() {
+        let work = tempfile::tempdir().unwrap();
+        let take = || Records::take(work.path()).unwrap();
+        let (first, at) = take();
+        assert_eq!(at, work.path());
+        let (second, at) = take();
+        assert_eq!(at, work.path().join("beside-1"));
+        let (third, beside) = take();
+        assert_eq!(beside, work.path().join("beside-2"));
+        drop(second);
+        assert!(!at.exists() && beside.exists());
+        drop(first);
+        assert_eq!(take().1, work.path());
+        drop(third);
+        assert!(!beside.exists() && work.path().exists());
     }
 }

@@ -466,14 +466,11 @@ async fn rounds(
             let done = dumped_and_sent(ends, element, step, meter).await;
             done.map_err(|mut fault| {
                 fault.message = format!("{label}: {}", fault.message);
-                let there = ["wire.", "arrival.", "content.link-lost"]
+                // What the way to the destination lost is told with its name too.
+                fault.of_peer |= ["wire.", "arrival.", "content.link-lost"]
                     .iter()
                     .any(|prefix| fault.code.starts_with(prefix));
-                fault.on_node(if there {
-                    &ends.plan.destination
-                } else {
-                    &ends.plan.source
-                })
+                fault.on_either(&ends.plan.source, &ends.plan.destination)
             })
         }));
     }

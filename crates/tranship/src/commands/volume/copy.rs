@@ -87,7 +87,7 @@ pub async fn run(context: &Context, args: &VolumeCopyArgs) -> Result<(), Fault> 
                     "the destination could not be told, and cleans up by itself: {stuck}"
                 ));
             }
-            return Err(fault.on_node(source.label.clone()));
+            return Err(fault.on_either(&source.label, &destination.label));
         }
     };
     if context.ui.json {

@@ -269,7 +269,9 @@ fn a_disk_that_runs_full_while_data_moves_ends_it_in_order() {
     let outcome = finish(child);
     world.arm(&world.b, "none");
     world.b.sh("rm -f /var/lib/docker/ballast").unwrap();
-    outcome.expect(4).saying(&["space", "rolled back", "hint:"]);
+    outcome
+        .expect(4)
+        .saying(&["space", "rolled back", "hint:", "where: node ssh://root@b"]);
     before.assert(&world, "no space");
     rerun(&world, BYTES + BYTES / 10);
 }
