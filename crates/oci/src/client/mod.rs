@@ -66,9 +66,10 @@ pub trait Transport: Send + Sync {
 pub struct Patience {
     /// How long a registry may ask to wait, all in all.
     pub busy: Duration,
-    /// How long an answer, or the next bytes of a body, may take.
+    /// How long an answer, or the next bytes of a body either way, may take.
     pub pause: Duration,
-    /// How long a manifest or configuration may take, with all that the registry wants before.
+    /// How long a manifest or configuration may take, with all that the registry wants before; and the answer to a layer that was sent
+    /// whole.
     pub document: Duration,
     /// How often a blob may break off without having got on.
     pub tries: u32,

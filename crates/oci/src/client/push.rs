@@ -201,8 +201,10 @@ impl Client {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media::BYTES));
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(content.length()));
-        let (body, failed) = self.payload(content, sent).await?;
-        let answer = self.send(Method::PUT, &path, headers, &scope, &what, body).await;
+        let taken = Arc::default();
+        let (body, failed) = self.payload(content, sent, &taken).await?;
+        let answer = self.send(Method::PUT, &path, headers, &scope, &what, (body, &taken));
+        let answer = answer.await;
         // What the engine says of its own layer says more than the broken connection that comes of it.
         if let Some(error) = failed.lock().ok().and_then(|mut failed| failed.take()) {
             return Err(OciError::from(error).into());
@@ -222,12 +224,14 @@ impl Client {
         &self,
         content: &Content<'_>,
         sent: &Arc<AtomicU64>,
+        taken: &Arc<AtomicU64>,
     ) -> Result<(Payload, Failure), ClientError> {
         let failure = Failure::default();
-        let sent = Arc::clone(sent);
+        let (sent, taken) = (Arc::clone(sent), Arc::clone(taken));
         let payload = match content {
             Content::Full(bytes) => {
                 sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                taken.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 Payload::Full(bytes.clone())
             }
             Content::Layer {
@@ -241,6 +245,7 @@ impl Client {
                 let stream = layer.map(move |piece| match piece {
                     Ok(piece) => {
                         sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                        taken.fetch_add(piece.len() as u64, Ordering::Relaxed);
                         Ok(piece)
                     }
                     Err(error) => {

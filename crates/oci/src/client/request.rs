@@ -1,6 +1,7 @@
 //! One request to a registry, until there is an answer to it.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -105,7 +106,8 @@ impl Client {
         }
     }
 
-    /// Sends a body that cannot be sent twice, with what was found to be right before.
+    /// Sends a body that cannot be sent twice, with what was found to be right before. `taken` counts what the registry took of it: a body that
+    /// stands still is given up as an answer is that does not come.
     pub(super) async fn send(
         &self,
         method: Method,
@@ -113,8 +115,12 @@ impl Client {
         headers: HeaderMap,
         scope: &str,
         what: &str,
-        body: Payload,
+        (body, taken): (Payload, &AtomicU64),
     ) -> Result<Response<BodyStream>, ClientError> {
+        let length = match &body {
+            Payload::Full(bytes) => bytes.len() as u64,
+            Payload::Stream { length, .. } => *length,
+        };
         let uri = self.uri(path, what)?;
         let own = self.uri("/v2/", what)?;
         let mut request = Request::new(body);
@@ -126,9 +132,28 @@ impl Client {
             request.headers_mut().insert(header::AUTHORIZATION, credentials);
         }
         *request.uri_mut() = uri;
-        // How long a body takes to go out is not known.
-        let sent = self.transport.send(request).await;
-        sent.map_err(|error| self.lost(&error))
+        // How long all of it takes to go out is not known.
+        let sent = self.transport.send(request);
+        tokio::pin!(sent);
+        let mut before = taken.load(Ordering::Relaxed);
+        loop {
+            // Once it has everything it may have to compare and move it.
+            let patience = if before < length {
+                self.patience.pause
+            } else {
+                self.patience.document
+            };
+            match timeout(patience, &mut sent).await {
+                Ok(sent) => return sent.map_err(|error| self.lost(&error)),
+                Err(_) => {
+                    let now = taken.load(Ordering::Relaxed);
+                    if now == before {
+                        return Err(self.lost(&"nothing more is taken, and no answer came"));
+                    }
+                    before = now;
+                }
+            }
+        }
     }
 
     async fn exchange(&self, request: Request<Payload>) -> Result<Response<BodyStream>, ClientError> {

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use http::Method;
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use http::{Method, Request, Response};
 use tranship_core::fault::Explain as _;
-use tranship_oci::client::{ClientError, Pushed};
+use tranship_oci::client::{BodyStream, Client, ClientError, Payload, Pushed, Transport};
 use tranship_oci::name::Repository;
 use tranship_oci::port::Images;
 
 use crate::common::{Engine, Image, noise};
-use crate::server::{Node, Server, answer, me, spec, writing};
+use crate::server::{Me, Node, Server, answer, me, patience, spec, writing};
 
 async fn push(
     node: &Node,
@@ -130,4 +133,59 @@ async fn refusals_end_it() {
     source.closed.store(true, Ordering::Relaxed);
     let error = push(&node, &source, &image, &[]).await.unwrap_err();
     assert_eq!(error.code(), "engine.unsupported");
+}
+
+/// Takes some of a body, slowly, and never answers.
+struct Stuck {
+    server: Server,
+    pieces: usize,
+    puts: AtomicUsize,
+}
+
+#[async_trait]
+impl Transport for Stuck {
+    async fn send(&self, request: Request<Payload>) -> std::io::Result<Response<BodyStream>> {
+        if request.method() != Method::PUT {
+            return self.server.send(request).await;
+        }
+        self.puts.fetch_add(1, Ordering::Relaxed);
+        if let Payload::Stream { mut stream, .. } = request.into_body() {
+            for _ in 0..self.pieces {
+                stream.next().await;
+                tokio::time::sleep(Duration::from_secs(50)).await;
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_that_stops_taking_is_not_waited_for_for_ever() {
+    // Eight pieces.
+    let image = Image::new("app", &[noise(1, 8000)]);
+    let source = Engine::with(&[("app:1", &image)]);
+    let spool = tempfile::tempdir().unwrap();
+    let mut lasted = Vec::new();
+    for pieces in [0, 3, 8] {
+        let registry = writing(Engine::with(&[]), Some(me()), &spool.path().join("s"));
+        let stuck = Arc::new(Stuck {
+            server: Server::new(registry),
+            pieces,
+            puts: AtomicUsize::default(),
+        });
+        let address = "reg.example".parse().unwrap();
+        let client = Client::new(address, Arc::clone(&stuck) as _, Arc::new(Me), patience());
+        let images: Arc<dyn Images> = Arc::clone(&source) as _;
+        let (repository, sent) = (Repository::new("tranship").unwrap(), Arc::default());
+        let begun = tokio::time::Instant::now();
+        let error = client
+            .push(&repository, &[], &images, &spec(&image), &sent)
+            .await
+            .unwrap_err();
+        assert_eq!(error.code(), "registry.lost", "{error}");
+        assert_eq!(stuck.puts.load(Ordering::Relaxed), 4);
+        lasted.push(begun.elapsed().as_secs() / 4);
+    }
+    // A minute without a piece; and five for an answer once it has everything.
+    assert_eq!(lasted, [60, 180, 660]);
 }
