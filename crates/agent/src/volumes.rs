@@ -23,6 +23,8 @@ use crate::state::Agent;
 
 /// Bytes between the two halves of a round within this process.
 const BUFFER: usize = 1 << 20;
+/// Milliseconds after which a snapshot that is being made shows that somebody works on it.
+const NEW: u64 = 60_000;
 
 /// How a copy goes.
 pub type CopyStream = std::pin::Pin<Box<dyn Stream<Item = Result<CopyEvent, Fault>> + Send>>;
@@ -163,7 +165,12 @@ impl Agent {
                 overlay: false,
             };
             let storage = Arc::clone(&agent.registry.ports().storage);
+            for path in left_in(&directory, timestamp) {
+                let overlay = false;
+                storage.remove(&ElementPlace::Directory { path, overlay }).await?;
+            }
             storage.make(&unfinished).await?;
+            let _alive = alive(&directory.join(format!("{timestamp}.new")))?;
             let sink = Arc::new(tokio::sync::Mutex::new(
                 storage.sink(&unfinished, ElementRoute::Tree).await?,
             ));
@@ -266,6 +273,30 @@ fn keep(
     Ok(rounds)
 }
 
+/// Shows others that somebody works on an unfinished snapshot, until this is dropped.
+fn alive(unfinished: &Path) -> Result<std::fs::File, Fault> {
+    let locked = std::fs::File::open(unfinished).and_then(|file| {
+        file.try_lock()?;
+        Ok(file)
+    });
+    locked.map_err(|e| Fault::new("snapshot.write", FaultKind::Environment, e.to_string()))
+}
+
+/// Unfinished snapshots on which nobody works any more.
+fn left_in(directory: &Path, now: u64) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| {
+            let begun = path
+                .file_name()
+                .and_then(|name| name.to_str()?.strip_suffix(".new")?.parse::<u64>().ok());
+            // One that was made just now may not show yet that it is alive.
+            begun.is_some_and(|begun| begun + NEW < now) && alive(path).is_ok()
+        })
+        .collect()
+}
+
 /// The snapshots that are whole, oldest first.
 fn snapshots_in(directory: &Path) -> Vec<SnapshotInfo> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
@@ -316,4 +347,24 @@ where
         Some((event, (receiver, guard)))
     });
     Box::pin(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unfinished_snapshots_are_left_only_by_who_is_gone() {
+        let at = tempfile::tempdir().unwrap();
+        let path = |name: &str| at.path().join(name);
+        for name in ["1000.new", "2000.new", "90000.new", "1500", "x.new"] {
+            std::fs::create_dir(path(name)).unwrap();
+        }
+        let working = alive(&path("2000.new")).unwrap();
+        assert_eq!(left_in(at.path(), 100_000), [path("1000.new")]);
+        drop(working);
+        let mut left = left_in(at.path(), 100_000);
+        left.sort();
+        assert_eq!(left, [path("1000.new"), path("2000.new")]);
+    }
 }
