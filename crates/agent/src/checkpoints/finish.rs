@@ -227,7 +227,7 @@ impl Checkpoints {
     async fn end(&self, kept: &Kept) -> Result<(), Fault> {
         let begun = &kept.about.begun;
         let since = Instant::now();
-        let (mut killed, mut seen_running) = (false, false);
+        let (mut noted, mut killed, mut seen_running) = (false, false, false);
         loop {
             let status = match self.engine().status(&begun.container).await {
                 Err(EngineError::NotFound { .. }) => return Err(changed()),
@@ -237,14 +237,17 @@ impl Checkpoints {
                 Ok(status)
                     if status.state == ContainerState::Paused && status.started_at == begun.started_at =>
                 {
-                    if !killed {
+                    if !noted {
                         kept.ending(true)?;
                         failpoint::reach("checkpoint.ending").await?;
-                        killed = true;
+                        noted = true;
                         // The note took a while: only what stands still after it is killed.
                         continue;
                     }
-                    match self.engine().kill(&begun.container).await {
+                    let done = self.engine().kill(&begun.container).await;
+                    // An end before anything was sent is not ours, even if it looks like it.
+                    killed |= !matches!(done, Err(EngineError::Unreachable { .. }));
+                    match done {
                         Ok(()) => continue,
                         Err(error) => error,
                     }
