@@ -172,6 +172,7 @@ impl Agent {
                 "files.here",
                 "files.partial",
                 "checkpoints",
+                "checkpoints.archives",
             ]
             .map(String::from)
             .to_vec(),

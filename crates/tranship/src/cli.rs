@@ -15,8 +15,8 @@ use tranship_migrate::ImageStrategy;
 use tranship_migrate::options::{ModeRequest, MoveOptions, OnSource, VolumeConflict};
 
 pub use self::checkpoint::{
-    CheckpointArgs, CheckpointCommand, CheckpointCreateArgs, CheckpointLsArgs, CheckpointRestoreArgs,
-    CheckpointRmArgs,
+    ArchiveCompression, CheckpointArgs, CheckpointCommand, CheckpointCreateArgs, CheckpointExportArgs,
+    CheckpointImportArgs, CheckpointLsArgs, CheckpointRestoreArgs, CheckpointRmArgs,
 };
 pub use self::image::{
     ImageArgs, ImageCommand, ImageLayersArgs, ImageLsArgs, ImageServeArgs, ImageStrategyArg, ImageWayArgs,

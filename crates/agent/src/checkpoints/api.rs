@@ -2,14 +2,19 @@
 
 use std::sync::Arc;
 
-use http::{Method, Request, Response};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Incoming as RequestBody;
-use tranship_core::Fault;
 use tranship_core::ids::{CheckpointName, ContainerName};
+use tranship_core::{Fault, FaultKind};
 use tranship_wire::WireError;
-use tranship_wire::h2::{self, Body};
+use tranship_wire::h2::{self, Body, ByteStream};
 
-use super::{CheckpointCreated, CheckpointInfo, CheckpointRestored, CreateCheckpoint, RestoreCheckpoint};
+use super::{
+    CheckpointCreated, CheckpointInfo, CheckpointRestored, CreateCheckpoint, ExportCheckpoint,
+    ImportCheckpoint, RestoreCheckpoint,
+};
 use crate::client::AgentClient;
 use crate::server;
 use crate::state::Agent;
@@ -34,6 +39,33 @@ pub(crate) async fn answer(
                 Ok(asked) => server::regardless(async move { checkpoints.restore(&asked).await }).await,
                 Err(fault) => Err(fault),
             })
+        }
+        (&Method::POST, ["export"]) => {
+            let archive = match server::body::<ExportCheckpoint>(request).await {
+                Ok(asked) => checkpoints.export(&asked).await,
+                Err(fault) => Err(fault),
+            };
+            match archive {
+                Ok(archive) => {
+                    h2::stream_response(HeaderMap::new(), archive.map(|part| part.map_err(Box::new)))
+                }
+                Err(fault) => server::answer::<()>(Err(fault)),
+            }
+        }
+        (&Method::PUT, ["import", container, name @ ..]) if name.len() <= 1 => {
+            let asked = server::parse::<ContainerName>(container).and_then(|container| {
+                let name = name.first().map(|name| server::parse::<CheckpointName>(name));
+                let name = name.transpose()?;
+                Ok(ImportCheckpoint { container, name })
+            });
+            let asked = match asked {
+                Ok(asked) => asked,
+                Err(fault) => return server::answer::<()>(Err(fault)),
+            };
+            let parts = h2::read_stream(request)
+                .map(|part| part.map_err(|error| std::io::Error::other(error.into_fault().to_string())));
+            let imported = async move { checkpoints.import(&asked, Box::pin(parts)).await };
+            server::answer(server::regardless(imported).await)
         }
         (&Method::DELETE, [container, name]) => {
             let named = server::parse::<ContainerName>(container)
@@ -72,6 +104,36 @@ impl AgentClient {
     /// As [`AgentClient::hello`].
     pub async fn restore_checkpoint(&self, asked: &RestoreCheckpoint) -> Result<CheckpointRestored, Fault> {
         self.post("/v1/checkpoints/restore", asked).await
+    }
+
+    /// A checkpoint as an archive.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn export_checkpoint(&self, asked: &ExportCheckpoint) -> Result<ByteStream, Fault> {
+        let json = serde_json::to_vec(asked)
+            .map_err(|error| Fault::new("request.invalid", FaultKind::Bug, error.to_string()))?;
+        let archive = self.client.post_stream("/v1/checkpoints/export", json).await;
+        archive.map_err(WireError::into_fault)
+    }
+
+    /// Brings a checkpoint back from an archive.
+    ///
+    /// # Errors
+    /// As [`AgentClient::hello`].
+    pub async fn import_checkpoint(
+        &self,
+        asked: &ImportCheckpoint,
+        archive: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    ) -> Result<CheckpointInfo, Fault> {
+        let name = asked.name.as_ref();
+        let name = name.map_or_else(String::new, |name| format!("/{name}"));
+        let path = format!("/v1/checkpoints/import/{}{name}", asked.container);
+        let sent = self
+            .client
+            .send_stream(Method::PUT, &path, HeaderMap::new(), archive)
+            .await;
+        sent.map_err(WireError::into_fault)
     }
 
     /// Removes a checkpoint for good.

@@ -227,7 +227,11 @@ pub(super) async fn images_of(engine: &dyn Engine, begun: &Begun) -> Result<Path
     }
 }
 
-fn room_for(store: &Store, bytes: u64) -> Result<(), CheckpointError> {
+/// Whether so much fits on the disk.
+///
+/// # Errors
+/// `checkpoint.no-space`.
+pub(super) fn room_for(store: &Store, bytes: u64) -> Result<(), CheckpointError> {
     // It is made when it is needed; the file system is that of what is above.
     let place = store.root().ancestors().find(|path| path.is_dir());
     let Some(space) = place.and_then(|path| rustix::fs::statvfs(path).ok()) else {

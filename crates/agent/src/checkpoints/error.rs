@@ -136,6 +136,42 @@ pub(crate) enum CheckpointError {
         /// Why.
         why: String,
     },
+    /// It is no archive of a checkpoint, or a damaged one.
+    #[error("the archive cannot be used: {why}")]
+    Archive {
+        /// What was found.
+        why: String,
+    },
+    /// It bears no proof that this node's key gave it.
+    #[error("the archive was not exported by this node, or was changed since")]
+    Foreign,
+    /// It goes back to its own container only.
+    #[error("the checkpoint is of the container {of}, which {container} is not")]
+    OtherContainer {
+        /// The container, as it was asked for.
+        container: String,
+        /// The id of the one that it is of.
+        of: String,
+    },
+    /// What became of its container is not known.
+    #[error("this node has no note that it exported the checkpoint {name:?} of {container}")]
+    NotExported {
+        /// The container.
+        container: String,
+        /// The checkpoint.
+        name: String,
+    },
+    /// It never went away.
+    #[error("the checkpoint is there already, as {container}@{name}")]
+    Present {
+        /// The container.
+        container: String,
+        /// The name that it has there.
+        name: String,
+    },
+    /// Whoever takes an archive went away.
+    #[error("the archive could not be passed on")]
+    Stream(#[source] std::io::Error),
     /// The disk is too small.
     #[error("there is no room for the checkpoint: {needed} bytes are needed at {}, and {free} are free", path.display())]
     NoSpace {
@@ -190,6 +226,12 @@ impl Explain for CheckpointError {
             Self::ContainerGone { .. } => "checkpoint.container-gone",
             Self::Damaged { .. } => "checkpoint.damaged",
             Self::Key { .. } => "checkpoint.key",
+            Self::Archive { .. } => "checkpoint.archive",
+            Self::Foreign => "checkpoint.foreign",
+            Self::OtherContainer { .. } => "checkpoint.other-container",
+            Self::NotExported { .. } => "checkpoint.not-exported",
+            Self::Present { .. } => "checkpoint.present",
+            Self::Stream(_) => "checkpoint.stream",
             Self::NoSpace { .. } => "checkpoint.no-space",
             Self::Io { reason, .. } if reason.kind() == std::io::ErrorKind::StorageFull => {
                 "checkpoint.no-space"
@@ -228,6 +270,18 @@ impl Explain for CheckpointError {
             Self::Key { .. } => {
                 "checkpoints can be read only with the key that they were made with; bring that file back, or remove them".into()
             }
+            Self::Archive { .. } => {
+                "it has to be as `tranship checkpoint export` wrote it, whole and unchanged; fetch or export it again".into()
+            }
+            Self::Foreign => {
+                "memory decides what its processes may do, so a node takes back only what it exported itself, with the key that it has now".into()
+            }
+            Self::OtherContainer { .. } => "memory goes on only in the container that it is of; name that one".into(),
+            Self::NotExported { .. } => {
+                "without that note, which lies among the node's checkpoints, it is not known whether the container went on from it since".into()
+            }
+            Self::Present { .. } => "restore that one; there is nothing to bring back".into(),
+            Self::Stream(_) => "run the command again".into(),
             Self::NoSpace { .. } => "free space there, or remove checkpoints that are no longer needed".into(),
             Self::Io { .. } => "the agent needs space and a writable file system there".into(),
         })

@@ -5,15 +5,15 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufWriter, Read as _, Write as _};
+use std::io::{self, BufWriter, Read, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use tranship_archive::entry::{Entry, Kind};
 use tranship_archive::reader::{Limits, ReadOptions, Reader};
-use tranship_archive::writer::Writer;
+use tranship_archive::writer::{WriteError, Writer};
 
 use super::error::CheckpointError;
 use super::seal::{NodeKey, Opening, Sealing};
@@ -21,10 +21,10 @@ use super::seal::{NodeKey, Opening, Sealing};
 /// As many images are taken. A dump has some dozens, and a few for each process.
 const MOST_IMAGES: u64 = 100_000;
 /// Bytes that are read and written at a time.
-const BUFFER: usize = 1 << 20;
+pub(super) const BUFFER: usize = 1 << 20;
 
 /// Letters, digits and a few marks, as in all names that CRIU and runc give.
-fn is_a_name(name: &[u8]) -> bool {
+pub(super) fn is_a_name(name: &[u8]) -> bool {
     let allowed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
     name.first().is_some_and(u8::is_ascii_alphanumeric) && name.len() <= 128 && name.iter().all(allowed)
 }
@@ -57,6 +57,80 @@ fn list(directory: &Path) -> Result<Vec<(Vec<u8>, u64)>, CheckpointError> {
     Ok(found)
 }
 
+/// Images on their way into a sealed file.
+pub(super) struct Packing {
+    file: PathBuf,
+    archive: Writer<Sealing<BufWriter<File>>>,
+}
+
+impl Packing {
+    /// Begins a new file.
+    ///
+    /// # Errors
+    /// What the file system says, also of a file that is there.
+    pub(super) fn begin(file: &Path, key: &NodeKey, context: &[u8]) -> Result<Self, CheckpointError> {
+        let unwritten = |error| CheckpointError::io(file, "written", error);
+        let out = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(file)
+            .map_err(unwritten)?;
+        let out = BufWriter::with_capacity(BUFFER, out);
+        Ok(Self {
+            archive: Writer::new(Sealing::begin(out, key, context).map_err(unwritten)?),
+            file: file.to_owned(),
+        })
+    }
+
+    /// Begins an image of so many bytes, once those of the one before have come.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(super) fn start(&mut self, name: &[u8], bytes: u64) -> Result<(), CheckpointError> {
+        let started = self.archive.start(&image_entry(name, bytes));
+        started.map_err(|error| self.unwritten(error))
+    }
+
+    /// Content of the image.
+    ///
+    /// # Errors
+    /// What the file system says; more than was announced.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), CheckpointError> {
+        let written = self.archive.write_data(bytes);
+        written.map_err(|error| self.unwritten(error))
+    }
+
+    /// Makes the file whole and durable.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(super) fn finish(self) -> Result<(), CheckpointError> {
+        let unwritten = |error| CheckpointError::io(&self.file, "written", error);
+        let sealing = self.archive.finish().map_err(|error| unwritten(io_of(error)))?;
+        let out = sealing
+            .finish()
+            .and_then(|buffered| buffered.into_inner().map_err(io::IntoInnerError::into_error));
+        out.and_then(|out| out.sync_all()).map_err(unwritten)
+    }
+
+    fn unwritten(&self, error: WriteError) -> CheckpointError {
+        CheckpointError::io(&self.file, "written", io_of(error))
+    }
+}
+
+/// An image as an entry of an archive.
+pub(super) fn image_entry(name: &[u8], bytes: u64) -> Entry {
+    Entry::file(name, 0o600, bytes)
+}
+
+fn io_of(error: WriteError) -> io::Error {
+    match error {
+        WriteError::Io(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
 /// Seals the images of a directory into a new file, and makes it durable.
 ///
 /// # Errors
@@ -67,35 +141,90 @@ pub(super) fn pack(
     key: &NodeKey,
     context: &[u8],
 ) -> Result<(), CheckpointError> {
-    let unwritten = |error| CheckpointError::io(file, "written", error);
-    let out = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(file)
-        .map_err(unwritten)?;
-    let sealing = Sealing::begin(BufWriter::with_capacity(BUFFER, out), key, context).map_err(unwritten)?;
-    let mut archive = Writer::new(sealing);
+    let mut packing = Packing::begin(file, key, context)?;
     for (name, bytes) in list(directory)? {
         let path = directory.join(OsStr::from_bytes(&name));
-        let mut image = File::open(&path).map_err(|error| CheckpointError::io(&path, "read", error))?;
-        let entry = Entry::file(name, 0o600, bytes);
-        archive
-            .append(&entry, &mut image)
-            .map_err(|error| unwritten(io_of(error)))?;
+        let unread = |error| CheckpointError::io(&path, "read", error);
+        let mut image = File::open(&path).map_err(unread)?;
+        packing.start(&name, bytes)?;
+        pass_on(&mut image, unread, |part| packing.write(part))?;
     }
-    let sealing = archive.finish().map_err(|error| unwritten(io_of(error)))?;
-    let out = sealing
-        .finish()
-        .and_then(|buffered| buffered.into_inner().map_err(io::IntoInnerError::into_error));
-    out.and_then(|out| out.sync_all()).map_err(unwritten)
+    packing.finish()
 }
 
-fn io_of(error: tranship_archive::writer::WriteError) -> io::Error {
-    match error {
-        tranship_archive::writer::WriteError::Io(error) => error,
-        other => io::Error::other(other),
+/// Reads to the end, and passes on what is read.
+///
+/// # Errors
+/// What `unread` makes of an error of the reader; that of whoever takes it.
+pub(super) fn pass_on(
+    from: &mut dyn Read,
+    unread: impl Fn(io::Error) -> CheckpointError,
+    mut take: impl FnMut(&[u8]) -> Result<(), CheckpointError>,
+) -> Result<(), CheckpointError> {
+    let mut buffer = vec![0u8; BUFFER];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(read) => take(buffer.get(..read).unwrap_or_default())?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(unread(error)),
+        }
     }
+}
+
+/// What is wrong with a sealed file, or with the disk that it is on.
+pub(super) fn unread(file: &Path, error: io::Error) -> CheckpointError {
+    match error.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => CheckpointError::Damaged {
+            path: file.to_owned(),
+            why: error.to_string(),
+        },
+        _ => CheckpointError::io(file, "read", error),
+    }
+}
+
+/// How archives of images are read: no more of them than there can be, and nothing on trust.
+pub(super) fn read_options() -> ReadOptions {
+    ReadOptions {
+        limits: Limits {
+            entries: MOST_IMAGES + 8,
+            name: 256,
+            ..Limits::default()
+        },
+        ..ReadOptions::strict()
+    }
+}
+
+/// Passes on every image of a sealed file, in their order, and no more than `bytes` of them. An error of the reader that comes with
+/// an image is to be told by [`unread`].
+///
+/// # Errors
+/// [`CheckpointError::Damaged`]; what the file system says; that of whoever takes them.
+pub(super) fn each(
+    file: &Path,
+    key: &NodeKey,
+    context: &[u8],
+    bytes: u64,
+    mut take: impl FnMut(&Entry, &mut dyn Read) -> Result<(), CheckpointError>,
+) -> Result<(), CheckpointError> {
+    let damaged = |why: String| CheckpointError::Damaged {
+        path: file.to_owned(),
+        why,
+    };
+    let sealed = File::open(file).map_err(|error| CheckpointError::io(file, "read", error))?;
+    let opening = Opening::begin(io::BufReader::with_capacity(BUFFER, sealed), key, context);
+    let mut archive = Reader::new(opening.map_err(|error| unread(file, error))?, read_options());
+    let mut left = bytes;
+    while let Some(entry) = archive.next_entry().map_err(|error| damaged(error.to_string()))? {
+        if entry.kind != Kind::File || entry.sparse.is_some() || !is_a_name(&entry.path) {
+            return Err(damaged(format!("{} is no image of CRIU's", entry.shown())));
+        }
+        left = left
+            .checked_sub(entry.size)
+            .ok_or_else(|| damaged("it holds more than its description says".into()))?;
+        take(&entry, &mut archive.data())?;
+    }
+    Ok(())
 }
 
 /// Opens a sealed file into a directory that is there, is empty, and belongs to this user alone. No more than `bytes` of images are
@@ -110,37 +239,10 @@ pub(super) fn unpack(
     context: &[u8],
     bytes: u64,
 ) -> Result<(), CheckpointError> {
-    let damaged = |why: String| CheckpointError::Damaged {
-        path: file.to_owned(),
-        why,
-    };
-    let of_input = |error: io::Error| match error.kind() {
-        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => damaged(error.to_string()),
-        _ => CheckpointError::io(file, "read", error),
-    };
-    let sealed = File::open(file).map_err(|error| CheckpointError::io(file, "read", error))?;
-    let opening = Opening::begin(io::BufReader::with_capacity(BUFFER, sealed), key, context);
-    let options = ReadOptions {
-        limits: Limits {
-            entries: MOST_IMAGES,
-            name: 128,
-            ..Limits::default()
-        },
-        ..ReadOptions::strict()
-    };
-    let mut archive = Reader::new(opening.map_err(of_input)?, options);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let into = rustix::fs::open(directory, flags, Mode::empty())
         .map_err(|error| CheckpointError::io(directory, "opened", error.into()))?;
-    let mut left = bytes;
-    let mut buffer = vec![0u8; BUFFER];
-    while let Some(entry) = archive.next_entry().map_err(|error| damaged(error.to_string()))? {
-        if entry.kind != Kind::File || entry.sparse.is_some() || !is_a_name(&entry.path) {
-            return Err(damaged(format!("{} is no image of CRIU's", entry.shown())));
-        }
-        left = left
-            .checked_sub(entry.size)
-            .ok_or_else(|| damaged("it holds more than its description says".into()))?;
+    each(file, key, context, bytes, |entry, data| {
         let path = directory.join(OsStr::from_bytes(&entry.path));
         let unwritten = |error: io::Error| CheckpointError::io(&path, "written", error);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -152,22 +254,17 @@ pub(super) fn unpack(
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
         );
         let mut out = File::from(opened.map_err(|error| unwritten(error.into()))?);
-        let mut data = archive.data();
-        loop {
-            let read = data.read(&mut buffer).map_err(of_input)?;
-            if read == 0 {
-                break;
-            }
-            out.write_all(&buffer[..read]).map_err(unwritten)?;
-        }
-    }
-    Ok(())
+        pass_on(
+            data,
+            |error| unread(file, error),
+            |part| out.write_all(part).map_err(unwritten),
+        )
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::PathBuf;
 
     struct Room {
         root: tempfile::TempDir,

@@ -15,9 +15,11 @@
 //! | `recover` | what is done about those that were left half done, by this agent or one before it |
 //! | `store` | directories, descriptions and notes |
 //! | `seal`, `images` | encryption, and the images of a dump in one file |
+//! | `transfer`, `archive` | checkpoints that leave their node and come back, and their form then |
 //! | `look` | what files were like |
 
 mod api;
+mod archive;
 mod create;
 mod error;
 mod finish;
@@ -27,6 +29,7 @@ mod recover;
 mod restore;
 mod seal;
 mod store;
+mod transfer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -68,6 +71,49 @@ pub struct RestoreCheckpoint {
     /// Also if its files changed since.
     #[serde(default)]
     pub changed_files: bool,
+}
+
+/// How an archive of a checkpoint holds what was in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ArchiveMemory {
+    /// Sealed with the node's key: nobody else can read it.
+    Encrypted,
+    /// As it is, laid out as podman does it: for other programs, and for whoever gets hold of it.
+    Unencrypted,
+}
+
+impl std::fmt::Display for ArchiveMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Encrypted => "encrypted",
+            Self::Unencrypted => "unencrypted",
+        })
+    }
+}
+
+/// Asks for a checkpoint as an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportCheckpoint {
+    /// The container.
+    pub container: ContainerName,
+    /// Which of its checkpoints; the only one if not given.
+    #[serde(default)]
+    pub name: Option<CheckpointName>,
+    /// Whether others can read it.
+    pub memory: ArchiveMemory,
+    /// Compresses it with zstd. What is encrypted stays as it is.
+    #[serde(default)]
+    pub compress: bool,
+}
+
+/// Brings a checkpoint back from an archive, which follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImportCheckpoint {
+    /// The container that it is of.
+    pub container: ContainerName,
+    /// What it is called from now on; as before if not given.
+    pub name: Option<CheckpointName>,
 }
 
 /// What would come of a restore.

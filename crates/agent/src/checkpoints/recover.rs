@@ -72,6 +72,22 @@ impl Checkpoints {
                 self.settle_one(&Open::Kept(kept)).await?;
             }
         }
+        self.note_moves(store).await
+    }
+
+    /// Notes of checkpoints that were exported whether their containers went to another node. That is done whenever an agent begins,
+    /// when it still knows even those migrations whose records it removes. Notes of containers that are gone go with them.
+    pub(super) async fn note_moves(&self, store: &Store) -> Result<(), Fault> {
+        for (container, receipt) in store.receipts()? {
+            match self.spec_of(&container).await? {
+                None => receipt.remove()?,
+                Some(spec) => {
+                    if self.registry.moved(&spec).is_some_and(|moved| moved.over) {
+                        receipt.moved()?;
+                    }
+                }
+            }
+        }
         Ok(())
     }
 
@@ -97,6 +113,7 @@ impl Checkpoints {
             let started = spec.status.started_at != begun.started_at;
             if is_up(&spec.status) || (started && !begun.leave_running) {
                 restored = Restored::Maybe;
+                kept.spoil_copies()?;
                 self.unpark(begun, &spec).await?;
             }
         }

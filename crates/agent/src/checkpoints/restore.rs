@@ -12,7 +12,7 @@ use super::error::CheckpointError;
 use super::finish::{AGAIN, ENGINE_AWAY, Open};
 use super::look::{self, Moment};
 use super::recover::Restored;
-use super::store::Kept;
+use super::store::{About, Kept};
 use super::{CheckpointRestored, Checkpoints, RestoreCheckpoint, blocking, find, images, not_found};
 
 impl Checkpoints {
@@ -158,35 +158,46 @@ impl Checkpoints {
     }
 }
 
-fn gone(kept: &Kept) -> Fault {
+/// Its container was removed.
+pub(super) fn gone(kept: &Kept) -> Fault {
+    gone_of(&kept.about)
+}
+
+/// The container of the checkpoint that this describes was removed.
+pub(super) fn gone_of(about: &About) -> Fault {
     Fault::of(&CheckpointError::ContainerGone {
-        container: kept.about.container_name.clone(),
-        name: kept.about.name.to_string(),
+        container: about.container_name.clone(),
+        name: about.name.to_string(),
     })
 }
 
-/// What can be told before files are looked at.
-fn may_go_on(kept: &Kept, spec: &ContainerSpec) -> Result<(), CheckpointError> {
-    let begun = &kept.about.begun;
+/// Whether anything may go on from it, once its container stands still.
+///
+/// # Errors
+/// `checkpoint.unfinished`, `checkpoint.started-since`, `checkpoint.used`.
+pub(super) fn is_good(kept: &Kept, spec: &ContainerSpec) -> Result<(), CheckpointError> {
     let (container, name) = (spec.name.clone(), kept.about.name.to_string());
-    let stopped = matches!(
-        spec.status.state,
-        ContainerState::Created | ContainerState::Exited | ContainerState::Dead
-    );
+    let begun = &kept.about.begun;
     if kept.is_unfinished() || kept.is_restoring() {
         return Err(CheckpointError::Unfinished { container, name });
     }
     if !begun.leave_running && spec.status.started_at != begun.started_at {
         return Err(CheckpointError::StartedSince { container, name });
     }
-    if !stopped {
-        return Err(CheckpointError::Running {
-            container,
-            state: spec.status.state.to_string(),
-        });
-    }
     if kept.is_used() {
         return Err(CheckpointError::Used { container, name });
     }
     Ok(())
+}
+
+/// What can be told before files are looked at.
+fn may_go_on(kept: &Kept, spec: &ContainerSpec) -> Result<(), CheckpointError> {
+    is_good(kept, spec)?;
+    match spec.status.state {
+        ContainerState::Created | ContainerState::Exited | ContainerState::Dead => Ok(()),
+        state => Err(CheckpointError::Running {
+            container: spec.name.clone(),
+            state: state.to_string(),
+        }),
+    }
 }

@@ -14,6 +14,7 @@ use std::path::Path;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::hkdf::{HKDF_SHA256, Salt};
+use ring::hmac;
 
 use super::error::CheckpointError;
 
@@ -27,6 +28,9 @@ const PIECE: usize = 64 << 10;
 const TAG: usize = 16;
 /// What the keys are for.
 const PURPOSE: &[u8] = b"tranship checkpoint 1";
+const PURPOSE_OF_PROOFS: &[u8] = b"tranship checkpoint archive 1";
+/// Bytes of a proof.
+pub(super) const PROOF: usize = 32;
 
 /// The key of a node, which every file's key is made from.
 pub(super) struct NodeKey([u8; 32]);
@@ -62,6 +66,36 @@ impl NodeKey {
         let key = key.map_err(|_| io::Error::other("no key could be made"))?;
         Ok(LessSafeKey::new(UnboundKey::from(key)))
     }
+
+    /// The key that shows that a description was written here: HMAC-SHA-256.
+    fn of_proofs(&self) -> io::Result<hmac::Key> {
+        let key = Salt::new(HKDF_SHA256, &[]).extract(&self.0);
+        let key = key.expand(&[PURPOSE_OF_PROOFS], hmac::HMAC_SHA256);
+        Ok(key.map_err(|_| io::Error::other("no key could be made"))?.into())
+    }
+
+    /// Proves that this was written by whoever has the key.
+    ///
+    /// # Errors
+    /// If no key could be made.
+    pub(super) fn prove(&self, text: &[u8]) -> io::Result<[u8; PROOF]> {
+        let tag = hmac::sign(&self.of_proofs()?, text);
+        <[u8; PROOF]>::try_from(tag.as_ref()).map_err(io::Error::other)
+    }
+
+    /// Whether this was written by whoever has the key, and is what it was.
+    ///
+    /// # Errors
+    /// If no key could be made.
+    pub(super) fn is_proved(&self, text: &[u8], proof: &[u8]) -> io::Result<bool> {
+        Ok(hmac::verify(&self.of_proofs()?, text, proof).is_ok())
+    }
+}
+
+/// Bytes of a sealed file with so many bytes of content.
+pub(super) fn sealed_bytes(content: u64) -> u64 {
+    let pieces = content.div_ceil(PIECE as u64).max(1);
+    HEADER as u64 + content + pieces * TAG as u64
 }
 
 fn random() -> io::Result<[u8; SALT]> {
@@ -258,6 +292,7 @@ mod tests {
             assert_eq!(opened(&file, &key(1), b"about").unwrap(), content, "{length}");
             let pieces = length.div_ceil(PIECE).max(1);
             assert_eq!(file.len(), HEADER + length + pieces * TAG, "{length}");
+            assert_eq!(file.len() as u64, sealed_bytes(length as u64), "{length}");
         }
         let secret = b"a secret that processes know".repeat(10);
         let file = sealed(&secret, b"");
@@ -270,6 +305,15 @@ mod tests {
         let file = sealed(b"content", b"about");
         assert!(opened(&file, &key(2), b"about").is_err());
         assert!(opened(&file, &key(1), b"About").is_err());
+    }
+
+    #[test]
+    fn proofs_hold_for_one_text_and_one_key() {
+        let proof = key(1).prove(b"about").unwrap();
+        assert!(key(1).is_proved(b"about", &proof).unwrap());
+        assert!(!key(1).is_proved(b"About", &proof).unwrap());
+        assert!(!key(2).is_proved(b"about", &proof).unwrap());
+        assert!(!key(1).is_proved(b"about", &proof[1..]).unwrap());
     }
 
     #[test]

@@ -9,8 +9,11 @@
 //!                                               restoring         while it is restored
 //!                                               used              from right before a restore on
 //!                                               moved             the container belongs to another node
-//!                                          .new-NAME/             one that is being made
+//!                                          .new-NAME/             one that is being made, or brought back from an archive
+//!                                          .exported-ID/          what became of the container of one that was exported
 //! ```
+
+mod receipts;
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
@@ -19,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tranship_core::container::RestartPolicy;
-use tranship_core::ids::CheckpointName;
+use tranship_core::ids::{CheckpointName, Digest};
 use tranship_core::storage::ElementAt;
 use tranship_core::{ContainerId, ContainerSpec};
 
@@ -106,6 +109,41 @@ impl About {
             files,
         }
     }
+
+    /// The form that it has, if that is another one than this version knows.
+    pub(super) fn foreign_version(&self) -> Option<u32> {
+        (self.version != VERSION).then_some(self.version)
+    }
+
+    /// The same checkpoint, brought back from an archive: by another name maybe, and with what its container is called by now and has
+    /// as its restart policy.
+    pub(super) fn brought_back(mut self, name: CheckpointName, spec: &ContainerSpec) -> Self {
+        self.name = name;
+        self.container_name.clone_from(&spec.name);
+        if !spec.restart_policy.is_never() {
+            self.begun.restart_policy = spec.restart_policy.clone();
+        }
+        self
+    }
+
+    /// What tells it from every other checkpoint, whatever it is called: 64 hexadecimal digits.
+    ///
+    /// # Errors
+    /// None that is known: it is made of what was read from JSON, or is written as such.
+    pub(super) fn identity(&self) -> Result<String, CheckpointError> {
+        let begun = &self.begun;
+        let one = (
+            &begun.container,
+            &begun.started_at,
+            begun.leave_running,
+            self.created_at_ms,
+            self.image_bytes,
+            &self.files,
+        );
+        let bytes = serde_json::to_vec(&one)
+            .map_err(|error| CheckpointError::io(Path::new(ABOUT), "written", error.into()))?;
+        Ok(Digest::of(&bytes).hex().to_owned())
+    }
 }
 
 /// A checkpoint on the disk.
@@ -133,8 +171,8 @@ impl Kept {
         let mut context = Vec::new();
         io::Read::read_to_end(&mut io::Read::take(file, LONGEST_ABOUT), &mut context).map_err(unread)?;
         let about: About = serde_json::from_slice(&context).map_err(|error| damaged(error.to_string()))?;
-        if about.version != VERSION {
-            return Err(damaged(format!("it is of version {}", about.version)));
+        if let Some(version) = about.foreign_version() {
+            return Err(damaged(format!("it is of version {version}")));
         }
         let named = directory.file_name().and_then(|name| name.to_str());
         let below = directory.parent().and_then(Path::file_name);
@@ -308,25 +346,37 @@ impl Store {
 
     /// Begins one. What an earlier one of that name left that was never finished is gone by now.
     pub(super) fn begin(&self, name: &CheckpointName, begun: &Begun) -> Result<New, CheckpointError> {
-        let parent = self.root.join(begun.container.as_str());
-        make_private(&parent)?;
-        let directory = parent.join(format!("{NEW}{name}"));
-        let unmade = |error| CheckpointError::io(&directory, "made", error);
-        DirBuilder::new().mode(0o700).create(&directory).map_err(unmade)?;
-        let new = New {
-            directory: directory.clone(),
-            name: name.clone(),
-        };
+        let new = self.begin_import(&begun.container, name)?;
         let noted = serde_json::to_vec(begun)
             .map_err(io::Error::from)
-            .and_then(|bytes| crate::store::write_durably(&directory.join(BEGUN), &bytes))
-            .and_then(|()| sync(Some(&parent)))
+            .and_then(|bytes| crate::store::write_durably(&new.directory.join(BEGUN), &bytes))
+            .and_then(|()| sync(new.directory.parent()))
             .and_then(|()| sync(Some(&self.root)));
         if let Err(error) = noted {
             new.remove()?;
-            return Err(unmade(error));
+            return Err(CheckpointError::io(&new.directory, "made", error));
         }
         Ok(new)
+    }
+
+    /// Begins one that comes from an archive. Nothing is done to its container meanwhile, and so it has no note of how it was begun:
+    /// what is left of it is removed, and with its name it is whole.
+    pub(super) fn begin_import(
+        &self,
+        container: &ContainerId,
+        name: &CheckpointName,
+    ) -> Result<New, CheckpointError> {
+        let parent = self.root.join(container.as_str());
+        make_private(&parent)?;
+        let directory = parent.join(format!("{NEW}{name}"));
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&directory)
+            .map_err(|error| CheckpointError::io(&directory, "made", error))?;
+        Ok(New {
+            directory,
+            name: name.clone(),
+        })
     }
 
     /// Whether there is something of that name.
@@ -471,137 +521,4 @@ fn wipe(directory: &Path) -> Result<(), CheckpointError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
-
-    fn begun() -> Begun {
-        Begun {
-            container: ContainerId::new("a".repeat(64)).unwrap(),
-            started_at: "2026-01-01T00:00:00Z".into(),
-            restart_policy: RestartPolicy::never(),
-            leave_running: false,
-            memory_bytes: 7,
-        }
-    }
-
-    fn about(name: &str) -> About {
-        About {
-            version: VERSION,
-            name: CheckpointName::new(name).unwrap(),
-            container_name: "web".into(),
-            begun: begun(),
-            created_at_ms: 1,
-            image_bytes: 2,
-            files: Vec::new(),
-        }
-    }
-
-    fn made(store: &Store, name: &str) -> Kept {
-        let new = store
-            .begin(&CheckpointName::new(name).unwrap(), &begun())
-            .unwrap();
-        new.describe(&about(name)).unwrap();
-        fs::write(new.memory(), [7; 100]).unwrap();
-        new.keep().unwrap()
-    }
-
-    #[test]
-    fn one_that_is_being_made_is_not_among_the_others() {
-        let root = tempfile::tempdir().unwrap();
-        let store = Store::beside(root.path());
-        assert!(store.all().unwrap().is_empty());
-        let name = CheckpointName::new("one").unwrap();
-        let new = store.begin(&name, &begun()).unwrap();
-        assert!(store.all().unwrap().is_empty());
-        assert!(!store.holds(&begun().container, &name));
-        assert!(store.begin(&name, &begun()).is_err(), "made twice at once");
-        let left = store.unfinished().unwrap();
-        assert_eq!(left[0].begun().unwrap(), Some(begun()));
-        new.describe(&about("one")).unwrap();
-        let kept = new.keep().unwrap();
-        assert!(kept.is_unfinished() && !kept.is_used());
-        kept.finished().unwrap();
-        assert!(!kept.is_unfinished() && store.unfinished().unwrap().is_empty());
-        assert_eq!(store.all().unwrap()[0].about, about("one"));
-        kept.remove().unwrap();
-        assert!(store.all().unwrap().is_empty());
-        assert_eq!(fs::read_dir(store.root()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn directories_are_closed_to_others() {
-        let root = tempfile::tempdir().unwrap();
-        let store = Store::beside(root.path());
-        made(&store, "one");
-        let container = store.root().join(begun().container.as_str());
-        for path in [store.root(), &container, &container.join("one")] {
-            assert_eq!(
-                fs::metadata(path).unwrap().permissions().mode() & 0o777,
-                0o700,
-                "{path:?}"
-            );
-        }
-        fs::set_permissions(store.root(), fs::Permissions::from_mode(0o755)).unwrap();
-        let name = CheckpointName::new("two").unwrap();
-        assert!(store.begin(&name, &begun()).is_err());
-    }
-
-    #[test]
-    fn descriptions_that_do_not_fit_are_left_out() {
-        let root = tempfile::tempdir().unwrap();
-        let store = Store::beside(root.path());
-        let path = |name: &str| {
-            store
-                .root()
-                .join(begun().container.as_str())
-                .join(name)
-                .join(ABOUT)
-        };
-        let good = serde_json::to_string(&about("one")).unwrap();
-        let bad = [
-            String::new(),
-            "{}".into(),
-            good.replace("\"version\":1", "\"version\":2"),
-            good.replace("\"one\"", "\"two\""),
-            good.replace("\"one\"", "\"../x\""),
-            good.replace("aaaa", "bbbb"),
-            good.replacen('{', "{\"more\":1,", 1),
-        ];
-        for text in bad {
-            made(&store, "one");
-            assert_ne!(text, good);
-            fs::write(path("one"), &text).unwrap();
-            assert!(store.all().unwrap().is_empty(), "{text}");
-            fs::remove_dir_all(store.root()).unwrap();
-        }
-    }
-
-    #[test]
-    fn notes_come_and_go() {
-        let root = tempfile::tempdir().unwrap();
-        let store = Store::beside(root.path());
-        let kept = made(&store, "one");
-        kept.restoring(true).unwrap();
-        kept.used(true).unwrap();
-        assert!(kept.is_restoring() && kept.is_used());
-        kept.restoring(false).unwrap();
-        kept.used(false).unwrap();
-        kept.used(false).unwrap();
-        assert!(!kept.is_restoring() && !kept.is_used());
-    }
-
-    #[test]
-    fn what_opens_the_content_goes_first() {
-        let root = tempfile::tempdir().unwrap();
-        let store = Store::beside(root.path());
-        let kept = made(&store, "one");
-        // As whoever holds the file open, or reads the disk.
-        let seen = root.path().join("seen");
-        fs::hard_link(kept.memory(), &seen).unwrap();
-        kept.remove().unwrap();
-        let left = fs::read(seen).unwrap();
-        assert_eq!(left.len(), 100);
-        assert!(left[..HEADER].iter().all(|byte| *byte == 0));
-    }
-}
+pub(super) mod tests;

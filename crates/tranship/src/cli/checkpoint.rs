@@ -1,6 +1,8 @@
 //! Arguments of `tranship checkpoint`.
 
-use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
 use tranship_core::NodeAddress;
 use tranship_core::ids::CheckpointName;
 
@@ -23,6 +25,10 @@ pub enum CheckpointCommand {
     Ls(CheckpointLsArgs),
     /// Let a container go on from a checkpoint, if its files are what they were
     Restore(CheckpointRestoreArgs),
+    /// Write a checkpoint as an archive, to be kept elsewhere
+    Export(CheckpointExportArgs),
+    /// Bring a checkpoint back from an archive, into the container that it is of
+    Import(CheckpointImportArgs),
     /// Remove a checkpoint for good
     Rm(CheckpointRmArgs),
 }
@@ -58,6 +64,50 @@ pub struct CheckpointRestoreArgs {
     /// Also if files changed since: what processes know of them may be wrong, and what they write then may do harm
     #[arg(long)]
     pub changed_files: bool,
+}
+
+/// How an archive is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ArchiveCompression {
+    /// With zstd
+    Zstd,
+    /// Not at all
+    None,
+}
+
+/// `tranship checkpoint export`
+#[derive(Debug, Clone, Args)]
+#[command(group(clap::ArgGroup::new("memory").required(true)))]
+pub struct CheckpointExportArgs {
+    /// The checkpoint, as [NODE//]CONTAINER@NAME, or without @NAME if there is only one
+    #[arg(value_name = "CHECKPOINT")]
+    pub checkpoint: CheckpointAddress,
+    /// The archive, which only its owner can read; - is standard output
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub output: PathBuf,
+    /// Encrypt it with the key of its node: no other machine can read it
+    #[arg(long, group = "memory")]
+    pub encrypted: bool,
+    /// Leave what the processes had in memory readable, passwords and keys included, as an archive in podman's form
+    #[arg(long, group = "memory")]
+    pub unencrypted: bool,
+    /// How it is compressed. What is encrypted is not
+    #[arg(long, value_name = "HOW", default_value = "zstd")]
+    pub compress: ArchiveCompression,
+}
+
+/// `tranship checkpoint import`
+#[derive(Debug, Clone, Args)]
+pub struct CheckpointImportArgs {
+    /// The archive; - is standard input
+    #[arg(value_name = "FILE")]
+    pub input: PathBuf,
+    /// The container that it is of, on the node that exported it, as [NODE//]CONTAINER
+    #[arg(value_name = "CONTAINER")]
+    pub container: CheckpointAddress,
+    /// What the checkpoint is called from now on [default: as it was]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<CheckpointName>,
 }
 
 /// `tranship checkpoint rm`

@@ -1,4 +1,6 @@
-//! `tranship checkpoint`: memory of containers that is kept on their node.
+//! `tranship checkpoint`: memory of containers that is kept on their node, or brought back to it.
+
+mod archive;
 
 use tranship_agent::checkpoints::{
     CheckpointCreated, CheckpointInfo, CheckpointState, CreateCheckpoint, RestoreCheckpoint,
@@ -22,6 +24,8 @@ pub async fn run(context: &Context, args: &CheckpointArgs) -> Result<(), Fault> 
         CheckpointCommand::Create(args) => create(context, args).await,
         CheckpointCommand::Ls(args) => ls(context, args).await,
         CheckpointCommand::Restore(args) => restore(context, args).await,
+        CheckpointCommand::Export(args) => archive::export(context, args).await,
+        CheckpointCommand::Import(args) => archive::import(context, args).await,
         CheckpointCommand::Rm(args) => rm(context, args).await,
     }
 }

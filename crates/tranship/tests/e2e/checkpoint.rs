@@ -9,11 +9,11 @@ use crate::live::{life, nothing_dumped, numbers, without_gap};
 use crate::world::{Outcome, World, finish, inspect, is_running, reached, wait_until};
 
 /// Where checkpoints lie on a node.
-const STORE: &str = "/var/lib/docker/tranship/checkpoints";
+pub(crate) const STORE: &str = "/var/lib/docker/tranship/checkpoints";
 
 impl World {
     /// `tranship checkpoint VERB ssh://root@a//web…` with these options.
-    fn checkpoint(&self, verb: &str, what: &str, options: &[&str]) -> Outcome {
+    pub(crate) fn checkpoint(&self, verb: &str, what: &str, options: &[&str]) -> Outcome {
         let address = format!("ssh://root@a//{what}");
         let mut args = vec!["checkpoint", verb, address.as_str()];
         args.extend(options);
@@ -21,25 +21,25 @@ impl World {
     }
 
     /// What `tranship checkpoint ls` has.
-    fn checkpoints(&self) -> Vec<Value> {
+    pub(crate) fn checkpoints(&self) -> Vec<Value> {
         let list = self
             .run(&["checkpoint", "ls", "ssh://root@a", "--json"])
             .expect(0);
         list.json().as_array().unwrap().clone()
     }
 
-    fn policy(&self) -> String {
+    pub(crate) fn policy(&self) -> String {
         inspect(&self.a, "web", "{{.HostConfig.RestartPolicy.Name}}")
     }
 }
 
-fn state(node: &Node) -> String {
+pub(crate) fn state(node: &Node) -> String {
     inspect(node, "web", "{{.State.Status}}")
 }
 
 /// It counts on from the last number that is there, or from one that was counted when the checkpoint was made.
 #[track_caller]
-fn counts_on(world: &World) {
+pub(crate) fn counts_on(world: &World) {
     let count = numbers(&world.a).len();
     wait_until(|| numbers(&world.a).len() > count + 5);
 }

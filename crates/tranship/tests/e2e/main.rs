@@ -16,6 +16,7 @@
 mod world;
 
 mod checkpoint;
+mod checkpoint_archive;
 mod commands;
 mod conflicts;
 mod connections;
