@@ -1,6 +1,7 @@
 //! The node's engine, connected to when it is first needed: an agent must be able to say that its engine does not answer,
 //! and to work with it once it does.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::sync::OnceCell;
 use tranship_core::container::{ContainerStatus, ContainerSummary, LayerChanges, RestartPolicy};
 use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive, ImportOptions, LiveRoot};
 use tranship_core::ids::{ContainerName, Digest};
+use tranship_core::image::ImageBlob;
 use tranship_core::memory::{LiveFacts, MemoryReport};
 use tranship_core::node::EngineFacts;
 use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
@@ -64,6 +66,8 @@ passed_on! {
     image_config(image: &Digest) -> Bytes;
     layer_lengths(image: &ImageSpec) -> Vec<u64>;
     layer(image: &ImageSpec, index: usize, offset: u64) -> ByteStream;
+    image_blobs(images: &[Digest]) -> Option<Vec<ImageBlob>>;
+    image_blob(blob: &ImageBlob, part: Range<u64>) -> ByteStream;
     layers_held(layers: &[Digest]) -> usize;
     archive_sizes(image: &ImageSpec, tag: Option<&str>) -> Vec<u64>;
     export_image(image: &ImageSpec, tag: Option<&str>, skip: usize) -> ImageArchive;

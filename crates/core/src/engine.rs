@@ -4,6 +4,7 @@
 //! so that it runs the same over a real engine and over the one in memory that tests use.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::container::{ContainerSpec, ContainerStatus, ContainerSummary, LayerChanges, RestartPolicy};
 use crate::fault::{Explain, FaultKind};
 use crate::ids::{ContainerId, ContainerName, Digest};
-use crate::image::ImageSpec;
+use crate::image::{ImageBlob, ImageSpec};
 use crate::memory::{LiveFacts, MemoryReport, Obstacle};
 use crate::network::NetworkSpec;
 use crate::node::EngineFacts;
@@ -267,6 +268,24 @@ pub trait Engine: Send + Sync {
             message: format!(
                 "this engine does not give out single layers: number {index} of {} from byte {offset}",
                 image.id
+            ),
+        })
+    }
+
+    /// The blobs that are here of these images, as the engine keeps them and of all platforms, each once. `None` where the engine
+    /// keeps plain layers.
+    async fn image_blobs(&self, images: &[Digest]) -> Result<Option<Vec<ImageBlob>>, EngineError> {
+        let _ = images;
+        Ok(None)
+    }
+
+    /// These bytes of a blob. Where they end with the blob, its digest is compared as that of a layer is ([`Engine::layer`]); other parts
+    /// are given as they are kept.
+    async fn image_blob(&self, blob: &ImageBlob, part: Range<u64>) -> Result<ByteStream, EngineError> {
+        Err(EngineError::Unsupported {
+            message: format!(
+                "this engine does not give out blobs: {} from byte {}",
+                blob.digest, part.start
             ),
         })
     }

@@ -63,6 +63,17 @@ impl ImageSpec {
     }
 }
 
+/// A blob of an image, where the engine keeps images as blobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageBlob {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its media type, if it is a manifest or an index.
+    pub document: Option<String>,
+}
+
 /// What travels of an image, and what it weighs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageTransfer {

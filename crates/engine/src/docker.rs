@@ -1,5 +1,6 @@
 //! The adapter itself: connecting, and one method per action of the port.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tranship_core::container::{
 };
 use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive, ImportOptions, LiveRoot};
 use tranship_core::ids::{ContainerName, Digest};
+use tranship_core::image::ImageBlob;
 use tranship_core::memory::{LiveFacts, MemoryReport};
 use tranship_core::node::{EngineFacts, ImageStore};
 use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
@@ -334,6 +336,14 @@ impl Engine for DockerEngine {
 
     async fn layer(&self, image: &ImageSpec, index: usize, offset: u64) -> Result<ByteStream, EngineError> {
         self.layer_of(image, index, offset).await
+    }
+
+    async fn image_blobs(&self, images: &[Digest]) -> Result<Option<Vec<ImageBlob>>, EngineError> {
+        self.blobs_of(images).await
+    }
+
+    async fn image_blob(&self, blob: &ImageBlob, part: Range<u64>) -> Result<ByteStream, EngineError> {
+        self.blob_of(blob, part).await
     }
 
     async fn layers_held(&self, layers: &[Digest]) -> Result<usize, EngineError> {

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -156,6 +157,27 @@ pub(crate) fn layer_stream(layer: StoredLayer, length: u64, offset: u64) -> Byte
     Box::pin(stream::poll_fn(move |context| from_hasher.poll_recv(context)))
 }
 
+/// These bytes of the file of a blob, made by two blocking tasks. Where they end with the blob, what comes last is held back until the
+/// digest of the whole is known to be right; other parts are given as they are.
+pub(crate) fn blob_stream(file: OwnedFd, digest: Digest, size: u64, part: Range<u64>) -> ByteStream {
+    if part.end < size {
+        return checked_stream(move |writer| {
+            writer.stretch(&digest, &file, part)?;
+            writer.flush()
+        });
+    }
+    let (to_hasher, from_reader) = sync_channel(QUEUE);
+    let (to_stream, mut from_hasher) = mpsc::channel(QUEUE);
+    tokio::task::spawn_blocking(move || {
+        let mut writer = Writer::new(to_hasher);
+        if let Err(stop) = writer.content(&digest, &file, size) {
+            writer.fail(stop);
+        }
+    });
+    tokio::task::spawn_blocking(move || check(&from_reader, part.start, &to_stream));
+    Box::pin(stream::poll_fn(move |context| from_hasher.poll_recv(context)))
+}
+
 fn write_layer(layer: &StoredLayer, length: u64, writer: &mut Writer) -> Result<(), Stop> {
     writer.begin_layer()?;
     let assembled = tarsplit::assemble(&layer.tar_split, &layer.files, writer);
@@ -263,13 +285,43 @@ impl Writer {
         size: u64,
     ) -> Result<(), Stop> {
         self.named_header(name, size)?;
+        self.content(digest, file, size)?;
+        self.pad(size)
+    }
+
+    /// A whole file, compared with its digest.
+    fn content(&mut self, digest: &Digest, file: &OwnedFd, size: u64) -> Result<(), Stop> {
         self.begin_layer()?;
-        self.file(file, size).map_err(|error| match error {
+        self.stretch(digest, file, 0..size)?;
+        self.end_layer(digest, size)
+    }
+
+    /// A part of a file, as it is.
+    fn stretch(&mut self, digest: &Digest, file: &OwnedFd, part: Range<u64>) -> Result<(), Stop> {
+        self.part(file, part).map_err(|error| match error {
             error if error.kind() == io::ErrorKind::BrokenPipe => Stop::Unwanted,
             error => Stop::Failed(corrupt(digest, error.to_string())),
-        })?;
-        self.end_layer(digest, size)?;
-        self.pad(size)
+        })
+    }
+
+    fn part(&mut self, file: &OwnedFd, part: Range<u64>) -> io::Result<()> {
+        let mut at = part.start;
+        while at < part.end {
+            if self.buffer.len() == BUFFER {
+                self.flush_buffer()?;
+            }
+            let room = BUFFER - self.buffer.len();
+            let want = usize::try_from(part.end - at).unwrap_or(room).min(room);
+            let read = read_more(file, at, &mut self.buffer, want)?;
+            if read == 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    format!("it ends before the byte {} that it had", part.end),
+                ));
+            }
+            at += read as u64;
+        }
+        Ok(())
     }
 
     /// The end of the archive.
@@ -311,23 +363,7 @@ impl Sink for Writer {
     }
 
     fn file(&mut self, file: &OwnedFd, size: u64) -> io::Result<()> {
-        let mut left = size;
-        while left > 0 {
-            if self.buffer.len() == BUFFER {
-                self.flush_buffer()?;
-            }
-            let room = BUFFER - self.buffer.len();
-            let want = usize::try_from(left).unwrap_or(room).min(room);
-            let read = read_more(file, size - left, &mut self.buffer, want)?;
-            if read == 0 {
-                return Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    format!("shorter than the {size} bytes that it had"),
-                ));
-            }
-            left -= read as u64;
-        }
-        Ok(())
+        self.part(file, 0..size)
     }
 }
 

@@ -1,15 +1,20 @@
-//! Images as a registry needs them: the list, the configuration, and single layers as plain tars from the engine's storage.
+//! Images as a registry needs them: the list, the configuration, and single layers as plain tars from the engine's storage, or blobs as
+//! containerd keeps them.
+
+use std::ops::Range;
 
 use bollard::query_parameters as query;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tranship_core::engine::ByteStream;
 use tranship_core::ids::Digest;
+use tranship_core::image::ImageBlob;
 use tranship_core::node::ImageStore;
 use tranship_core::{EngineError, ImageSpec};
 
+use crate::containerd::{Containerd, explain};
 use crate::describe;
-use crate::docker::DockerEngine;
+use crate::docker::{DockerEngine, Identity};
 use crate::export;
 use crate::fault::Ask;
 use crate::networks::PARALLEL;
@@ -46,7 +51,7 @@ impl DockerEngine {
         let message = match identity.store {
             ImageStore::Podman => "single layers are read from the storage of Docker, not of Podman".to_owned(),
             ImageStore::Containerd => {
-                "single layers are read from Docker's classic image store; this engine keeps its images with containerd"
+                "plain layers are read from Docker's classic image store; this engine keeps its images with containerd"
                     .to_owned()
             }
             _ if identity.driver != "overlay2" => format!(
@@ -97,6 +102,57 @@ impl DockerEngine {
         };
         let (layer, length) = blocking(&image.id, find).await?;
         Ok(export::layer_stream(layer, length, offset.min(length)))
+    }
+
+    /// What is here of images where containerd keeps them, `None` where the engine does.
+    pub(crate) async fn blobs_of(&self, images: &[Digest]) -> Result<Option<Vec<ImageBlob>>, EngineError> {
+        let identity = self.identity().await?;
+        if identity.store != ImageStore::Containerd {
+            return Ok(None);
+        }
+        let content = self.blob_store(&identity).await?.content();
+        let ids = images.to_vec();
+        let read = tokio::task::spawn_blocking(move || content.named_by(&ids)).await;
+        read.map(Some)
+            .map_err(|error| Ask::new("read", "engine", "").failed(error))
+    }
+
+    pub(crate) async fn blob_of(
+        &self,
+        blob: &ImageBlob,
+        part: Range<u64>,
+    ) -> Result<ByteStream, EngineError> {
+        let identity = self.identity().await?;
+        let containerd = self.blob_store(&identity).await?;
+        let gone = || EngineError::NotFound {
+            what: "blob",
+            name: blob.digest.to_string(),
+        };
+        // Its file may be there for another namespace.
+        let held = containerd.holds(&blob.digest).await;
+        let ask = Ask::new("look for a blob in", "engine", "");
+        if !held.map_err(|error| ask.uncertain(explain(error)))? {
+            return Err(gone());
+        }
+        let (content, digest) = (containerd.content(), blob.digest.clone());
+        let opened = blocking(&blob.digest, move || content.open(&digest)).await?;
+        // From here on the file stays, whoever removes its name.
+        let (file, size) = opened.ok_or_else(gone)?;
+        if size != blob.size {
+            return Err(EngineError::Corrupt {
+                what: format!("blob {}", blob.digest),
+                message: format!("it has {size} bytes instead of {}", blob.size),
+            });
+        }
+        let part = part.start.min(size)..part.end.min(size);
+        Ok(export::blob_stream(file, blob.digest.clone(), size, part))
+    }
+
+    async fn blob_store(&self, identity: &Identity) -> Result<Containerd, EngineError> {
+        let found = self.containerd(identity).await;
+        found.ok_or_else(|| EngineError::Unsupported {
+            message: "this engine keeps its images with containerd, whose blobs this user may not read or which cannot be asked".into(),
+        })
     }
 }
 

@@ -18,7 +18,7 @@
 //! | `store`, `tarsplit`, `export` | the image store on disk |
 //! | `containerd` | images and containers' layers where containerd keeps them |
 //! | `images` | layers held, archives out and in |
-//! | `layers` | what a registry asks: the list, configurations, single layers |
+//! | `layers` | what a registry asks: the list, configurations, single layers, containerd's blobs |
 //! | `filter` | leaving layers out of a `docker save` |
 //! | `changes` | what a container wrote into its layer |
 //! | `volume` | volumes, their attributes and users |

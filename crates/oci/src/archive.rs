@@ -1,4 +1,4 @@
-//! Images as archives in `docker save` form, for `docker load`.
+//! Images as archives for `docker load`: in the form of `docker save`, of plain layers, or as OCI layouts, of blobs as they are kept.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -10,7 +10,9 @@ use tranship_core::EngineError;
 use tranship_core::engine::ByteStream;
 use tranship_core::ids::Digest;
 
+use crate::document::media;
 use crate::error::OciError;
+use crate::held::Document;
 
 /// Block of a tar, in bytes.
 const BLOCK: u64 = 512;
@@ -27,51 +29,113 @@ pub(crate) struct Layer {
     pub(crate) open: Open,
 }
 
+/// A blob of an archive, as it is.
+pub(crate) struct Blob {
+    pub(crate) digest: Digest,
+    /// Its length in bytes.
+    pub(crate) length: u64,
+    pub(crate) open: Open,
+}
+
 enum Part {
     Bytes(Bytes),
     Layer(Open),
 }
 
+/// The entries of an archive.
+#[derive(Default)]
+struct Parts(Vec<Part>);
+
+impl Parts {
+    fn file(&mut self, name: &str, length: u64, open: Open) -> Result<(), OciError> {
+        self.0.push(Part::Bytes(entry(name, length)?));
+        self.0.push(Part::Layer(open));
+        self.0.push(Part::Bytes(padding(length)));
+        Ok(())
+    }
+
+    fn document(&mut self, name: &str, bytes: Bytes) -> Result<(), OciError> {
+        let length = bytes.len() as u64;
+        self.0.push(Part::Bytes(entry(name, length)?));
+        self.0.push(Part::Bytes(bytes));
+        self.0.push(Part::Bytes(padding(length)));
+        Ok(())
+    }
+
+    fn end(mut self) -> ByteStream {
+        self.0
+            .push(Part::Bytes(Bytes::from_static(&[0; 2 * BLOCK as usize])));
+        let pieces = stream::iter(self.0)
+            .then(|part| async move {
+                match part {
+                    Part::Bytes(bytes) => one(Ok(bytes)),
+                    Part::Layer(open) => match open().await {
+                        Ok(stream) => stream,
+                        Err(error) => one(Err(error)),
+                    },
+                }
+            })
+            .flatten();
+        Box::pin(pieces)
+    }
+}
+
+fn blob_name(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+/// The OCI layout of the image of a manifest or an index: with these documents, and these blobs of what they name. Who takes it in has to
+/// hold the others. It has no tag, and the index comes last: an archive that breaks off is none.
+pub(crate) fn layout(
+    image: &Document,
+    parts: Vec<Document>,
+    blobs: Vec<Blob>,
+) -> Result<ByteStream, OciError> {
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": media::INDEX,
+        "manifests": [{ "mediaType": image.media_type, "digest": image.digest, "size": image.bytes.len() }],
+    });
+    let mut entries = Parts::default();
+    entries.document(
+        "oci-layout",
+        Bytes::from_static(br#"{"imageLayoutVersion":"1.0.0"}"#),
+    )?;
+    let mut seen = BTreeSet::new();
+    for blob in blobs {
+        if seen.insert(blob.digest.clone()) {
+            entries.file(&blob_name(&blob.digest), blob.length, blob.open)?;
+        }
+    }
+    for document in parts.iter().chain([image]) {
+        if seen.insert(document.digest.clone()) {
+            entries.document(&blob_name(&document.digest), document.bytes.clone())?;
+        }
+    }
+    entries.document("index.json", index.to_string().into())?;
+    Ok(entries.end())
+}
+
 /// The image as an archive in `docker save` form (names as Docker 25 gives them) of which only these layers are there. The manifest
 /// names all of `diff_ids` and comes last: an archive that breaks off is none.
-pub(crate) fn archive(
+pub(crate) fn plain(
     id: &Digest,
     config: Bytes,
     diff_ids: &[Digest],
     layers: Vec<Layer>,
 ) -> Result<ByteStream, OciError> {
-    let blob = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
-    let names: Vec<String> = diff_ids.iter().map(blob).collect();
-    let manifest = json!([{ "Config": blob(id), "RepoTags": null, "Layers": names }]).to_string();
-    let mut parts = Vec::new();
+    let names: Vec<String> = diff_ids.iter().map(blob_name).collect();
+    let manifest = json!([{ "Config": blob_name(id), "RepoTags": null, "Layers": names }]).to_string();
+    let mut entries = Parts::default();
     let mut seen = BTreeSet::new();
     for layer in layers {
-        if !seen.insert(layer.diff_id.clone()) {
-            continue;
+        if seen.insert(layer.diff_id.clone()) {
+            entries.file(&blob_name(&layer.diff_id), layer.length, layer.open)?;
         }
-        parts.push(Part::Bytes(entry(&blob(&layer.diff_id), layer.length)?));
-        parts.push(Part::Layer(layer.open));
-        parts.push(Part::Bytes(padding(layer.length)));
     }
-    for (name, bytes) in [(blob(id), config), ("manifest.json".to_owned(), manifest.into())] {
-        let length = bytes.len() as u64;
-        parts.push(Part::Bytes(entry(&name, length)?));
-        parts.push(Part::Bytes(bytes));
-        parts.push(Part::Bytes(padding(length)));
-    }
-    parts.push(Part::Bytes(Bytes::from_static(&[0; 2 * BLOCK as usize])));
-    let pieces = stream::iter(parts)
-        .then(|part| async move {
-            match part {
-                Part::Bytes(bytes) => one(Ok(bytes)),
-                Part::Layer(open) => match open().await {
-                    Ok(stream) => stream,
-                    Err(error) => one(Err(error)),
-                },
-            }
-        })
-        .flatten();
-    Ok(Box::pin(pieces))
+    entries.document(&blob_name(id), config)?;
+    entries.document("manifest.json", manifest.into())?;
+    Ok(entries.end())
 }
 
 fn one(item: Result<Bytes, EngineError>) -> ByteStream {

@@ -40,6 +40,8 @@ pub mod media {
     pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
     /// Docker's plain layer.
     pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+    /// What is said of an image, as a layer.
+    pub const ATTESTATION: &str = "application/vnd.in-toto+json";
     /// What is not known.
     pub const BYTES: &str = "application/octet-stream";
 }
@@ -170,6 +172,13 @@ pub enum Pushed {
         /// Its layers, lowest first.
         layers: Vec<Descriptor>,
     },
+    /// What is said of an image that an index names beside it: no image itself.
+    Attestation {
+        /// A configuration that is nobody's.
+        config: Descriptor,
+        /// What is said.
+        layers: Vec<Descriptor>,
+    },
     /// An index.
     Index(Vec<Descriptor>),
 }
@@ -223,7 +232,10 @@ pub fn read(content_type: Option<&str>, bytes: &[u8]) -> Result<(String, Pushed)
                 return Err(invalid("a manifest has a configuration and layers"));
             };
             check_manifest(&config, &layers)?;
-            Pushed::Manifest { config, layers }
+            match layers.iter().any(is_attestation) {
+                true => Pushed::Attestation { config, layers },
+                false => Pushed::Manifest { config, layers },
+            }
         }
         media::INDEX | media::DOCKER_LIST => {
             if theirs.config.is_some() || theirs.layers.is_some() || theirs.fs_layers.is_some() {
@@ -244,6 +256,10 @@ pub fn read(content_type: Option<&str>, bytes: &[u8]) -> Result<(String, Pushed)
     Ok((media_type, pushed))
 }
 
+fn is_attestation(layer: &Descriptor) -> bool {
+    layer.media_type == media::ATTESTATION
+}
+
 fn check_manifest(config: &Descriptor, layers: &[Descriptor]) -> Result<(), OciError> {
     if ![media::CONFIG, media::DOCKER_CONFIG].contains(&config.media_type.as_str()) {
         return Err(invalid(format!(
@@ -261,13 +277,15 @@ fn check_manifest(config: &Descriptor, layers: &[Descriptor]) -> Result<(), OciE
         return Err(invalid(format!("it has more than {MOST_LAYERS} layers")));
     }
     let mut sizes = BTreeMap::new();
+    let attestations = !layers.is_empty() && layers.iter().all(is_attestation);
     for layer in layers {
-        let known = [media::LAYER, media::DOCKER_LAYER].iter().any(|plain| {
-            layer
-                .media_type
-                .strip_prefix(plain)
-                .is_some_and(|rest| ["", "+gzip", "+zstd", ".gzip", ".zstd"].contains(&rest))
-        });
+        let known = attestations
+            || [media::LAYER, media::DOCKER_LAYER].iter().any(|plain| {
+                layer
+                    .media_type
+                    .strip_prefix(plain)
+                    .is_some_and(|rest| ["", "+gzip", "+zstd", ".gzip", ".zstd"].contains(&rest))
+            });
         if !known {
             return Err(invalid(format!(
                 "layers of the kind {:?} are not taken in",
@@ -394,6 +412,17 @@ mod tests {
             (
                 Some(media::MANIFEST),
                 manifest("").replace("layer.v1", "layer.nondistributable.v1"),
+            ),
+            (
+                Some(media::MANIFEST),
+                manifest("").replace(
+                    "}]",
+                    &format!(
+                        "}},{{\"mediaType\":\"{}\",\"digest\":\"{}\",\"size\":1}}]",
+                        media::ATTESTATION,
+                        Digest::of(b"a")
+                    ),
+                ),
             ),
             (
                 Some(media::MANIFEST),

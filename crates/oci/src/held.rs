@@ -1,13 +1,17 @@
-//! What the engine holds, as manifests and blobs. Lists and lengths are remembered for a moment: a pull asks for one layer after the
+//! What the engine holds, as manifests and blobs: of plain layers, manifests of our own making; where it keeps blobs, those. Lists and lengths are remembered for a moment: a pull asks for one layer after the
 //! other, and asking the engine for all its images each time would cost more than the layers.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::TryStreamExt as _;
 use tokio::time::Instant;
+use tranship_core::engine::ByteStream;
 use tranship_core::ids::Digest;
+use tranship_core::image::ImageBlob;
 use tranship_core::{EngineError, ImageSpec};
 
 use crate::document::{self, Form};
@@ -17,7 +21,10 @@ use crate::port::Images;
 /// How long the list of images is believed.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// A manifest, ours or one that was pushed.
+/// Largest manifest or index that is given out as it is kept, in bytes: what containerd itself takes for one.
+const LARGEST_KEPT: u64 = 8 << 20;
+
+/// A manifest, ours, one that was pushed or one that is kept.
 #[derive(Debug, Clone)]
 pub(crate) struct Document {
     pub(crate) media_type: String,
@@ -34,6 +41,8 @@ pub(crate) enum HeldBlob {
         index: usize,
         length: u64,
     },
+    /// As the engine keeps it.
+    Kept(ImageBlob),
 }
 
 impl HeldBlob {
@@ -41,6 +50,7 @@ impl HeldBlob {
         match self {
             Self::Config(bytes) => bytes.len() as u64,
             Self::Layer { length, .. } => *length,
+            Self::Kept(blob) => blob.size,
         }
     }
 }
@@ -52,9 +62,16 @@ struct Written {
     lengths: Vec<u64>,
 }
 
+/// What the engine lists.
+pub(crate) struct Listed {
+    pub(crate) images: Vec<ImageSpec>,
+    /// What it keeps of them as blobs, if it does; names are told without.
+    blobs: Result<Option<HashMap<Digest, ImageBlob>>, EngineError>,
+}
+
 #[derive(Default)]
 struct Known {
-    list: Option<(Instant, Arc<Vec<ImageSpec>>)>,
+    list: Option<(Instant, Arc<Listed>)>,
     written: HashMap<Digest, Arc<Written>>,
 }
 
@@ -80,7 +97,13 @@ impl Held {
         self.known().list = None;
     }
 
-    pub(crate) async fn list(&self) -> Result<Arc<Vec<ImageSpec>>, OciError> {
+    /// An image that came since the list was made: its blobs are asked for next.
+    fn expect(&self, image: &Digest) {
+        let lacks = |list: &Listed| list.images.iter().all(|other| other.id != *image);
+        self.known().list.take_if(|(_, list)| lacks(list));
+    }
+
+    pub(crate) async fn list(&self) -> Result<Arc<Listed>, OciError> {
         let remembered = self.known().list.clone();
         if let Some((at, list)) = remembered
             && at.elapsed() < FRESH
@@ -88,11 +111,15 @@ impl Held {
             return Ok(list);
         }
         let asked = Instant::now();
-        let list = Arc::new(self.images.list().await?);
+        let images = self.images.list().await?;
+        let ids: Vec<Digest> = images.iter().map(|image| image.id.clone()).collect();
+        let blobs = self.images.blobs(&ids).await.map(|blobs| {
+            let blobs = blobs?.into_iter().map(|blob| (blob.digest.clone(), blob));
+            Some(blobs.collect())
+        });
+        let list = Arc::new(Listed { images, blobs });
         let mut known = self.known();
-        known
-            .written
-            .retain(|id, _| list.iter().any(|image| image.id == *id));
+        known.written.retain(|id, _| ids.contains(id));
         known.list = Some((asked, Arc::clone(&list)));
         Ok(list)
     }
@@ -135,7 +162,24 @@ impl Held {
         Ok(written)
     }
 
+    /// Whether the engine keeps blobs, and not plain layers.
+    pub(crate) async fn keeps_blobs(&self) -> Result<bool, OciError> {
+        Ok(self.images.blobs(&[]).await?.is_some())
+    }
+
+    /// The manifest of an image, or its index: as it is kept, or ours in this form.
     pub(crate) async fn manifest(&self, image: &ImageSpec, form: Form) -> Result<Document, OciError> {
+        if let Some(blobs) = self.images.blobs(std::slice::from_ref(&image.id)).await? {
+            self.expect(&image.id);
+            let found = blobs.iter().find(|blob| blob.digest == image.id);
+            let document = match found {
+                Some(blob) => self.kept_document(blob).await?,
+                None => None,
+            };
+            return document.ok_or_else(|| OciError::NoManifest {
+                what: image.id.to_string(),
+            });
+        }
         let written = self.written(image).await?;
         Ok(match form {
             Form::Oci => written.oci.clone(),
@@ -143,12 +187,65 @@ impl Held {
         })
     }
 
-    /// The manifest of this digest, with its image.
+    /// A blob of the engine's that is a manifest or an index; `None` if it is none, or is gone.
+    async fn kept_document(&self, blob: &ImageBlob) -> Result<Option<Document>, OciError> {
+        let Some(media_type) = blob.document.clone() else {
+            return Ok(None);
+        };
+        let bytes = self.kept(blob, LARGEST_KEPT).await?;
+        Ok(bytes.map(|bytes| Document {
+            media_type,
+            digest: blob.digest.clone(),
+            bytes,
+        }))
+    }
+
+    /// A blob of the engine's, compared with its digest; `None` if it is gone.
+    pub(crate) async fn kept(&self, blob: &ImageBlob, limit: u64) -> Result<Option<Bytes>, OciError> {
+        if blob.size > limit {
+            return Err(OciError::TooLarge {
+                what: "the document",
+                limit,
+            });
+        }
+        let Some(stream) = self.kept_part(blob, 0..blob.size).await? else {
+            return Ok(None);
+        };
+        let gather = |mut all: BytesMut, piece: Bytes| async move {
+            all.extend_from_slice(&piece);
+            Ok(all)
+        };
+        Ok(Some(stream.try_fold(BytesMut::new(), gather).await?.freeze()))
+    }
+
+    /// A part of a blob of the engine's; `None` if it is gone.
+    pub(crate) async fn kept_part(
+        &self,
+        blob: &ImageBlob,
+        part: Range<u64>,
+    ) -> Result<Option<ByteStream>, OciError> {
+        match self.images.blob(blob, part).await {
+            Ok(stream) => Ok(Some(stream)),
+            Err(EngineError::NotFound { .. }) => Ok(None),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// The manifest of this digest, with its image; without one where it is only part of an index.
     pub(crate) async fn manifest_of(
         &self,
         digest: &Digest,
-    ) -> Result<Option<(ImageSpec, Document)>, OciError> {
-        for image in self.list().await?.iter() {
+    ) -> Result<Option<(Option<ImageSpec>, Document)>, OciError> {
+        let list = self.list().await?;
+        if let Some(blobs) = list.blobs.as_ref().map_err(Clone::clone)? {
+            let Some(blob) = blobs.get(digest) else {
+                return Ok(None);
+            };
+            let image = list.images.iter().find(|image| image.id == *digest);
+            let document = self.kept_document(blob).await?;
+            return Ok(document.map(|document| (image.cloned(), document)));
+        }
+        for image in &list.images {
             let written = match self.written(image).await {
                 Ok(written) => written,
                 Err(OciError::Engine(error @ EngineError::Unsupported { .. })) => return Err(error.into()),
@@ -159,16 +256,20 @@ impl Held {
             };
             for document in [&written.oci, &written.docker] {
                 if document.digest == *digest {
-                    return Ok(Some((image.clone(), document.clone())));
+                    return Ok(Some((Some(image.clone()), document.clone())));
                 }
             }
         }
         Ok(None)
     }
 
-    /// The blob of this digest: the configuration of an image, or a plain layer.
+    /// The blob of this digest: the configuration of an image, or a plain layer; or whatever is kept of an image.
     pub(crate) async fn blob(&self, digest: &Digest) -> Result<Option<HeldBlob>, OciError> {
         let list = self.list().await?;
+        if let Some(blobs) = list.blobs.as_ref().map_err(Clone::clone)? {
+            return Ok(blobs.get(digest).cloned().map(HeldBlob::Kept));
+        }
+        let list = &list.images;
         if list.iter().any(|image| image.id == *digest) {
             return match self.images.config(digest).await {
                 Ok(config) => Ok(Some(HeldBlob::Config(config))),

@@ -4,10 +4,11 @@
 use std::io::{self, BufReader, Read};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use flate2::read::MultiGzDecoder;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use sha2::{Digest as _, Sha256};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tranship_core::EngineError;
 use tranship_core::engine::ByteStream;
@@ -29,8 +30,8 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// The plain bytes of a blob, and whether it was packed.
-fn plain(file: std::fs::File) -> io::Result<(Box<dyn Read + Send>, bool)> {
-    let mut reader = BufReader::with_capacity(BUFFER, file);
+fn plain(blob: impl Read + Send + 'static) -> io::Result<(Box<dyn Read + Send>, bool)> {
+    let mut reader = BufReader::with_capacity(BUFFER, blob);
     let start = io::BufRead::fill_buf(&mut reader)?;
     if start.starts_with(&GZIP) {
         return Ok((Box::new(MultiGzDecoder::new(reader)), true));
@@ -43,13 +44,45 @@ fn plain(file: std::fs::File) -> io::Result<(Box<dyn Read + Send>, bool)> {
     Ok((Box::new(reader), false))
 }
 
-/// Unpacks a blob into nothing and compares the digest of what comes out. Returns its length. Blocks.
+/// What comes of a stream, for somebody who may block.
+pub(crate) struct Blocking {
+    stream: ByteStream,
+    left: Bytes,
+    runtime: Handle,
+}
+
+impl Blocking {
+    /// To be read outside of asynchronous code, while the runtime of this call goes on.
+    pub(crate) fn of(stream: ByteStream) -> Self {
+        Self {
+            stream,
+            left: Bytes::new(),
+            runtime: Handle::current(),
+        }
+    }
+}
+
+impl Read for Blocking {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.left.is_empty() {
+            match self.runtime.block_on(self.stream.next()) {
+                None => return Ok(0),
+                Some(piece) => self.left = piece.map_err(io::Error::other)?,
+            }
+        }
+        let read = self.left.as_ref().read(buffer)?;
+        self.left.advance(read);
+        Ok(read)
+    }
+}
+
+/// Unpacks a blob of `packed_length` bytes into nothing and compares the digest of what comes out. Returns its length. Blocks.
 ///
 /// # Errors
 /// [`OciError::Layer`], and [`OciError::Bomb`] if it unpacks to more than `limits` and `room` (bytes) allow.
 pub(crate) fn verify(
     digest: &Digest,
-    blob: &BlobFile,
+    (blob, packed_length): (impl Read + Send + 'static, u64),
     diff_id: &Digest,
     limits: &Limits,
     room: u64,
@@ -58,9 +91,9 @@ pub(crate) fn verify(
         digest: digest.to_string(),
         message,
     };
-    let (mut reader, packed) = plain(blob.open()?).map_err(|error| damaged(error.to_string()))?;
+    let (mut reader, packed) = plain(blob).map_err(|error| damaged(error.to_string()))?;
     let tight = match packed {
-        true => limits.tight.max(blob.length.saturating_mul(limits.ratio)),
+        true => limits.tight.max(packed_length.saturating_mul(limits.ratio)),
         false => u64::MAX,
     };
     let limit = limits.layer.min(room).min(tight);

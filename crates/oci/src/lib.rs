@@ -6,7 +6,8 @@
 //!
 //! **What is served** of an image is a manifest of our own making: the image's own configuration, so that its id stays, and its layers
 //! as plain tars, whose digests are the diff ids. Nothing is packed, and nothing is kept twice. So an image that was pushed with packed
-//! layers has another manifest digest here than where it came from; its id is the same.
+//! layers has another manifest digest here than where it came from; its id is the same. Where the engine keeps blobs, those are served,
+//! with the manifests and indexes that are kept.
 //!
 //! **What is pushed** is believed nowhere: blobs get their names when their digests are right, layers are unpacked and compared with
 //! the configuration, and only then the engine hears of the image.
@@ -15,7 +16,7 @@
 //! |---|---|
 //! | `registry` | requests told apart |
 //! | `pull`, `held` | what the engine holds, as manifests and blobs |
-//! | `push`, `upload`, `spool`, `layer` | what comes in |
+//! | `push`, `layout`, `upload`, `spool`, `layer` | what comes in |
 //! | [`client`] | the other side: images from registries, one layer at a time, and to them |
 //! | `archive` | images as `docker load` takes them |
 //! | [`name`], [`document`], [`range`] | what is in a request, read strictly |
@@ -28,6 +29,7 @@ pub mod document;
 mod error;
 mod held;
 mod layer;
+mod layout;
 pub mod name;
 pub mod port;
 mod pull;

@@ -1,11 +1,13 @@
 //! What the registry needs of an engine, and nothing else of it: so that tests can be an engine.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tranship_core::engine::ByteStream;
 use tranship_core::ids::Digest;
+use tranship_core::image::ImageBlob;
 use tranship_core::{Engine, EngineError, ImageSpec};
 
 /// An engine's images. Methods and errors are those of [`Engine`].
@@ -21,6 +23,18 @@ pub trait Images: Send + Sync + 'static {
     async fn lengths(&self, image: &ImageSpec) -> Result<Vec<u64>, EngineError>;
     /// [`Engine::layer`]
     async fn layer(&self, image: &ImageSpec, index: usize, offset: u64) -> Result<ByteStream, EngineError>;
+    /// [`Engine::image_blobs`]
+    async fn blobs(&self, images: &[Digest]) -> Result<Option<Vec<ImageBlob>>, EngineError> {
+        let _ = images;
+        Ok(None)
+    }
+    /// [`Engine::image_blob`]
+    async fn blob(&self, blob: &ImageBlob, part: Range<u64>) -> Result<ByteStream, EngineError> {
+        let _ = part;
+        Err(EngineError::Unsupported {
+            message: format!("blobs are not read here: {}", blob.digest),
+        })
+    }
     /// [`Engine::layers_held`]
     async fn held(&self, layers: &[Digest]) -> Result<usize, EngineError>;
     /// [`Engine::import_image`]
@@ -51,6 +65,12 @@ impl Images for EngineImages {
     }
     async fn layer(&self, image: &ImageSpec, index: usize, offset: u64) -> Result<ByteStream, EngineError> {
         self.0.layer(image, index, offset).await
+    }
+    async fn blobs(&self, images: &[Digest]) -> Result<Option<Vec<ImageBlob>>, EngineError> {
+        self.0.image_blobs(images).await
+    }
+    async fn blob(&self, blob: &ImageBlob, part: Range<u64>) -> Result<ByteStream, EngineError> {
+        self.0.image_blob(blob, part).await
     }
     async fn held(&self, layers: &[Digest]) -> Result<usize, EngineError> {
         self.0.layers_held(layers).await

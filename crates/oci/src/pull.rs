@@ -24,6 +24,7 @@ impl Registry {
             .held
             .list()
             .await?
+            .images
             .iter()
             .flat_map(|image| &image.tags)
             .filter_map(|tag| Repository::of_local(tag))
@@ -42,6 +43,7 @@ impl Registry {
             .held
             .list()
             .await?
+            .images
             .iter()
             .flat_map(|image| &image.tags)
             .filter_map(|local| {
@@ -105,7 +107,7 @@ impl Registry {
         Ok(image.filter(|image| image.id == id))
     }
 
-    /// The manifest or index of this digest: as it was pushed, or ours.
+    /// The manifest or index of this digest: as it was pushed, as it is kept, or ours.
     pub(crate) async fn document(&self, digest: &Digest) -> Result<Document, OciError> {
         if let Some(document) = self.spool.as_ref().and_then(|spool| spool.document(digest)) {
             return Ok(document);
@@ -173,6 +175,12 @@ impl Registry {
                 } else {
                     layer
                 })
+            }
+            (None, Some(HeldBlob::Kept(blob))) => {
+                let part = self.held.kept_part(&blob, start..end).await?;
+                Answer::Stream(part.ok_or_else(|| OciError::NoBlob {
+                    digest: digest.to_string(),
+                })?)
             }
             (None, None) => Answer::Full(bytes::Bytes::new()),
         };

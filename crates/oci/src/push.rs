@@ -1,6 +1,7 @@
 //! Manifests that come in: everything is compared before the engine hears of the image, and looked at afterwards.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -11,6 +12,7 @@ use tranship_core::EngineError;
 use tranship_core::engine::ByteStream;
 use tranship_core::ids::Digest;
 
+use crate::archive;
 use crate::document::{self, Descriptor, ImageConfig, LARGEST, Pushed};
 use crate::error::OciError;
 use crate::held::{Document, HeldBlob};
@@ -21,25 +23,25 @@ use crate::registry::{Answer, CONTENT_DIGEST, Registry, bare, text, value};
 use crate::spool::{BlobFile, Spool};
 
 /// Where a layer of a pushed image is.
-enum Source {
+pub(crate) enum Source {
     Spooled(Arc<BlobFile>),
     Held(Box<HeldBlob>),
 }
 
 /// A layer that was compared.
-struct Layer {
+pub(crate) struct Layer {
     diff_id: Digest,
     length: u64,
-    source: Source,
+    pub(crate) source: Source,
 }
 
-fn missing(what: &str, digest: &Digest) -> OciError {
+pub(crate) fn missing(what: &str, digest: &Digest) -> OciError {
     OciError::Missing {
         message: format!("{what} {digest} was not pushed"),
     }
 }
 
-fn refused(message: impl Into<String>) -> OciError {
+pub(crate) fn refused(message: impl Into<String>) -> OciError {
     OciError::Manifest {
         message: message.into(),
     }
@@ -73,22 +75,30 @@ impl Registry {
             });
         }
         let (media_type, pushed) = document::read(text(headers, &header::CONTENT_TYPE), &bytes)?;
+        let document = Document {
+            media_type,
+            digest: digest.clone(),
+            bytes,
+        };
+        let keeps_blobs = self.held.keeps_blobs().await?;
         let image = match &pushed {
+            _ if keeps_blobs => self.take_in_blobs(spool, &document, &pushed).await?,
             Pushed::Manifest { config, layers } => Some(self.take_in(spool, config, layers).await?),
+            Pushed::Attestation { .. } => {
+                return Err(refused(
+                    "an engine that keeps plain layers has no place for attestations",
+                ));
+            }
             Pushed::Index(manifests) => self.look_through(manifests).await?,
         };
         if let Some(local) = local {
             let image = image.ok_or_else(|| {
-                refused("no image of this index is for this machine, so that none gets the tag")
+                refused("nothing of it is an image for this machine, so that none gets the tag")
             })?;
             self.held.images.tag(&image, &local).await?;
         }
         self.held.forget();
-        spool.keep(Document {
-            media_type,
-            digest: digest.clone(),
-            bytes,
-        });
+        spool.keep(document);
         let mut response = bare(StatusCode::CREATED);
         let headers = response.headers_mut();
         let location = format!("/v2/{}/manifests/{digest}", name.as_str());
@@ -128,7 +138,7 @@ impl Registry {
             return Ok(id);
         }
         let skip = images.held(&diff_ids).await?.min(layers.len());
-        let archive = archive(images, &id, document, layers, skip)?;
+        let archive = plain_archive(images, &id, document, layers, skip)?;
         images.import(archive).await?;
         if !self.stands(&id, &diff_ids).await? {
             return Err(EngineError::Corrupt {
@@ -140,7 +150,7 @@ impl Registry {
         Ok(id)
     }
 
-    async fn configuration(&self, spool: &Spool, config: &Descriptor) -> Result<Bytes, OciError> {
+    pub(crate) async fn configuration(&self, spool: &Spool, config: &Descriptor) -> Result<Bytes, OciError> {
         let bytes = match spool.blob(&config.digest) {
             Some(blob) if blob.length > document::LARGEST_CONFIG => {
                 return Err(OciError::TooLarge {
@@ -151,6 +161,11 @@ impl Registry {
             Some(blob) => layer::whole(&blob)?,
             None => match self.held.blob(&config.digest).await? {
                 Some(HeldBlob::Config(bytes)) => bytes,
+                Some(HeldBlob::Kept(blob)) => self
+                    .held
+                    .kept(&blob, document::LARGEST_CONFIG)
+                    .await?
+                    .ok_or_else(|| missing("the configuration", &config.digest))?,
                 _ => return Err(missing("the configuration", &config.digest)),
             },
         };
@@ -165,13 +180,13 @@ impl Registry {
     }
 
     /// Whether the engine holds exactly this image.
-    async fn stands(&self, id: &Digest, diff_ids: &[Digest]) -> Result<bool, OciError> {
+    pub(crate) async fn stands(&self, id: &Digest, diff_ids: &[Digest]) -> Result<bool, OciError> {
         let found = self.held.images.find(id.as_str()).await?;
         Ok(found.is_some_and(|image| image.id == *id && image.layers == diff_ids))
     }
 
     /// Finds every layer, unpacks it and compares it with the configuration.
-    async fn compared(
+    pub(crate) async fn compared(
         &self,
         spool: &Spool,
         layers: &[Descriptor],
@@ -183,7 +198,7 @@ impl Registry {
             let source = match spool.blob(&descriptor.digest) {
                 Some(blob) => Source::Spooled(blob),
                 None => match self.held.blob(&descriptor.digest).await? {
-                    Some(blob @ HeldBlob::Layer { .. }) => Source::Held(Box::new(blob)),
+                    Some(blob @ (HeldBlob::Layer { .. } | HeldBlob::Kept(_))) => Source::Held(Box::new(blob)),
                     _ => return Err(missing("the layer", &descriptor.digest)),
                 },
             };
@@ -207,25 +222,20 @@ impl Registry {
             let length = match (&source, known.get(&key)) {
                 (_, Some(length)) => *length,
                 (Source::Held(blob), None) if descriptor.digest == *diff_id => blob.length(),
-                (Source::Held(_), None) => {
-                    return Err(OciError::Layer {
-                        digest: descriptor.digest.to_string(),
-                        message: format!("it is plain, and not {diff_id} as the configuration says"),
-                    });
+                (Source::Held(blob), None) => {
+                    let HeldBlob::Kept(blob) = &**blob else {
+                        return Err(OciError::Layer {
+                            digest: descriptor.digest.to_string(),
+                            message: format!("it is plain, and not {diff_id} as the configuration says"),
+                        });
+                    };
+                    let part = self.held.kept_part(blob, 0..blob.size).await?;
+                    let part = part.ok_or_else(|| missing("the layer", &blob.digest))?;
+                    let packed = (layer::Blocking::of(part), blob.size);
+                    verified(spool, packed, &key, &mut total).await?
                 }
                 (Source::Spooled(blob), None) => {
-                    let room = spool.room(total)?.saturating_sub(total);
-                    let (blob, limits) = (Arc::clone(blob), spool.limits.clone());
-                    let (digest, diff_id) = key.clone();
-                    let verified = tokio::task::spawn_blocking(move || {
-                        layer::verify(&digest, &blob, &diff_id, &limits, room)
-                    });
-                    let length = verified.await.map_err(|error| OciError::Spool {
-                        action: "unpack a layer",
-                        source: std::io::Error::other(error),
-                    })??;
-                    total = total.saturating_add(length);
-                    length
+                    verified(spool, (blob.open()?, blob.length), &key, &mut total).await?
                 }
             };
             known.insert(key, length);
@@ -242,17 +252,8 @@ impl Registry {
     async fn look_through(&self, manifests: &[Descriptor]) -> Result<Option<Digest>, OciError> {
         let mut images = Vec::new();
         for descriptor in manifests {
-            let document = match self.document(&descriptor.digest).await {
-                Ok(document) => document,
-                Err(OciError::NoManifest { .. }) => return Err(missing("the manifest", &descriptor.digest)),
-                Err(other) => return Err(other),
-            };
-            if document.bytes.len() as u64 != descriptor.size {
-                return Err(refused(format!("{} has another length", descriptor.digest)));
-            }
-            let (_, pushed) = document::read(Some(&descriptor.media_type), &document.bytes)?;
-            let Pushed::Manifest { config, .. } = pushed else {
-                return Err(refused("an index in an index is not taken in"));
+            let (_, Pushed::Manifest { config, .. }) = self.part(descriptor).await? else {
+                return Err(refused("an index of attestations is not taken in"));
             };
             let here = match &descriptor.platform {
                 Some(platform) => platform.os == "linux" && platform.architecture == architecture(),
@@ -263,6 +264,22 @@ impl Registry {
             }
         }
         Ok(images.into_iter().next())
+    }
+
+    /// A manifest that an index names.
+    pub(crate) async fn part(&self, descriptor: &Descriptor) -> Result<(Document, Pushed), OciError> {
+        let document = match self.document(&descriptor.digest).await {
+            Ok(document) => document,
+            Err(OciError::NoManifest { .. }) => return Err(missing("the manifest", &descriptor.digest)),
+            Err(other) => return Err(other),
+        };
+        if document.bytes.len() as u64 != descriptor.size {
+            return Err(refused(format!("{} has another length", descriptor.digest)));
+        }
+        match document::read(Some(&descriptor.media_type), &document.bytes)? {
+            (_, Pushed::Index(_)) => Err(refused("an index in an index is not taken in")),
+            (_, pushed) => Ok((document, pushed)),
+        }
     }
 
     pub(crate) async fn delete_manifest(
@@ -286,11 +303,18 @@ impl Registry {
                 let kept = spool.drop_document(digest);
                 let held = self.held.manifest_of(digest).await?;
                 match held {
-                    Some((image, _)) => {
+                    Some((Some(image), _)) => {
                         // Under this name only: the engine refuses while other tags or containers need the image.
                         images.remove(image.id.as_str()).await?;
                     }
-                    None if kept => {}
+                    _ if kept => {}
+                    Some((None, _)) => {
+                        return Err(OciError::Unsupported {
+                            message:
+                                "a manifest of an index goes when no image of the engine needs it any more"
+                                    .into(),
+                        });
+                    }
                     None => return Err(unknown(digest.to_string())),
                 }
             }
@@ -298,6 +322,24 @@ impl Registry {
         self.held.forget();
         Ok(bare(StatusCode::ACCEPTED))
     }
+}
+
+/// Compares a packed layer with its diff id, after others of this image that had `total` bytes. Returns its length.
+async fn verified(
+    spool: &Spool,
+    packed: (impl Read + Send + 'static, u64),
+    (digest, diff_id): &(Digest, Digest),
+    total: &mut u64,
+) -> Result<u64, OciError> {
+    let room = spool.room(*total)?.saturating_sub(*total);
+    let (digest, diff_id, limits) = (digest.clone(), diff_id.clone(), spool.limits.clone());
+    let length = tokio::task::spawn_blocking(move || layer::verify(&digest, packed, &diff_id, &limits, room));
+    let length = length.await.map_err(|error| OciError::Spool {
+        action: "unpack a layer",
+        source: std::io::Error::other(error),
+    })??;
+    *total = total.saturating_add(length);
+    Ok(length)
 }
 
 /// This machine's architecture in Go's names.
@@ -333,7 +375,7 @@ where
 }
 
 /// The image as an archive without its `skip` lowest layers.
-fn archive(
+fn plain_archive(
     images: &Arc<dyn Images>,
     id: &Digest,
     config: Bytes,
@@ -343,7 +385,7 @@ fn archive(
     let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
     let wanted = layers.into_iter().skip(skip).map(|layer| {
         let (images, diff_id, length) = (Arc::clone(images), layer.diff_id.clone(), layer.length);
-        crate::archive::Layer {
+        archive::Layer {
             diff_id: layer.diff_id,
             length,
             open: Box::new(move || {
@@ -351,7 +393,7 @@ fn archive(
             }),
         }
     });
-    crate::archive::archive(id, config, &diff_ids, wanted.collect())
+    archive::plain(id, config, &diff_ids, wanted.collect())
 }
 
 async fn open(
@@ -364,10 +406,10 @@ async fn open(
         Source::Spooled(blob) => Ok(layer::unpacked(blob, diff_id, length)),
         Source::Held(blob) => match *blob {
             HeldBlob::Layer { image, index, .. } => images.layer(&image, index, 0).await,
-            // Only layers are looked for as layers.
-            HeldBlob::Config(_) => Err(EngineError::Corrupt {
+            // Only layers are looked for as layers, and an engine that keeps blobs is given those.
+            HeldBlob::Config(_) | HeldBlob::Kept(_) => Err(EngineError::Corrupt {
                 what: format!("layer {diff_id}"),
-                message: "it is the configuration of an image".into(),
+                message: "it is not a plain layer".into(),
             }),
         },
     }

@@ -20,13 +20,13 @@ use crate::json::{at, items, text, texts};
 const LARGEST_DOCUMENT: u64 = 8 << 20;
 
 /// Most blobs of one image, for all its platforms.
-const MOST_BLOBS: usize = 4096;
+pub(super) const MOST_BLOBS: usize = 4096;
 
 /// Most layers of one image: more than any snapshotter can stack.
 const MOST_LAYERS: usize = 512;
 
 /// How deep indexes may be in each other.
-const DEEPEST: usize = 4;
+pub(super) const DEEPEST: usize = 4;
 
 /// The blobs of one containerd.
 #[derive(Debug, Clone)]
@@ -65,7 +65,7 @@ const DOCUMENTS: [&str; 5] = [
 ];
 
 /// A document of an image, by what it names.
-enum Document {
+pub(super) enum Document {
     /// What it names, and whether each is a document as well.
     Index(Vec<(Digest, bool)>),
     Manifest {
@@ -98,7 +98,7 @@ impl Content {
     }
 
     /// A blob as long as it is, `None` if it is not here. No file stays open for it.
-    fn blob(&self, digest: &Digest) -> Result<Option<Blob>, EngineError> {
+    pub(super) fn blob(&self, digest: &Digest) -> Result<Option<Blob>, EngineError> {
         let opened = self.open(digest)?;
         Ok(opened.map(|(_, size)| Blob {
             digest: digest.clone(),
@@ -107,7 +107,7 @@ impl Content {
     }
 
     /// A document, compared with its digest; `None` if it is not here.
-    fn document(&self, digest: &Digest) -> Result<Option<(Blob, Value)>, EngineError> {
+    pub(super) fn document(&self, digest: &Digest) -> Result<Option<(Blob, Value)>, EngineError> {
         let Some((file, size)) = self.open(digest)? else {
             return Ok(None);
         };
@@ -328,7 +328,7 @@ impl Walk<'_> {
     }
 }
 
-fn parse(digest: &Digest, value: &Value) -> Result<Document, EngineError> {
+pub(super) fn parse(digest: &Digest, value: &Value) -> Result<Document, EngineError> {
     let digests = |key: &str| {
         let named = items(value, &[key])
             .iter()
@@ -362,7 +362,7 @@ fn parse(digest: &Digest, value: &Value) -> Result<Document, EngineError> {
     }
 }
 
-fn media_type(value: &Value) -> String {
+pub(super) fn media_type(value: &Value) -> String {
     match text(value, &["mediaType"]) {
         kind if !kind.is_empty() => kind,
         _ if at(value, &["manifests"]).is_null() => "application/vnd.oci.image.manifest.v1+json".into(),

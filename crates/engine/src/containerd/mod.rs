@@ -12,6 +12,7 @@
 //! ```
 
 mod archive;
+mod blobs;
 mod content;
 mod guard;
 mod proof;

@@ -108,7 +108,7 @@ impl Client {
                 open: Box::new(move || Box::pin(async move { Ok(layer::unpacked(blob, digest, length)) })),
             })
         });
-        let archive = archive::archive(id, config, &diff_ids, parts.collect())?;
+        let archive = archive::plain(id, config, &diff_ids, parts.collect())?;
         // What came serves this archive; as soon as nobody reads it any more, it goes.
         let release = Release {
             store: Arc::clone(store),
@@ -140,6 +140,7 @@ impl Client {
     ) -> Result<(Descriptor, Vec<Descriptor>), ClientError> {
         let manifests = match self.document(repository, reference, None).await? {
             Pushed::Manifest { config, layers } => return Ok((config, layers)),
+            Pushed::Attestation { .. } => return Err(self.other("an attestation, and no image".into())),
             Pushed::Index(manifests) => manifests,
         };
         let here = |descriptor: &&Descriptor| match &descriptor.platform {
@@ -152,9 +153,10 @@ impl Client {
         let reference = Reference::Digest(descriptor.digest.clone());
         match self.document(repository, &reference, Some(descriptor)).await? {
             Pushed::Manifest { config, layers } => Ok((config, layers)),
-            Pushed::Index(_) => {
-                Err(self.nonsense("an index", "it leads to an index, where a manifest should be"))
-            }
+            Pushed::Index(_) | Pushed::Attestation { .. } => Err(self.nonsense(
+                "an index",
+                "it leads to something else, where a manifest should be",
+            )),
         }
     }
 
@@ -470,8 +472,11 @@ async fn compared(
     let room = store.spool.room(0)?;
     let limits = store.spool.limits.clone();
     let (digest, blob, diff_id) = (descriptor.digest.clone(), Arc::clone(blob), diff_id.clone());
-    let verified =
-        tokio::task::spawn_blocking(move || layer::verify(&digest, &blob, &diff_id, &limits, room)).await;
+    let verified = tokio::task::spawn_blocking(move || {
+        let packed = (blob.open()?, blob.length);
+        layer::verify(&digest, packed, &diff_id, &limits, room)
+    })
+    .await;
     Ok(verified.map_err(|error| OciError::Spool {
         action: "unpack a layer",
         source: std::io::Error::other(error),

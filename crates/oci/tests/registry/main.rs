@@ -7,5 +7,6 @@
 
 mod common;
 mod hostile;
+mod kept;
 mod pull;
 mod push;

@@ -6,12 +6,12 @@ use tranship_testkit::testbed::{Node, Options};
 use crate::world::{World, inspect, is_running, untagged_image};
 
 /// Two layers of 9 MB over busybox, of which `app:base` has the lower one. The engine keeps them packed.
-const BUILD: &str = "mkdir -p /srv/build && cd /srv/build && head -c 9000000 /dev/urandom > one && head -c 9000000 /dev/urandom > two && \
+pub const BUILD: &str = "mkdir -p /srv/build && cd /srv/build && head -c 9000000 /dev/urandom > one && head -c 9000000 /dev/urandom > two && \
     printf 'FROM tranship-test/busybox:1\nCOPY one /one\n' > base && printf 'FROM app:base\nCOPY two /two\nCMD [\"sleep\",\"9999\"]\nSTOPSIGNAL KILL\n' > top && \
     export DOCKER_BUILDKIT=0; docker build -q -t app:base -f base . && docker build -q -t app:1 -t other:1 -f top .";
 
 /// Makes of `app:1` the image `multi:1`: an index of it and of one for another processor, which is not there.
-const INDEX: &str = r#"
+pub const INDEX: &str = r#"
 set -e
 rm -rf /srv/multi && mkdir /srv/multi && cd /srv/multi
 docker save app:1 | tar x
@@ -30,7 +30,7 @@ tar c . | docker load
 "#;
 
 /// Makes of `app:1` the image `two:1`: an index of it and of one for another processor, and both are there.
-const TWO: &str = r#"
+pub const TWO: &str = r#"
 set -e
 rm -rf /srv/two && mkdir /srv/two && cd /srv/two
 docker save app:1 | tar x
@@ -57,7 +57,7 @@ tar c . | docker load
 const ONE: std::ops::Range<u64> = 9_000_000..9_500_000;
 const ALL: std::ops::Range<u64> = 18_000_000..23_000_000;
 
-fn both() -> Options {
+pub fn both() -> Options {
     Options::default().containerd_stores(&["a", "b"])
 }
 

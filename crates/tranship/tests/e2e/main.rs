@@ -39,5 +39,6 @@ mod moves;
 mod output;
 mod races;
 mod registry;
+mod registry_containerd;
 mod state;
 mod versions;

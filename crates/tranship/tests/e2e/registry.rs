@@ -11,10 +11,10 @@ const BUILD: &str = "mkdir -p /srv/build && cd /srv/build && head -c 9000000 /de
     printf 'FROM tranship-test/busybox:1\nCOPY one /one\n' > base && printf 'FROM app:base\nCOPY two /two\nCMD [\"sleep\",\"9\"]\n' > top && \
     export DOCKER_BUILDKIT=0; docker build -q -t app:base -f base . && docker build -q -t app:1 -f top .";
 
-const GUARDED: &str =
+pub const GUARDED: &str =
     "--listen 0.0.0.0:5000 --tls-cert /root/node.crt --tls-key /root/node.key --credentials /root/users";
 
-fn id(node: &Node, reference: &str) -> String {
+pub fn id(node: &Node, reference: &str) -> String {
     let format = "{{.Id}} {{.RootFS.Layers}}";
     node.exec_ok(["docker", "image", "inspect", "--format", format, reference])
         .unwrap()
@@ -29,13 +29,13 @@ fn write(node: &Node, path: &str, text: &str) {
 }
 
 /// A registry on a node; it ends with this.
-struct Serving<'a> {
+pub struct Serving<'a> {
     node: &'a Node,
     process: NodeProcess,
 }
 
 impl<'a> Serving<'a> {
-    fn begin(node: &'a Node, options: &str) -> Self {
+    pub fn begin(node: &'a Node, options: &str) -> Self {
         let there = node.root().unwrap().join("root/tranship");
         if !there.exists() {
             std::fs::copy(program(), &there).unwrap();
@@ -49,13 +49,13 @@ impl<'a> Serving<'a> {
     }
 
     /// Waits until it answers beyond its node.
-    fn reachable(self) -> Self {
+    pub fn reachable(self) -> Self {
         let address = SocketAddr::from((self.node.address(), 5000));
         wait_until(|| TcpStream::connect_timeout(&address, Duration::from_millis(500)).is_ok());
         self
     }
 
-    fn end(mut self, signal: &str) -> i32 {
+    pub fn end(mut self, signal: &str) -> i32 {
         let kill = format!("kill -{signal} $(cat /root/serve.pid)");
         self.node.sh(&kill).unwrap();
         self.process.wait().unwrap().code().unwrap_or(-1)
@@ -63,7 +63,7 @@ impl<'a> Serving<'a> {
 }
 
 /// A certificate for `a` and a user `me` with the password `secret` at `a`; the certificate is trusted at `b`.
-fn guard(world: &World) {
+pub fn guard(world: &World) {
     let made = rcgen::generate_simple_self_signed(vec!["a".to_owned()]).unwrap();
     write(&world.a, "/root/node.crt", &made.cert.pem());
     write(&world.a, "/root/node.key", &made.signing_key.serialize_pem());
@@ -72,7 +72,7 @@ fn guard(world: &World) {
     write(&world.b, "/etc/docker/certs.d/a:5000/ca.crt", &made.cert.pem());
 }
 
-fn log_in(node: &Node) {
+pub fn log_in(node: &Node) {
     node.sh("export HOME=/root; printf secret | docker login -u me --password-stdin a:5000")
         .unwrap();
 }

@@ -1,0 +1,181 @@
+//! Pushes to an engine that keeps blobs: what came is compared as everywhere, and loaded as it came, so that the digest of what was
+//! pushed is the image's id.
+
+use std::sync::Arc;
+
+use tranship_core::EngineError;
+use tranship_core::ids::Digest;
+
+use crate::archive::{self, Blob};
+use crate::document::{self, Descriptor, ImageConfig, Pushed};
+use crate::error::OciError;
+use crate::held::Document;
+use crate::push::{Source, missing, refused};
+use crate::registry::Registry;
+use crate::spool::{self, BlobFile, Spool};
+
+impl Registry {
+    /// Brings what a manifest or an index names into the engine, and returns the image's id. An attestation waits for its index.
+    pub(crate) async fn take_in_blobs(
+        &self,
+        spool: &Spool,
+        image: &Document,
+        pushed: &Pushed,
+    ) -> Result<Option<Digest>, OciError> {
+        match pushed {
+            Pushed::Manifest { config, layers } => {
+                self.take_in_manifest(spool, image, config, layers).await?
+            }
+            Pushed::Index(manifests) => self.take_in_index(spool, image, manifests).await?,
+            Pushed::Attestation { config, layers } => {
+                self.attached(spool, config, layers).await?;
+                return Ok(None);
+            }
+        }
+        Ok(Some(image.digest.clone()))
+    }
+
+    async fn take_in_manifest(
+        &self,
+        spool: &Spool,
+        image: &Document,
+        config: &Descriptor,
+        layers: &[Descriptor],
+    ) -> Result<(), OciError> {
+        let bytes = self.configuration(spool, config).await?;
+        let ImageConfig { diff_ids, .. } = document::read_config(&bytes)?;
+        if diff_ids.len() != layers.len() {
+            return Err(refused(format!(
+                "the configuration has {} layers and the manifest {}",
+                diff_ids.len(),
+                layers.len()
+            )));
+        }
+        // The digest of the manifest says that of every blob.
+        if self.stands(&image.digest, &diff_ids).await? {
+            return Ok(());
+        }
+        let Ok(_place) = self.imports.acquire().await else {
+            return Err(OciError::TooMany { what: "pushes" });
+        };
+        let compared = self.compared(spool, layers, &diff_ids).await?;
+        // What the engine holds it finds by itself.
+        let mut blobs: Vec<Blob> = layers
+            .iter()
+            .zip(compared)
+            .filter_map(|(descriptor, layer)| match layer.source {
+                Source::Spooled(blob) => Some(spooled(&descriptor.digest, blob)),
+                Source::Held(_) => None,
+            })
+            .collect();
+        blobs.extend(
+            spool
+                .blob(&config.digest)
+                .map(|blob| spooled(&config.digest, blob)),
+        );
+        self.load(image, Vec::new(), blobs).await?;
+        match self.stands(&image.digest, &diff_ids).await? {
+            true => Ok(()),
+            false => Err(not_taken(&image.digest)),
+        }
+    }
+
+    /// The images of an index were taken in before it, and what is said of them comes with it.
+    async fn take_in_index(
+        &self,
+        spool: &Spool,
+        image: &Document,
+        manifests: &[Descriptor],
+    ) -> Result<(), OciError> {
+        let (mut parts, mut blobs, mut images) = (Vec::new(), Vec::new(), 0);
+        for descriptor in manifests {
+            let (part, pushed) = self.part(descriptor).await?;
+            match pushed {
+                Pushed::Attestation { config, layers } => {
+                    blobs.extend(self.attached(spool, &config, &layers).await?);
+                }
+                _ => images += 1,
+            }
+            parts.push(part);
+        }
+        if images == 0 {
+            return Err(refused("an index without an image is not taken in"));
+        }
+        let Ok(_place) = self.imports.acquire().await else {
+            return Err(OciError::TooMany { what: "pushes" });
+        };
+        if self.is_held(&image.digest).await? {
+            return Ok(());
+        }
+        self.load(image, parts, blobs).await?;
+        match self.is_held(&image.digest).await? {
+            true => Ok(()),
+            false => Err(not_taken(&image.digest)),
+        }
+    }
+
+    /// The blobs of an attestation that the engine does not hold; all of them have to be somewhere.
+    async fn attached(
+        &self,
+        spool: &Spool,
+        config: &Descriptor,
+        layers: &[Descriptor],
+    ) -> Result<Vec<Blob>, OciError> {
+        let mut blobs = Vec::new();
+        for descriptor in layers.iter().chain([config]) {
+            let length = match spool.blob(&descriptor.digest) {
+                Some(blob) => {
+                    let length = blob.length;
+                    blobs.push(spooled(&descriptor.digest, blob));
+                    length
+                }
+                None => match self.held.blob(&descriptor.digest).await? {
+                    Some(blob) => blob.length(),
+                    None => return Err(missing("the attestation's blob", &descriptor.digest)),
+                },
+            };
+            if length != descriptor.size {
+                return Err(refused(format!(
+                    "{} has {length} bytes, not {}",
+                    descriptor.digest, descriptor.size
+                )));
+            }
+        }
+        Ok(blobs)
+    }
+
+    async fn load(&self, image: &Document, parts: Vec<Document>, blobs: Vec<Blob>) -> Result<(), OciError> {
+        let archive = archive::layout(image, parts, blobs)?;
+        Ok(self.held.images.import(archive).await?)
+    }
+
+    /// Whether the engine has an image of this id, whichever platform it runs of it.
+    async fn is_held(&self, id: &Digest) -> Result<bool, OciError> {
+        let found = self.held.images.find(id.as_str()).await?;
+        Ok(found.is_some_and(|image| image.id == *id))
+    }
+}
+
+fn spooled(digest: &Digest, blob: Arc<BlobFile>) -> Blob {
+    let length = blob.length;
+    Blob {
+        digest: digest.clone(),
+        length,
+        open: Box::new(move || {
+            Box::pin(async move {
+                spool::stream(&blob, 0, length).map_err(|error| EngineError::Failed {
+                    action: "read an uploaded blob".into(),
+                    status: 0,
+                    message: error.to_string(),
+                })
+            })
+        }),
+    }
+}
+
+fn not_taken(id: &Digest) -> OciError {
+    OciError::Engine(EngineError::Corrupt {
+        what: format!("the image {id}"),
+        message: "the engine took the archive but does not hold this image".into(),
+    })
+}
