@@ -114,6 +114,29 @@ impl Registry {
         }
     }
 
+    /// Images that were pushed for this index only and have no tag would be listed beside it for good: the index keeps their blobs. What
+    /// the engine does not let go of stays.
+    pub(crate) async fn tidy(&self, spool: &Spool, manifests: &[Descriptor]) {
+        let images = &self.held.images;
+        for digest in manifests.iter().map(|descriptor| &descriptor.digest) {
+            if spool.document(digest).is_none() {
+                continue;
+            }
+            let _naming = self.naming.lock().await;
+            let found = images.find(digest.as_str()).await;
+            let removed = match found {
+                Ok(Some(image)) if image.id == *digest && image.tags.is_empty() => {
+                    images.remove(digest.as_str()).await
+                }
+                Ok(_) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = removed {
+                tracing::debug!(%digest, %error, "an image of an index stays without a tag");
+            }
+        }
+    }
+
     /// The blobs of an attestation that the engine does not hold; all of them have to be somewhere.
     async fn attached(
         &self,

@@ -95,7 +95,11 @@ impl Registry {
             let image = image.ok_or_else(|| {
                 refused("nothing of it is an image for this machine, so that none gets the tag")
             })?;
+            let _naming = self.naming.lock().await;
             self.held.images.tag(&image, &local).await?;
+        }
+        if let (true, Pushed::Index(manifests)) = (keeps_blobs, &pushed) {
+            self.tidy(spool, manifests).await;
         }
         self.held.forget();
         spool.keep(document);

@@ -44,6 +44,8 @@ pub struct Registry {
     access: Option<Credentials>,
     /// How many manifests are taken in at once: each may unpack large layers.
     pub(crate) imports: tokio::sync::Semaphore,
+    /// Held by who gives a tag, or removes what has none.
+    pub(crate) naming: tokio::sync::Mutex<()>,
 }
 
 /// How many manifests are taken in at once.
@@ -58,6 +60,7 @@ impl Registry {
             spool: None,
             access,
             imports: tokio::sync::Semaphore::new(IMPORTS),
+            naming: tokio::sync::Mutex::default(),
         }
     }
 

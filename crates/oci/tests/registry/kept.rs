@@ -572,8 +572,27 @@ async fn an_index_is_taken_in_after_its_manifests() {
     let got = client.get("/v2/app/manifests/1").await.expect(200);
     assert_eq!(got.body, text.as_bytes());
 
+    // One that has a tag of its own keeps it.
+    let path = format!("/v2/app/manifests/{}", sizes[0].0);
+    client.get(&path).await.expect(200);
+    client
+        .put("app", "own", media::MANIFEST, children[0].1.as_bytes())
+        .await
+        .expect(201);
+    client
+        .put("app", "2", media::INDEX, text.as_bytes())
+        .await
+        .expect(201);
+    assert_eq!(
+        store.tags.lock().unwrap().remove("app:own"),
+        Some(sizes[0].0.clone())
+    );
+
     // A manifest of the index goes with it, and not by itself.
-    store.untagged.lock().unwrap().clear();
+    assert!(
+        store.untagged.lock().unwrap().is_empty(),
+        "nothing is left beside it"
+    );
     let fresh = self::client(&store);
     let child = format!("/v2/app/manifests/{}", sizes[1].0);
     fresh.get(&child).await.expect(200);

@@ -190,19 +190,19 @@ fn docker_pushes_and_the_digest_stays() {
     assert_eq!(id(&world.b, "two:1"), id(&world.a, "two:1"));
     let count = "docker save two:1 | tar t | grep -c blobs/sha256/.";
     assert_eq!(world.b.sh(count).unwrap(), world.a.sh(count).unwrap());
+    // It is there once: not with its images without a tag beside it.
+    let untagged = "docker images -qf dangling=true";
+    assert_eq!(world.a.sh(untagged).unwrap(), "");
     // All of it is there: it goes out again as it came.
-    world.b.sh("docker rmi -f two:1 a:5000/two:1").unwrap();
-    docker(&world.b, "pull a:5000/two:1");
+    docker(&world.b, "rmi a:5000/two:1 && docker pull a:5000/two:1");
     assert_eq!(id(&world.b, "a:5000/two:1"), id(&world.a, "two:1"));
     // The same by another client, out and in.
-    world
-        .b
-        .sh(
-            "skopeo copy -q --all --src-creds me:secret docker://a:5000/two:1 oci:/root/two && \
-            skopeo copy -q --all --dest-creds me:secret oci:/root/two docker://a:5000/three:1",
-        )
-        .unwrap();
-    assert_eq!(id(&world.a, "three:1"), id(&world.a, "two:1"));
+    let copy = "skopeo copy -q --all --src-creds me:secret docker://a:5000/two:1 dir:/root/two && \
+        ssh root@a 'docker rmi two:1 && docker image prune -f' && \
+        skopeo copy -q --all --dest-creds me:secret dir:/root/two docker://a:5000/three:1";
+    world.b.sh(copy).unwrap();
+    assert_eq!(id(&world.a, "three:1"), id(&world.b, "two:1"));
+    assert_eq!(sums(&world.a, "three:1"), sums(&world.b, "app:1"));
     assert_eq!(serving.end("TERM"), 0);
 
     let serving = Serving::begin(&world.a, &format!("{GUARDED} --read-only")).reachable();
