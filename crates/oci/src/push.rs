@@ -91,6 +91,8 @@ impl Registry {
             }
             Pushed::Index(manifests) => self.look_through(manifests).await?,
         };
+        // Docker gives the tag to everything that an index names before it gives it to the index. An attestation gets none.
+        let local = local.filter(|_| !matches!(pushed, Pushed::Attestation { .. }));
         if let Some(local) = local {
             let image = image.ok_or_else(|| {
                 refused("nothing of it is an image for this machine, so that none gets the tag")

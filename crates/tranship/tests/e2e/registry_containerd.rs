@@ -7,6 +7,36 @@ use crate::containerd::{BUILD, INDEX, TWO, both};
 use crate::registry::{GUARDED, Serving, guard, id, log_in};
 use crate::world::{World, inspect, untagged_image, wait_until};
 
+/// Makes of `app:1` the image `said:1` as BuildKit does: an index of it and of an attestation.
+const SAID: &str = r#"
+set -e
+rm -rf /srv/said && mkdir /srv/said && cd /srv/said
+docker save app:1 | tar x
+rm manifest.json
+put() { sum=$(sha256sum "$1" | cut -d' ' -f1); size=$(stat -c %s "$1"); mv "$1" "blobs/sha256/$sum"; }
+own=$(jq -c '.manifests[0] | {mediaType, digest, size}' index.json)
+echo '{"_type": "https://in-toto.io/Statement/v0.1", "subject": []}' > said
+put said
+layer=$(jq -nc --arg digest "sha256:$sum" --argjson size "$size"     '{mediaType: "application/vnd.in-toto+json", digest: $digest, size: $size}')
+echo "$layer" | jq '{architecture: "unknown", os: "unknown", config: {}, rootfs: {type: "layers", diff_ids: [.digest]}}' > config
+put config
+jq -n --argjson layer "$layer" --arg digest "sha256:$sum" --argjson size "$size" '{schemaVersion: 2,
+    mediaType: "application/vnd.oci.image.manifest.v1+json", layers: [$layer],
+    config: {mediaType: "application/vnd.oci.image.config.v1+json", digest: $digest, size: $size}}' > attestation
+put attestation
+jq -n --argjson own "$own" --arg digest "sha256:$sum" --argjson size "$size" '{schemaVersion: 2,
+    mediaType: "application/vnd.oci.image.index.v1+json", manifests: [
+    ($own + {platform: {os: "linux", architecture: "amd64"}}),
+    {mediaType: "application/vnd.oci.image.manifest.v1+json", size: $size, digest: $digest,
+     annotations: {"vnd.docker.reference.digest": $own.digest, "vnd.docker.reference.type": "attestation-manifest"},
+     platform: {os: "unknown", architecture: "unknown"}}]}' > index
+put index
+jq -n --arg digest "sha256:$sum" --argjson size "$size" '{schemaVersion: 2, manifests: [
+    {mediaType: "application/vnd.oci.image.index.v1+json", digest: $digest, size: $size,
+     annotations: {"io.containerd.image.name": "docker.io/library/said:1"}}]}' > index.json
+tar c . | docker load
+"#;
+
 /// What the client of a registry says of the one at `a`, asked from `b`.
 fn curl(world: &World, options: &str, path: &str) -> String {
     let line = format!("curl -sk -u me:secret {options} 'https://a:5000/v2/{path}'");
@@ -161,6 +191,7 @@ fn docker_pushes_and_the_digest_stays() {
     }
     world.b.sh(BUILD).unwrap();
     world.b.sh(TWO).unwrap();
+    world.b.sh(SAID).unwrap();
     guard(&world);
     let serving = Serving::begin(&world.a, GUARDED).reachable();
     log_in(&world.b);
@@ -190,6 +221,12 @@ fn docker_pushes_and_the_digest_stays() {
     assert_eq!(id(&world.b, "two:1"), id(&world.a, "two:1"));
     let count = "docker save two:1 | tar t | grep -c blobs/sha256/.";
     assert_eq!(world.b.sh(count).unwrap(), world.a.sh(count).unwrap());
+    // An index of an image and of what is said of it.
+    docker(&world.b, "tag said:1 a:5000/said:1 && docker push a:5000/said:1");
+    assert_eq!(id(&world.b, "said:1"), id(&world.a, "said:1"));
+    let count = "docker save said:1 | tar t | grep -c blobs/sha256/.";
+    assert_eq!(world.b.sh(count).unwrap(), world.a.sh(count).unwrap());
+    assert_eq!(sums(&world.b, "app:1"), sums(&world.a, "said:1"));
     // It is there once: not with its images without a tag beside it.
     let untagged = "docker images -qf dangling=true";
     assert_eq!(world.a.sh(untagged).unwrap(), "");
