@@ -516,4 +516,58 @@ mod tests {
             assert!(bytes.len() <= 6, "{bytes:?}");
         }
     }
+
+    /// What comes of a part of a file with `kept` in it, by the digest of `meant`.
+    async fn read_part(kept: &[u8], meant: &[u8], part: Range<u64>) -> (Vec<u8>, Option<EngineError>) {
+        use futures_util::StreamExt as _;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), kept).unwrap();
+        let opened = OwnedFd::from(std::fs::File::open(file.path()).unwrap());
+        let size = meant.len() as u64;
+        let mut stream = blob_stream(opened, Digest::of(meant), size, part);
+        let (mut bytes, mut error) = (Vec::new(), None);
+        while let Some(item) = stream.next().await {
+            match item {
+                Ok(piece) => bytes.extend_from_slice(&piece),
+                Err(failed) => error = Some(failed),
+            }
+        }
+        (bytes, error)
+    }
+
+    #[tokio::test]
+    async fn a_blob_is_given_in_parts_and_compared_at_its_end() {
+        let meant: Vec<u8> = (0..BUFFER * 2 + 77).map(|n| (n % 251) as u8).collect();
+        let size = meant.len();
+        let mut damaged = meant.clone();
+        damaged[5] ^= 1;
+        for part in [
+            0..size,
+            5..size,
+            BUFFER..size,
+            size..size,
+            0..1,
+            3..BUFFER + 9,
+            BUFFER..BUFFER,
+        ] {
+            let wanted = part.start as u64..part.end as u64;
+            let (bytes, error) = read_part(&meant, &meant, wanted.clone()).await;
+            assert!(error.is_none(), "{part:?}: {error:?}");
+            assert!(bytes == meant[part.clone()], "{part:?}");
+            let (bytes, error) = read_part(&damaged, &meant, wanted.clone()).await;
+            if part.end == size {
+                assert!(matches!(error, Some(EngineError::Corrupt { .. })), "{part:?}");
+                assert!(bytes.is_empty() || bytes.len() < part.len(), "{part:?}");
+            } else {
+                assert!(error.is_none() && bytes == damaged[part.clone()], "{part:?}");
+            }
+            // One that became shorter than it was.
+            let (bytes, error) = read_part(&meant[..part.end.saturating_sub(1)], &meant, wanted).await;
+            if part.end == size || !part.is_empty() {
+                assert!(error.is_some() && bytes.len() < part.len().max(1), "{part:?}");
+            }
+        }
+        let (bytes, error) = read_part(b"", b"", 0..0).await;
+        assert!(bytes.is_empty() && error.is_none());
+    }
 }
