@@ -10,3 +10,4 @@ mod hostile;
 mod kept;
 mod pull;
 mod push;
+mod store;
