@@ -63,14 +63,25 @@ impl DockerEngine {
     /// Kills a container. None of its processes is to run again if it was frozen: with the old freezer a signal takes
     /// effect only after the thaw, so all of them get it before that, as far as they are seen from here. The engine
     /// itself signals the main process first and thaws then.
+    ///
+    /// Only what never got a signal is told as unreachable.
     pub(crate) async fn kill_all(&self, id: &ContainerId) -> Result<(), EngineError> {
         let ask = Ask::new("kill", "container", id.as_str());
+        let mut sent = false;
+        match self.signal_and_wait(id, &ask, &mut sent).await {
+            Err(error @ EngineError::Unreachable { .. }) if sent => Err(ask.uncertain(error)),
+            done => done,
+        }
+    }
+
+    async fn signal_and_wait(&self, id: &ContainerId, ask: &Ask, sent: &mut bool) -> Result<(), EngineError> {
         match self.status(id).await?.state {
             ContainerState::Created | ContainerState::Exited | ContainerState::Dead => return Ok(()),
             ContainerState::Paused if self.wants_direct() => {
                 let (proc, id) = (self.root_prefix.join("proc"), id.clone());
                 let signalled = tokio::task::spawn_blocking(move || signal_members(&proc, &id)).await;
                 let signalled = signalled.map_err(|error| ask.failed(error))?;
+                *sent |= signalled > 0;
                 tracing::debug!(processes = signalled, "killed while they are frozen");
             }
             _ => {}
@@ -82,7 +93,8 @@ impl DockerEngine {
             .patient(GONE_WITHIN)
             .kill_container(id.as_str(), Some(options))
             .await;
-        let killed = self.told(killed, &ask);
+        let killed = self.told(killed, ask);
+        *sent |= !matches!(killed, Err(EngineError::Unreachable { .. }));
         let begin = tokio::time::Instant::now();
         loop {
             match self.status(id).await {

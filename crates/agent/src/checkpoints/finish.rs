@@ -267,6 +267,10 @@ impl Checkpoints {
                 Err(error) => error,
             };
             if since.elapsed() > ENGINE_AWAY {
+                if !killed {
+                    // However it ends once the engine is back, nothing of ours did it.
+                    kept.ending(false)?;
+                }
                 return Err(Fault::new(
                     "checkpoint.not-ended",
                     FaultKind::InDoubt,
