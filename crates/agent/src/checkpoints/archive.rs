@@ -1,11 +1,12 @@
 //! The form in which a checkpoint leaves its node and comes back: see `docs/checkpoint-archive.md`.
 //!
-//! A tar archive, whose first entry describes it, and whose second one proves that this node wrote the first. The description has the
-//! names, sizes and digests of all that follows, in their order, so that nothing can be added, left out or exchanged either. The images
-//! follow as podman lays them out, or sealed.
+//! A tar archive, whose first entry describes it, and whose second one proves that this node wrote the first. The images follow as
+//! podman lays them out, or sealed. Of those that can be read, the description has the names, sizes and digests, in their order, so that
+//! nothing can be added, left out or exchanged either. Of sealed ones it has nothing but the sum of their bytes: a digest, or an exact
+//! size, of what is easily guessed would tell what it is. They are sealed with the description as their context, which proves as much.
 //!
 //! An archive that comes in is hostile until its description is proved. Until then no more of it is read than a description may have;
-//! then no more than it says.
+//! then no more than it says. That goes for what comes as well as for what it becomes: frames without content cost nothing but time.
 
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -73,7 +74,7 @@ pub(super) struct Description {
     pub(super) checkpoint: About,
     /// For other programs.
     documents: Vec<Listed>,
-    /// The dump.
+    /// The dump, if it can be read.
     images: Vec<Listed>,
 }
 
@@ -94,9 +95,13 @@ impl Description {
                 .iter()
                 .fold(0u64, |sum, file| sum.saturating_add(file.bytes))
         };
-        let (images, documents) = (sum(&self.images), sum(&self.documents));
+        let (images, documents) = (self.checkpoint.image_bytes, sum(&self.documents));
         let possible = images.saturating_add(documents) <= MOST_BYTES;
-        if !named || !sorted || !possible || images != self.checkpoint.image_bytes {
+        let fits = match self.memory {
+            ArchiveMemory::Unencrypted => sum(&self.images) == images,
+            ArchiveMemory::Encrypted => self.images.is_empty() && self.documents.is_empty(),
+        };
+        if !named || !sorted || !possible || !fits {
             return Err(bad("its description contradicts itself".into()));
         }
         Ok(())
@@ -104,11 +109,15 @@ impl Description {
 
     /// Bytes that may follow.
     fn allowance(&self) -> u64 {
-        let all = self.images.iter().chain(&self.documents);
-        let bytes = all.fold(SLACK, |sum, file| sum + file.bytes + PER_ENTRY);
         match self.memory {
-            ArchiveMemory::Unencrypted => bytes,
-            ArchiveMemory::Encrypted => sealed_bytes(bytes),
+            ArchiveMemory::Unencrypted => {
+                let all = self.images.iter().chain(&self.documents);
+                all.fold(SLACK, |sum, file| sum + file.bytes + PER_ENTRY)
+            }
+            ArchiveMemory::Encrypted => {
+                let headers = SLACK + images::MOST_IMAGES * PER_ENTRY;
+                sealed_bytes(self.checkpoint.image_bytes + headers)
+            }
         }
     }
 }
@@ -212,6 +221,8 @@ impl Export {
         let mut found = Vec::new();
         let mut counted = Writer::new(Counter(0));
         let (about, file) = (&self.about, &self.file);
+        // The description can be read by everybody.
+        let listed = self.memory == ArchiveMemory::Unencrypted;
         images::each(
             file,
             &self.key,
@@ -224,15 +235,19 @@ impl Export {
                     data,
                     |error| images::unread(file, error),
                     |part| {
-                        hasher.update(part);
+                        if listed {
+                            hasher.update(part);
+                        }
                         counted.write_data(part).map_err(unwritten)
                     },
                 )?;
-                found.push(Listed {
-                    name: String::from_utf8_lossy(&entry.path).into_owned(),
-                    bytes: entry.size,
-                    digest: digest_of(hasher)?,
-                });
+                if listed {
+                    found.push(Listed {
+                        name: String::from_utf8_lossy(&entry.path).into_owned(),
+                        bytes: entry.size,
+                        digest: digest_of(hasher)?,
+                    });
+                }
                 Ok(())
             },
         )?;
@@ -320,25 +335,40 @@ impl<W: Write> Write for Content<'_, W> {
     }
 }
 
-/// Reads no more than is allowed, which may become more.
+/// Bytes that may still come, which may become more.
+#[derive(Clone)]
+struct Allowance(Arc<AtomicU64>);
+
+impl Allowance {
+    /// What may come before the description is proved.
+    fn unproved() -> Self {
+        Self(Arc::new(AtomicU64::new(LONGEST_DESCRIPTION + SLACK)))
+    }
+
+    fn add(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Reads no more than is allowed.
 struct Bounded<R> {
     inner: R,
-    left: Arc<AtomicU64>,
+    left: Allowance,
 }
 
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
-        let left = self.left.load(Ordering::Relaxed).checked_sub(read as u64);
+        let left = self.left.0.load(Ordering::Relaxed).checked_sub(read as u64);
         let longer = || io::Error::new(io::ErrorKind::InvalidData, "it is longer than a checkpoint's");
-        self.left.store(left.ok_or_else(longer)?, Ordering::Relaxed);
+        self.left.0.store(left.ok_or_else(longer)?, Ordering::Relaxed);
         Ok(read)
     }
 }
 
 /// An archive that comes in, of which the description is proved.
 pub(super) struct Incoming<R: Read> {
-    archive: Reader<BufReader<Bounded<Decoder<R>>>>,
+    archive: Reader<BufReader<Bounded<Decoder<Bounded<R>>>>>,
     /// What it says of itself.
     pub(super) description: Description,
     /// The same, byte for byte.
@@ -351,10 +381,19 @@ impl<R: Read> Incoming<R> {
     /// # Errors
     /// `checkpoint.archive`, `checkpoint.foreign`.
     pub(super) fn open(input: R, key: &NodeKey) -> Result<Self, CheckpointError> {
-        let left = Arc::new(AtomicU64::new(LONGEST_DESCRIPTION + SLACK));
+        let (comes, becomes) = (Allowance::unproved(), Allowance::unproved());
+        let input = Bounded {
+            inner: input,
+            left: comes.clone(),
+        };
+        let decoder = Decoder::new(input, DecodeOptions::default()).map_err(unreadable)?;
+        // No other one is ever written.
+        if !matches!(decoder.format(), Format::Identity | Format::Zstd) {
+            return Err(bad(format!("it is compressed with {}", decoder.format())));
+        }
         let bounded = Bounded {
-            inner: Decoder::new(input, DecodeOptions::default()).map_err(unreadable)?,
-            left: Arc::clone(&left),
+            inner: decoder,
+            left: becomes.clone(),
         };
         let buffered = BufReader::with_capacity(64 << 10, bounded);
         let mut archive = Reader::new(buffered, images::read_options());
@@ -365,7 +404,10 @@ impl<R: Read> Incoming<R> {
         }
         let description: Description = serde_json::from_slice(&text).map_err(unreadable)?;
         description.check()?;
-        left.fetch_add(description.allowance(), Ordering::Relaxed);
+        let allowance = description.allowance();
+        becomes.add(allowance);
+        // What cannot be compressed gets longer by three bytes in each block of 128 KiB.
+        comes.add(allowance + allowance / 1024);
         Ok(Self {
             archive,
             description,
@@ -413,8 +455,8 @@ impl<R: Read> Incoming<R> {
                 let sealed = self.archive.data();
                 let opening = Opening::begin(sealed, key, &self.text).map_err(unreadable)?;
                 let mut inner = Reader::new(opening, images::read_options());
-                take(&mut inner, "", images, &mut packing)?;
-                ended(&mut inner)?;
+                let bytes = self.description.checkpoint.image_bytes;
+                take_sealed(&mut inner, bytes, &mut packing)?;
             }
         }
         ended(&mut self.archive)?;
@@ -433,6 +475,31 @@ fn take<R: Read>(
         packing.start(listed.name.as_bytes(), listed.bytes)?;
         let data = expect(archive, &format!("{below}{}", listed.name), listed.bytes)?;
         compared(data, listed, |part| packing.write(part))?;
+    }
+    Ok(())
+}
+
+/// The images of an archive that was sealed, whose content is proved as it is read: all that are there, as a dump has them.
+fn take_sealed<R: Read>(
+    archive: &mut Reader<R>,
+    bytes: u64,
+    packing: &mut Packing,
+) -> Result<(), CheckpointError> {
+    let contradiction = || bad(format!("{SEALED} is not what its description says"));
+    let mut left = bytes;
+    let mut before = Vec::new();
+    while let Some(entry) = archive.next_entry().map_err(unreadable)? {
+        let image = entry.kind == Kind::File && entry.sparse.is_none() && images::is_a_name(&entry.path);
+        if !image || entry.path <= before {
+            return Err(contradiction());
+        }
+        left = left.checked_sub(entry.size).ok_or_else(contradiction)?;
+        packing.start(&entry.path, entry.size)?;
+        images::pass_on(&mut archive.data(), unreadable, |part| packing.write(part))?;
+        before = entry.path;
+    }
+    if left > 0 {
+        return Err(contradiction());
     }
     Ok(())
 }

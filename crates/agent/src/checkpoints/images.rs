@@ -19,7 +19,7 @@ use super::error::CheckpointError;
 use super::seal::{NodeKey, Opening, Sealing};
 
 /// As many images are taken. A dump has some dozens, and a few for each process.
-const MOST_IMAGES: u64 = 100_000;
+pub(super) const MOST_IMAGES: u64 = 100_000;
 /// Bytes that are read and written at a time.
 pub(super) const BUFFER: usize = 1 << 20;
 

@@ -206,6 +206,164 @@ fn what_was_exported_comes_back_as_it_was() {
 }
 
 #[test]
+fn what_was_packed_again_in_the_same_order_is_as_good() {
+    let room = Room::new();
+    for memory in [ArchiveMemory::Unencrypted, ArchiveMemory::Encrypted] {
+        let archive = room.export(memory, false);
+        let again = tempfile::tempdir().unwrap();
+        std::fs::write(again.path().join("one.tar"), &archive).unwrap();
+        let script = "tar -xf one.tar && tar -cf two.tar --no-recursion \"$@\"";
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", script, "sh"]).current_dir(again.path());
+        let all = names(&archive);
+        assert!(command.args(&all).status().unwrap().success());
+        let packed = std::fs::read(again.path().join("two.tar")).unwrap();
+        assert_eq!(
+            room.import(&packed, &room.key()).unwrap(),
+            room.images,
+            "{memory}"
+        );
+        if memory == ArchiveMemory::Unencrypted {
+            assert!(command.arg("checkpoint/core-1.img").status().unwrap().success());
+            let packed = std::fs::read(again.path().join("two.tar")).unwrap();
+            assert_eq!(room.refused(&packed), Some("checkpoint.archive"));
+        }
+    }
+}
+
+#[test]
+fn what_describes_a_sealed_archive_tells_nothing_of_what_is_in_it() {
+    let room = Room::new();
+    let archive = room.export(ArchiveMemory::Encrypted, false);
+    let mut reader = Reader::new(&archive[..], images::read_options());
+    let text = whole(&mut reader, DESCRIPTION, LONGEST_DESCRIPTION).unwrap();
+    let text = String::from_utf8(text).unwrap();
+    for (name, content) in &room.images {
+        assert!(!text.contains(name), "{text}");
+        assert!(!text.contains(Digest::of(content).hex()), "{text}");
+        // Zero is in other numbers as well.
+        if !content.is_empty() {
+            assert!(!text.contains(&format!(":{}", content.len())), "{text}");
+        }
+    }
+    assert!(text.contains("\"images\":[]"), "{text}");
+}
+
+#[test]
+fn what_is_sealed_must_be_images_as_a_dump_has_them() {
+    let room = Room::new();
+    let mut description = room.description();
+    description.memory = ArchiveMemory::Encrypted;
+    description.images.clear();
+    let text = serde_json::to_vec(&description).unwrap();
+    let pages = noise(700);
+    let archive = |entries: &[(Entry, &[u8])]| {
+        let mut sealing = Sealing::begin(Vec::new(), &room.key(), &text).unwrap();
+        sealing.write_all(&tar(entries)).unwrap();
+        let sealed = sealing.finish().unwrap();
+        room.forged(&description, &[file(SEALED, &sealed)])
+    };
+    let (core, empty, last) = (
+        file("core-1.img", b"core"),
+        file("empty.img", b""),
+        file("pages-1.img", &pages),
+    );
+    let good = archive(&[core.clone(), empty.clone(), last.clone()]);
+    assert_eq!(room.import(&good, &room.key()).unwrap(), room.images);
+    let target = b"core-1.img".to_vec();
+    let bad: Vec<(&str, Entries<'_>)> = vec![
+        ("one is missing", vec![core.clone(), empty.clone()]),
+        ("another order", vec![empty.clone(), core.clone(), last.clone()]),
+        (
+            "twice",
+            vec![core.clone(), empty.clone(), empty.clone(), last.clone()],
+        ),
+        (
+            "more",
+            vec![core.clone(), empty.clone(), last.clone(), file("x.img", b"x")],
+        ),
+        (
+            "another path",
+            vec![file("../core-1.img", b"core"), empty.clone(), last.clone()],
+        ),
+        (
+            "a link",
+            vec![
+                core,
+                (Entry::new("empty.img", Kind::Symlink { target }, 0o777), b""),
+                last,
+            ],
+        ),
+    ];
+    for (what, entries) in bad {
+        assert_eq!(
+            room.refused(&archive(&entries)),
+            Some("checkpoint.archive"),
+            "{what}"
+        );
+    }
+    // Nor does it list what is sealed.
+    let mut listing = room.description();
+    listing.memory = ArchiveMemory::Encrypted;
+    assert_eq!(
+        room.refused(&room.forged(&listing, &[])),
+        Some("checkpoint.archive")
+    );
+}
+
+/// Comes for ever, and is counted.
+struct Endless<'a> {
+    begins: &'a [u8],
+    repeats: &'a [u8],
+    given: usize,
+}
+
+impl Read for Endless<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        assert!(self.given < 64 << 20, "it is read on and on");
+        let part = match self.begins.get(self.given..) {
+            Some(rest) if !rest.is_empty() => rest,
+            _ => &self.repeats[(self.given - self.begins.len()) % self.repeats.len()..],
+        };
+        let read = part.len().min(buffer.len());
+        buffer[..read].copy_from_slice(&part[..read]);
+        self.given += read;
+        Ok(read)
+    }
+}
+
+#[test]
+fn frames_that_hold_nothing_come_to_an_end() {
+    let room = Room::new();
+    let mut skipped = vec![0x50, 0x2a, 0x4d, 0x18, 0, 0, 1, 0];
+    skipped.resize(8 + (64 << 10), 7);
+    let good = room.export(ArchiveMemory::Unencrypted, true);
+    for begins in [&b""[..], &good] {
+        let endless = Endless {
+            begins,
+            repeats: &skipped,
+            given: 0,
+        };
+        let refused = Incoming::open(endless, &room.key())
+            .and_then(|incoming| incoming.seal_into(&room.path("again"), &room.key(), b"again"));
+        assert_eq!(refused.unwrap_err().code(), "checkpoint.archive");
+    }
+}
+
+#[test]
+fn nothing_is_taken_that_is_compressed_in_another_way() {
+    let room = Room::new();
+    let plain = room.export(ArchiveMemory::Unencrypted, false);
+    let mut zipped = Encoder::new(Vec::new(), Format::Gzip, None).unwrap();
+    zipped.write_all(&plain).unwrap();
+    let zipped = zipped.finish().unwrap();
+    for archive in [&zipped[..], b"BZh9 and so on", b"\xfd7zXZ\0 and so on"] {
+        assert_eq!(room.refused(archive), Some("checkpoint.archive"));
+    }
+    assert!(!room.path("again").exists());
+}
+
+#[test]
 fn large_images_come_back_as_well() {
     let mut room = Room::new();
     let pages = noise(3 << 20);
