@@ -58,6 +58,8 @@ pub struct Registry {
     locks: Locks,
     /// Journals that cannot be used.
     damaged: Vec<Damaged>,
+    /// The migrations that were over when this agent began, each with the time when it was begun.
+    over: Vec<(u64, MigrationId)>,
     departures: Mutex<HashMap<MigrationId, Arc<DepartureTask>>>,
     arrivals: Mutex<HashMap<MigrationId, Arc<Arrival>>>,
     departure_records: Mutex<HashMap<MigrationId, DepartureRecord>>,
@@ -119,13 +121,13 @@ impl Registry {
                     .map(|r| (r.begun_at_ms, r.plan.id.clone())),
             )
             .collect();
-        records.prune(&over);
         let damaged = departures.damaged.into_iter().chain(arrivals.damaged).collect();
         Arc::new(Self {
             ports,
             records,
             locks,
             damaged,
+            over,
             writes: Arc::default(),
             departures: Mutex::default(),
             arrivals: Mutex::default(),
@@ -144,6 +146,12 @@ impl Registry {
                     .collect(),
             ),
         })
+    }
+
+    /// Removes the oldest records from the disk. This agent still knows them; the next one does not. So it is to be done only once it is
+    /// noted elsewhere which containers they moved away.
+    pub fn prune(&self) {
+        self.records.prune(&self.over);
     }
 
     /// The engine of this node.

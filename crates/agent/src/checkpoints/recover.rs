@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tranship_core::{ContainerId, Fault};
+use tranship_core::{ContainerId, ContainerSpec, Fault};
 
 use super::Checkpoints;
 use super::create::new_id;
 use super::finish::{Open, is_up};
 use super::spec_by_id;
-use super::store::{Kept, Store};
+use super::store::{Kept, Receipt, Store};
 use crate::registry::Hold;
 
 /// How soon it is tried again where the engine does not answer, and how soon in the end.
@@ -30,6 +30,8 @@ impl Checkpoints {
     /// cannot be done.
     pub async fn settle(self: Arc<Self>) {
         if !rustix::process::geteuid().is_root() {
+            // Such an agent has no checkpoints in which anything is to be noted.
+            self.registry.prune();
             return;
         }
         let mut again = SETTLE_AGAIN;
@@ -56,6 +58,11 @@ impl Checkpoints {
 
     /// Those that are not over are taken back, unless their container was ended for them.
     pub(super) async fn recover(&self, store: &Store) -> Result<(), Fault> {
+        // Before anything that may fail, and before records of migrations go. Where something could not be noted, the records stay
+        // for the next agent.
+        if self.note_moves(store).await? {
+            self.registry.prune();
+        }
         for new in store.unfinished()? {
             let _hold = match new.begun()? {
                 Some(begun) => self.held(&begun.container).await?,
@@ -64,31 +71,54 @@ impl Checkpoints {
             self.settle_one(&Open::New(new)).await?;
         }
         for kept in store.all()? {
-            if let Some(spec) = self.spec_of(&kept.about.begun.container).await? {
-                self.has_moved(&kept, &spec)?;
-            }
             if kept.is_unfinished() || kept.is_restoring() {
                 let _hold = self.held(&kept.about.begun.container).await?;
                 self.settle_one(&Open::Kept(kept)).await?;
             }
         }
-        self.note_moves(store).await
+        Ok(())
     }
 
-    /// Notes of checkpoints that were exported whether their containers went to another node. That is done whenever an agent begins,
-    /// when it still knows even those migrations whose records it removes. Notes of containers that are gone go with them.
-    pub(super) async fn note_moves(&self, store: &Store) -> Result<(), Fault> {
-        for (container, receipt) in store.receipts()? {
-            match self.spec_of(&container).await? {
-                None => receipt.remove()?,
-                Some(spec) => {
-                    if self.registry.moved(&spec).is_some_and(|moved| moved.over) {
-                        receipt.moved()?;
-                    }
-                }
+    /// Notes of checkpoints, and of those that were exported, whether their containers went to another node. That is done whenever an
+    /// agent begins, which still knows all migrations that are on the disk. Notes of containers that are gone go with them. One that
+    /// cannot be looked at keeps none of the others from it; then the answer is `false`.
+    ///
+    /// # Errors
+    /// `checkpoint.store` where it is not known which there are.
+    async fn note_moves(&self, store: &Store) -> Result<bool, Fault> {
+        let mut all = true;
+        let mut noted = |container: &ContainerId, done: Result<(), Fault>| {
+            if let Err(fault) = done {
+                tracing::warn!("whether {container} was moved is not noted: {fault}");
+                all = false;
             }
+        };
+        for kept in store.all()? {
+            let container = &kept.about.begun.container;
+            let done = match self.spec_of(container).await {
+                Ok(Some(spec)) => self.has_moved(&kept, &spec).map(drop),
+                other => other.map(drop),
+            };
+            noted(container, done);
         }
-        Ok(())
+        for (container, receipt) in store.receipts()? {
+            let done = match self.spec_of(&container).await {
+                Ok(Some(spec)) => self.note_move(&receipt, &spec).map(drop),
+                Ok(None) => receipt.remove().map_err(Fault::from),
+                Err(fault) => Err(fault),
+            };
+            noted(&container, done);
+        }
+        Ok(all)
+    }
+
+    /// Whether the container of a checkpoint that was exported belongs to another node, or is on its way there. The first is noted.
+    pub(super) fn note_move(&self, receipt: &Receipt, spec: &ContainerSpec) -> Result<bool, Fault> {
+        let moved = self.registry.moved(spec);
+        if moved.as_ref().is_some_and(|moved| moved.over) {
+            receipt.moved()?;
+        }
+        Ok(moved.is_some() || receipt.is_moved())
     }
 
     async fn held(&self, container: &ContainerId) -> Result<Option<Hold>, Fault> {

@@ -15,6 +15,8 @@
 
 mod receipts;
 
+pub(super) use self::receipts::Receipt;
+
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};

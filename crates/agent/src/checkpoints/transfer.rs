@@ -118,12 +118,11 @@ impl Checkpoints {
             let of = begun.container.to_string();
             return Err(CheckpointError::OtherContainer { container, of }.into());
         }
-        self.note_moves(store).await?;
         let receipt = store.receipt(about)?;
         if !receipt.exists() {
             return Err(CheckpointError::NotExported { container, name }.into());
         }
-        if receipt.is_moved() || self.registry.moved(spec).is_some() {
+        if self.note_move(&receipt, spec)? {
             return Err(moved(about, spec));
         }
         if !begun.leave_running && spec.status.started_at != begun.started_at {

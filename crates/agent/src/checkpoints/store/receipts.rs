@@ -68,7 +68,8 @@ impl Receipt {
     /// `checkpoint.store`.
     pub(in crate::checkpoints) fn remove(&self) -> Result<(), CheckpointError> {
         or_missing(fs::remove_dir_all(&self.directory))
-            .and_then(|()| sync(self.directory.parent()))
+            // The directory above it goes with the last that is in it.
+            .and_then(|()| or_missing(sync(self.directory.parent())))
             .map_err(|error| CheckpointError::io(&self.directory, "removed", error))?;
         // Others of the same container may be there.
         let empty = self.directory.parent().map(fs::remove_dir);
