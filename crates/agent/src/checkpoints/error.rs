@@ -169,6 +169,16 @@ pub(crate) enum CheckpointError {
         /// The name that it has there.
         name: String,
     },
+    /// It came back, and nobody saw whether its container waits for it as it should.
+    #[error(
+        "the checkpoint {name:?} is back, but whether the restart policy of {container} is parked for it is not known"
+    )]
+    NotParked {
+        /// The container.
+        container: String,
+        /// The checkpoint.
+        name: String,
+    },
     /// Whoever takes an archive went away.
     #[error("the archive could not be passed on")]
     Stream(#[source] std::io::Error),
@@ -231,6 +241,7 @@ impl Explain for CheckpointError {
             Self::OtherContainer { .. } => "checkpoint.other-container",
             Self::NotExported { .. } => "checkpoint.not-exported",
             Self::Present { .. } => "checkpoint.present",
+            Self::NotParked { .. } => "checkpoint.not-parked",
             Self::Stream(_) => "checkpoint.stream",
             Self::NoSpace { .. } => "checkpoint.no-space",
             Self::Io { reason, .. } if reason.kind() == std::io::ErrorKind::StorageFull => {
@@ -281,6 +292,9 @@ impl Explain for CheckpointError {
                 "without that note, which lies among the node's checkpoints, it is not known whether the container went on from it since".into()
             }
             Self::Present { .. } => "restore that one; there is nothing to bring back".into(),
+            Self::NotParked { .. } => {
+                "the checkpoint knows the policy: restore it, or remove it with `tranship checkpoint rm`, and it comes back; an engine that is restarted before may start the container afresh".into()
+            }
             Self::Stream(_) => "run the command again".into(),
             Self::NoSpace { .. } => "free space there, or remove checkpoints that are no longer needed".into(),
             Self::Io { .. } => "the agent needs space and a writable file system there".into(),
@@ -290,7 +304,7 @@ impl Explain for CheckpointError {
     fn kind(&self) -> FaultKind {
         match self {
             Self::Which { .. } => FaultKind::Usage,
-            Self::InDoubt { .. } => FaultKind::InDoubt,
+            Self::InDoubt { .. } | Self::NotParked { .. } => FaultKind::InDoubt,
             _ => FaultKind::Environment,
         }
     }

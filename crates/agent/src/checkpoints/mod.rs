@@ -257,23 +257,12 @@ impl Checkpoints {
     }
 
     async fn info(&self, kept: &Kept) -> Result<CheckpointInfo, Fault> {
-        let about = &kept.about;
-        let spec = self.spec_of(&about.begun.container).await?;
-        let state = match &spec {
-            None => CheckpointState::ContainerGone,
-            Some(spec) if self.has_moved(kept, spec)? => CheckpointState::Moved,
-            Some(spec) => state(kept, &spec.status),
+        let spec = self.spec_of(&kept.about.begun.container).await?;
+        let moved = match &spec {
+            Some(spec) => self.has_moved(kept, spec)?,
+            None => false,
         };
-        Ok(CheckpointInfo {
-            name: about.name.clone(),
-            container: spec.map_or_else(|| about.container_name.clone(), |spec| spec.name),
-            container_id: about.begun.container.clone(),
-            created_at_ms: about.created_at_ms,
-            left_running: about.begun.leave_running,
-            memory_bytes: about.image_bytes,
-            stored_bytes: kept.stored_bytes(),
-            state,
-        })
+        Ok(info_of(kept, spec.as_ref(), moved))
     }
 
     /// Whether its container belongs to another node, or is on its way there. That is noted, since records of migrations do not stay for
@@ -359,6 +348,26 @@ async fn spec_by_name(
         Ok(spec) => Ok(Some(spec)),
         Err(EngineError::NotFound { .. }) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// A checkpoint in a list, by what is known of its container.
+fn info_of(kept: &Kept, spec: Option<&ContainerSpec>, moved: bool) -> CheckpointInfo {
+    let about = &kept.about;
+    let state = match spec {
+        None => CheckpointState::ContainerGone,
+        Some(_) if moved => CheckpointState::Moved,
+        Some(spec) => state(kept, &spec.status),
+    };
+    CheckpointInfo {
+        name: about.name.clone(),
+        container: spec.map_or_else(|| about.container_name.clone(), |spec| spec.name.clone()),
+        container_id: about.begun.container.clone(),
+        created_at_ms: about.created_at_ms,
+        left_running: about.begun.leave_running,
+        memory_bytes: about.image_bytes,
+        stored_bytes: kept.stored_bytes(),
+        state,
     }
 }
 

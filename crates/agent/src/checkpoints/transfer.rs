@@ -10,8 +10,9 @@ use bytes::Bytes;
 use futures_util::Stream;
 use serde_json::{Value, json};
 use tranship_core::container::MountKind;
+use tranship_core::fault::FaultKind;
 use tranship_core::ids::CheckpointName;
-use tranship_core::{ContainerSpec, Fault};
+use tranship_core::{ContainerSpec, EngineError, Fault};
 use tranship_migrate::failpoint;
 
 use super::archive::{Document, Export, Incoming, Versions};
@@ -19,7 +20,8 @@ use super::create::{new_id, room_for};
 use super::error::CheckpointError;
 use super::store::{About, Kept, New, Store};
 use super::{
-    CheckpointInfo, Checkpoints, ExportCheckpoint, ImportCheckpoint, blocking, find, not_found, restore,
+    CheckpointInfo, Checkpoints, ExportCheckpoint, ImportCheckpoint, blocking, find, info_of, not_found,
+    restore,
 };
 use crate::files::bridge::{self, Pieces};
 
@@ -38,10 +40,15 @@ impl Checkpoints {
             return Err(restore::gone(&kept));
         };
         let on = |fault: Fault| fault.on_container(spec.name.clone());
-        if self.has_moved(&kept, &spec)? {
-            return Err(on(moved(&kept.about, &spec)));
-        }
-        restore::is_good(&kept, &spec).map_err(|error| on(error.into()))?;
+        self.is_worth_a_copy(&kept, &spec).map_err(on)?;
+        // From here on there may be a copy, of which the note has to be there before. What was done with the checkpoint before it was
+        // made is seen by a look after it, and whoever does something later finds the note.
+        store.receipt(&kept.about)?.make()?;
+        failpoint::reach("checkpoint.noted").await?;
+        let Some(spec) = self.spec_of(&kept.about.begun.container).await? else {
+            return Err(restore::gone(&kept));
+        };
+        self.is_worth_a_copy(&kept, &spec).map_err(on)?;
         let export = Export {
             file: kept.memory(),
             context: kept.context.clone(),
@@ -56,10 +63,16 @@ impl Checkpoints {
             memory: asked.memory,
             compress: asked.compress,
         };
-        // From here on there may be a copy, of which the note has to be there before.
-        store.receipt(&kept.about)?.make()?;
         let pieces = bridge::writer(move |out| export.write(out).map_err(Fault::from));
         pieces.await.map_err(on)
+    }
+
+    /// Whether a restore of it, now or later, could be allowed.
+    fn is_worth_a_copy(&self, kept: &Kept, spec: &ContainerSpec) -> Result<(), Fault> {
+        if self.has_moved(kept, spec)? {
+            return Err(moved(&kept.about, spec));
+        }
+        Ok(restore::is_good(kept, spec)?)
     }
 
     /// Brings a checkpoint back from an archive. Nothing of it is kept unless it is whole.
@@ -67,7 +80,8 @@ impl Checkpoints {
     /// # Errors
     /// `checkpoint.archive`, `checkpoint.foreign`, `checkpoint.other-container`, `checkpoint.not-exported`, `checkpoint.present`,
     /// `checkpoint.exists`; what stands in the way of a restore for good (`checkpoint.started-since`, `checkpoint.used`,
-    /// `container.moved`); what else is done with the container meanwhile; what the engine says.
+    /// `container.moved`); what else is done with the container meanwhile (`container.changed`); what the engine says. It is there all
+    /// the same after `checkpoint.not-parked`.
     pub async fn import(
         &self,
         asked: &ImportCheckpoint,
@@ -92,8 +106,8 @@ impl Checkpoints {
         }
         room_for(&store, about.image_bytes)?;
         let new = store.begin_import(&spec.id, &name)?;
-        let kept = match self.bring_back(&store, &new, incoming, name).await {
-            Ok(kept) => kept,
+        let (kept, seen) = match self.bring_back(&store, &new, incoming, name).await {
+            Ok(back) => back,
             Err(fault) => {
                 // Its naming may have failed after it had its name.
                 return match new.where_it_is().map_or(Ok(()), |new| new.remove()) {
@@ -102,12 +116,67 @@ impl Checkpoints {
                 };
             }
         };
-        if let Err(error) = self.park(&kept.about.begun).await {
-            // It would be started afresh by the next restart of its engine.
-            kept.remove()?;
-            return Err(on(error.into()));
+        let seen = self.await_it(&kept, seen).await.map_err(on)?;
+        // It is done, whatever the engine says from here on. What is held is not moved.
+        Ok(info_of(&kept, seen.as_ref(), false))
+    }
+
+    /// Parks the restart policy of the container, which waits for a checkpoint that came back: its engine would start it afresh at
+    /// the next restart. `first` is how it was when the checkpoint was described. Gives how it is now.
+    ///
+    /// # Errors
+    /// `container.changed`, `checkpoint.started-since`, `checkpoint.container-gone`; what the engine says: the checkpoint is gone again, and
+    /// the policy is as it was found. `checkpoint.not-parked`: the checkpoint is there.
+    async fn await_it(&self, kept: &Kept, first: ContainerSpec) -> Result<Option<ContainerSpec>, Fault> {
+        let begun = &kept.about.begun;
+        let (container, name) = (first.name.clone(), kept.about.name.to_string());
+        let started = |spec: &ContainerSpec| spec.status.started_at != begun.started_at;
+        let since = || {
+            Fault::of(&CheckpointError::StartedSince {
+                container: container.clone(),
+                name: name.clone(),
+            })
+        };
+        if begun.leave_running {
+            // It waits for nothing.
+            return Ok(self.spec_of(&begun.container).await.unwrap_or(Some(first)));
         }
-        self.info(&kept).await
+        // Asked again: it took a while since, and what its checkpoint says of the policy is what comes back.
+        let stands = match self.spec_of(&begun.container).await {
+            Ok(Some(spec)) if started(&spec) => Err(since()),
+            Ok(Some(spec)) if spec.restart_policy != first.restart_policy => Err(changed()),
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err(restore::gone(kept)),
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = stands {
+            kept.remove()?;
+            return Err(fault);
+        }
+        let not_parked = |error: EngineError| {
+            Fault::of(&CheckpointError::NotParked {
+                container: container.clone(),
+                name: name.clone(),
+            })
+            .because(error.to_string())
+        };
+        // It may be parked, and nothing but the checkpoint knows then what it was.
+        self.park(begun).await.map_err(not_parked)?;
+        failpoint::reach("checkpoint.parked").await?;
+        let now = match self.spec_of(&begun.container).await {
+            Ok(Some(now)) => now,
+            Ok(None) => return Ok(None),
+            Err(fault) => {
+                tracing::warn!("{container} is not looked at again: {fault}");
+                return Ok(Some(first));
+            }
+        };
+        if started(&now) {
+            self.unpark(begun, &now).await.map_err(not_parked)?;
+            kept.remove()?;
+            return Err(since());
+        }
+        Ok(Some(now))
     }
 
     /// Whether a checkpoint from an archive may be one of this container's again.
@@ -142,19 +211,20 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Reads the rest of the archive, and gives the checkpoint its name if it may still come back.
+    /// Reads the rest of the archive, and gives the checkpoint its name if it may still come back. Gives as well how its container was
+    /// when it was described.
     async fn bring_back<R: io::Read + Send + 'static>(
         &self,
         store: &Store,
         new: &New,
         incoming: Incoming<R>,
         name: CheckpointName,
-    ) -> Result<Kept, Fault> {
+    ) -> Result<(Kept, ContainerSpec), Fault> {
         let archived = incoming.description.checkpoint.clone();
         let container = archived.begun.container.clone();
-        let spec = self.spec_of(&container).await?;
-        let spec = spec.ok_or_else(|| restore::gone_of(&archived))?;
-        let context = new.describe(&archived.clone().brought_back(name, &spec))?;
+        let first = self.spec_of(&container).await?;
+        let first = first.ok_or_else(|| restore::gone_of(&archived))?;
+        let context = new.describe(&archived.clone().brought_back(name, &first))?;
         let (memory, key) = (new.memory(), self.node_key(false).await?);
         blocking(move || incoming.seal_into(&memory, &key, &context)).await?;
         failpoint::reach("checkpoint.imported").await?;
@@ -162,8 +232,18 @@ impl Checkpoints {
         let spec = self.spec_of(&container).await?;
         let spec = spec.ok_or_else(|| restore::gone_of(&archived))?;
         self.may_come_back(store, &archived, &spec).await?;
-        Ok(new.keep()?)
+        Ok((new.keep()?, first))
     }
+}
+
+/// Its restart policy became another one meanwhile.
+fn changed() -> Fault {
+    Fault::new(
+        "container.changed",
+        FaultKind::RolledBack,
+        "its restart policy was changed while the checkpoint came back, which was given up",
+    )
+    .with_hint("run the command again: the policy that it has then is what comes back")
 }
 
 fn moved(about: &About, spec: &ContainerSpec) -> Fault {
@@ -219,3 +299,6 @@ fn documents(spec: &ContainerSpec) -> Result<Vec<Document>, Fault> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;
