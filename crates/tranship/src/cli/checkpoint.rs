@@ -82,7 +82,8 @@ pub struct CheckpointExportArgs {
     /// The checkpoint, as [NODE//]CONTAINER@NAME, or without @NAME if there is only one
     #[arg(value_name = "CHECKPOINT")]
     pub checkpoint: CheckpointAddress,
-    /// The archive, which only its owner can read; - is standard output
+    /// The archive, which only its owner can read; - is standard output, and a file that a shell makes for it has the mode of the shell's
+    /// umask
     #[arg(short, long, value_name = "FILE", default_value = "-")]
     pub output: PathBuf,
     /// Encrypt it with the key of its node: no other machine can read it

@@ -241,6 +241,20 @@ fn other_nodes_and_other_keys_take_nothing_back() {
         .expect(0);
     assert_eq!(list.json().as_array().unwrap().len(), 1);
 
+    // A file that a shell makes is as open as the shell has it.
+    let open = world.archive("open.tar");
+    world.import(&sealed, "ssh://root@a//web", &[]).expect(0);
+    for (mode, warned) in [(0o644, true), (0o600, false)] {
+        let to = File::create(&open).unwrap();
+        to.set_permissions(PermissionsExt::from_mode(mode)).unwrap();
+        let export = ["checkpoint", "export", "ssh://root@a//web@one", "--unencrypted"];
+        let mut command = world.command(&export);
+        command.stdout(to);
+        let said = finish(command.spawn().unwrap()).expect(0).stderr;
+        assert_eq!(said.contains("can be read by others"), warned, "{said}");
+    }
+    world.checkpoint("rm", "web@one", &[]).expect(0);
+
     // Through pipes, as to and from another program.
     let piped = world.archive("piped.tar");
     world.import(&sealed, "ssh://root@a//web", &[]).expect(0);
@@ -291,6 +305,22 @@ fn agents_that_die_while_a_checkpoint_comes_back_leave_nothing() {
     assert_eq!(kept(&world), "");
     assert_eq!(world.policy(), "always");
 
+    // Nor one that is started at the very moment when its policy is parked.
+    world.checkpoint("create", "web", &["--name", "mid"]).expect(0);
+    let mid = world.archive("mid.tar");
+    world.export("web@mid", &mid, &["--encrypted"]).expect(0);
+    world.checkpoint("rm", "web@mid", &[]).expect(0);
+    world.arm(&world.a, "checkpoint.parked=hold");
+    let args = ["checkpoint", "import", mid.to_str().unwrap(), web];
+    let child = world.command(&args).spawn().unwrap();
+    wait_until(|| reached(&world.a, "checkpoint.parked"));
+    assert_eq!(world.policy(), "no");
+    world.a.exec_ok(["docker", "start", "web"]).unwrap();
+    world.arm(&world.a, "");
+    finish(child).expect(1).saying(&["checkpoint.started-since"]);
+    assert_eq!(kept(&world), "");
+    assert_eq!(world.policy(), "always");
+
     // Nor does one that is started by hand after it came back.
     world.checkpoint("create", "web", &["--name", "two"]).expect(0);
     let second = world.archive("second.tar");
@@ -311,6 +341,30 @@ fn agents_that_die_while_a_checkpoint_comes_back_leave_nothing() {
         .expect(1)
         .saying(&["checkpoint.started-since"]);
     assert!(!is_running(&world.a, "web"));
+}
+
+#[test]
+fn a_restore_while_it_is_exported_leaves_no_copy_that_is_worth_something() {
+    let world = world!();
+    world.count(&[]);
+    world.checkpoint("create", "web", &["--name", "one"]).expect(0);
+    let file = world.archive("late.tar");
+    world.arm(&world.a, "checkpoint.noted=hold");
+    let export = [
+        "checkpoint",
+        "export",
+        "ssh://root@a//web@one",
+        "--encrypted",
+        "-o",
+        file.to_str().unwrap(),
+    ];
+    let child = world.command(&export).spawn().unwrap();
+    wait_until(|| reached(&world.a, "checkpoint.noted"));
+    world.checkpoint("restore", "web@one", &[]).expect(0);
+    counts_on(&world);
+    world.arm(&world.a, "");
+    finish(child).expect(1).saying(&["checkpoint.started-since"]);
+    assert!(!file.exists());
 }
 
 #[test]

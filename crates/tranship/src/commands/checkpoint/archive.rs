@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
@@ -55,6 +57,27 @@ fn aborted(what: &str) -> Fault {
     )
 }
 
+/// What became of an import that was asked to end. The agent takes back what is not whole; once all of it is on its way, it may be.
+fn import_aborted(sent: bool) -> Fault {
+    let hint = "`tranship checkpoint ls` shows whether it had come to its end";
+    if !sent {
+        return aborted("import").with_hint(hint);
+    }
+    Fault::new(
+        "checkpoint.aborted",
+        FaultKind::InDoubt,
+        "the import was aborted on request, when all of the archive was sent: whether the checkpoint is back is not known",
+    )
+    .with_hint(hint)
+}
+
+/// Whether standard output is a file that others than its owner can read.
+fn others_read_standard_output() -> bool {
+    let file = io::stdout().as_fd().try_clone_to_owned().map(File::from);
+    file.and_then(|file| file.metadata())
+        .is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o044 != 0)
+}
+
 /// An agent that knows checkpoints, but no archives of them, is of an earlier version.
 fn knows_archives(node: &Connection) -> Result<(), Fault> {
     if node.can("checkpoints.archives") {
@@ -89,10 +112,22 @@ pub async fn export(context: &Context, args: &CheckpointExportArgs) -> Result<()
     } else {
         ArchiveMemory::Encrypted
     };
+    if !to_file && memory == ArchiveMemory::Unencrypted && others_read_standard_output() {
+        context
+            .ui
+            .warn("the file that standard output goes to can be read by others; --output FILE makes one that only you can read");
+    }
     let mut signals = Interrupts::unless_ignored()?;
     let exported = tokio::select! {
         exported = write(context, args, memory, to_file) => exported?,
-        () = signals.next() => return Err(aborted("export")),
+        () = signals.next() => {
+            let fault = aborted("export");
+            return Err(if to_file {
+                fault
+            } else {
+                fault.with_hint("what was written to standard output may be cut off")
+            });
+        }
     };
     if memory == ArchiveMemory::Unencrypted {
         context.ui.warn(&format!(
@@ -225,7 +260,7 @@ pub async fn import(context: &Context, args: &CheckpointImportArgs) -> Result<()
         container: address.container.clone(),
         name: args.name.clone(),
     };
-    let read = Arc::new(AtomicU64::new(0));
+    let read = Arc::new(Progress::default());
     let parts = parts_of(input, Arc::clone(&read));
     let mut line = Line::new(&context.ui);
     let mut signals = Interrupts::unless_ignored()?;
@@ -234,10 +269,10 @@ pub async fn import(context: &Context, args: &CheckpointImportArgs) -> Result<()
         tokio::select! {
             imported = &mut imported => break imported,
             () = signals.next() => {
-                return Err(aborted("import").with_hint("`tranship checkpoint ls` shows whether it had come to its end"));
+                return Err(import_aborted(read.ended.load(Ordering::Relaxed)));
             }
             () = tokio::time::sleep(LOOK) => {
-                line.show(format!("{}: {}", args.input.display(), bytes(read.load(Ordering::Relaxed))));
+                line.show(format!("{}: {}", args.input.display(), bytes(read.bytes.load(Ordering::Relaxed))));
             }
         }
     };
@@ -260,21 +295,50 @@ pub async fn import(context: &Context, args: &CheckpointImportArgs) -> Result<()
     Ok(())
 }
 
+/// How far a file was read.
+#[derive(Default)]
+struct Progress {
+    bytes: AtomicU64,
+    /// To its end.
+    ended: AtomicBool,
+}
+
 /// A file in parts, counted.
 fn parts_of(
     input: impl AsyncRead + Unpin + Send,
-    read: Arc<AtomicU64>,
+    read: Arc<Progress>,
 ) -> impl Stream<Item = io::Result<bytes::Bytes>> + Send {
     futures_util::stream::unfold(Some((input, read)), |state| async move {
         let (mut input, read) = state?;
         let mut buffer = bytes::BytesMut::with_capacity(PIECE);
         match input.read_buf(&mut buffer).await {
-            Ok(0) => None,
+            Ok(0) => {
+                // Noted before anybody else can know it.
+                read.ended.store(true, Ordering::Relaxed);
+                None
+            }
             Ok(got) => {
-                read.fetch_add(got as u64, Ordering::Relaxed);
+                read.bytes.fetch_add(got as u64, Ordering::Relaxed);
                 Some((Ok(buffer.freeze()), Some((input, read))))
             }
             Err(error) => Some((Err(error), None)),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_sent_to_its_end_is_not_called_rolled_back() {
+        let read = Arc::new(Progress::default());
+        let kind = || import_aborted(read.ended.load(Ordering::Relaxed)).kind;
+        let mut parts = Box::pin(parts_of(&b"archive"[..], Arc::clone(&read)));
+        assert_eq!(parts.next().await.unwrap().unwrap(), "archive");
+        assert_eq!(kind(), FaultKind::RolledBack);
+        assert!(parts.next().await.is_none());
+        assert_eq!(kind(), FaultKind::InDoubt);
+        assert_eq!(read.bytes.load(Ordering::Relaxed), 7);
+    }
 }
