@@ -129,19 +129,18 @@ impl DockerEngine {
             name: blob.digest.to_string(),
         };
         // Its file may be there for another namespace.
-        let held = containerd.holds(&blob.digest).await;
+        let held = containerd.size_of(&blob.digest).await;
         let ask = Ask::new("look for a blob in", "engine", "");
-        if !held.map_err(|error| ask.uncertain(explain(error)))? {
-            return Err(gone());
-        }
+        let held = held.map_err(|error| ask.uncertain(explain(error)))?;
+        let expected = held.ok_or_else(gone)?;
         let (content, digest) = (containerd.content(), blob.digest.clone());
         let opened = blocking(&blob.digest, move || content.open(&digest)).await?;
         // From here on the file stays, whoever removes its name.
         let (file, size) = opened.ok_or_else(gone)?;
-        if size != blob.size {
+        if let Some(other) = [blob.size, expected].into_iter().find(|length| *length != size) {
             return Err(EngineError::Corrupt {
                 what: format!("blob {}", blob.digest),
-                message: format!("it has {size} bytes instead of {}", blob.size),
+                message: format!("it has {size} bytes instead of {other}"),
             });
         }
         let part = part.start.min(size)..part.end.min(size);

@@ -231,6 +231,18 @@ impl Held {
         }
     }
 
+    /// The blob of this digest, if it can be had now: a file may be there for somebody else than the engine, or be gone since the list
+    /// was made.
+    pub(crate) async fn present(&self, digest: &Digest) -> Result<Option<HeldBlob>, OciError> {
+        let found = self.blob(digest).await?;
+        if let Some(HeldBlob::Kept(blob)) = &found
+            && self.kept_part(blob, 0..0).await?.is_none()
+        {
+            return Ok(None);
+        }
+        Ok(found)
+    }
+
     /// The manifest of this digest, with its image; without one where it is only part of an index.
     pub(crate) async fn manifest_of(
         &self,

@@ -76,7 +76,8 @@ impl Read for Blocking {
     }
 }
 
-/// Unpacks a blob of `packed_length` bytes into nothing and compares the digest of what comes out. Returns its length. Blocks.
+/// Unpacks a blob of `packed_length` bytes into nothing and compares the digest of what comes out. Returns its length, and whether it
+/// was packed. Blocks.
 ///
 /// # Errors
 /// [`OciError::Layer`], and [`OciError::Bomb`] if it unpacks to more than `limits` and `room` (bytes) allow.
@@ -86,7 +87,7 @@ pub(crate) fn verify(
     diff_id: &Digest,
     limits: &Limits,
     room: u64,
-) -> Result<u64, OciError> {
+) -> Result<(u64, bool), OciError> {
     let damaged = |message: String| OciError::Layer {
         digest: digest.to_string(),
         message,
@@ -122,7 +123,7 @@ pub(crate) fn verify(
             "unpacked it has the digest {found}, not {diff_id} as the configuration says"
         )));
     }
-    Ok(length)
+    Ok((length, packed))
 }
 
 /// The plain layer of a blob that was verified, as a stream. Length and digest are compared again: an error comes in place of the last

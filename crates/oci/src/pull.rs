@@ -129,6 +129,8 @@ impl Registry {
         let spooled = self.spool.as_ref().and_then(|spool| spool.blob(digest));
         let held = match &spooled {
             Some(_) => None,
+            // What is said to be here is not uploaded.
+            None if head => self.held.present(digest).await?,
             None => self.held.blob(digest).await?,
         };
         let length = match (&spooled, &held) {

@@ -32,6 +32,8 @@ pub(crate) enum Source {
 pub(crate) struct Layer {
     diff_id: Digest,
     length: u64,
+    /// Whether it came packed.
+    pub(crate) packed: bool,
     pub(crate) source: Source,
 }
 
@@ -203,7 +205,7 @@ impl Registry {
         for descriptor in layers {
             let source = match spool.blob(&descriptor.digest) {
                 Some(blob) => Source::Spooled(blob),
-                None => match self.held.blob(&descriptor.digest).await? {
+                None => match self.held.present(&descriptor.digest).await? {
                     Some(blob @ (HeldBlob::Layer { .. } | HeldBlob::Kept(_))) => Source::Held(Box::new(blob)),
                     _ => return Err(missing("the layer", &descriptor.digest)),
                 },
@@ -220,34 +222,38 @@ impl Registry {
             }
             found.push(source);
         }
-        let mut known: HashMap<(Digest, Digest), u64> = HashMap::new();
+        let mut known: HashMap<(Digest, Digest), (u64, bool)> = HashMap::new();
         let mut total = 0_u64;
         let mut out = Vec::new();
         for ((descriptor, diff_id), source) in layers.iter().zip(diff_ids).zip(found) {
             let key = (descriptor.digest.clone(), diff_id.clone());
-            let length = match (&source, known.get(&key)) {
-                (_, Some(length)) => *length,
-                (Source::Held(blob), None) if descriptor.digest == *diff_id => blob.length(),
-                (Source::Held(blob), None) => {
-                    let HeldBlob::Kept(blob) = &**blob else {
+            let (length, packed) = match (&source, known.get(&key)) {
+                (_, Some(found)) => *found,
+                (Source::Held(blob), None) => match &**blob {
+                    // A file may be damaged, also one whose name is right.
+                    HeldBlob::Kept(blob) => {
+                        let part = self.held.kept_part(blob, 0..blob.size).await?;
+                        let part = part.ok_or_else(|| missing("the layer", &blob.digest))?;
+                        let packed = (layer::Blocking::of(part), blob.size);
+                        verified(spool, packed, &key, &mut total).await?
+                    }
+                    blob if descriptor.digest == *diff_id => (blob.length(), false),
+                    _ => {
                         return Err(OciError::Layer {
                             digest: descriptor.digest.to_string(),
                             message: format!("it is plain, and not {diff_id} as the configuration says"),
                         });
-                    };
-                    let part = self.held.kept_part(blob, 0..blob.size).await?;
-                    let part = part.ok_or_else(|| missing("the layer", &blob.digest))?;
-                    let packed = (layer::Blocking::of(part), blob.size);
-                    verified(spool, packed, &key, &mut total).await?
-                }
+                    }
+                },
                 (Source::Spooled(blob), None) => {
                     verified(spool, (blob.open()?, blob.length), &key, &mut total).await?
                 }
             };
-            known.insert(key, length);
+            known.insert(key, (length, packed));
             out.push(Layer {
                 diff_id: diff_id.clone(),
                 length,
+                packed,
                 source,
             });
         }
@@ -330,22 +336,23 @@ impl Registry {
     }
 }
 
-/// Compares a packed layer with its diff id, after others of this image that had `total` bytes. Returns its length.
+/// Compares a packed layer with its diff id, after others of this image that had `total` bytes. Returns its length, and whether it
+/// is packed.
 async fn verified(
     spool: &Spool,
     packed: (impl Read + Send + 'static, u64),
     (digest, diff_id): &(Digest, Digest),
     total: &mut u64,
-) -> Result<u64, OciError> {
+) -> Result<(u64, bool), OciError> {
     let room = spool.room(*total)?.saturating_sub(*total);
     let (digest, diff_id, limits) = (digest.clone(), diff_id.clone(), spool.limits.clone());
-    let length = tokio::task::spawn_blocking(move || layer::verify(&digest, packed, &diff_id, &limits, room));
-    let length = length.await.map_err(|error| OciError::Spool {
+    let found = tokio::task::spawn_blocking(move || layer::verify(&digest, packed, &diff_id, &limits, room));
+    let found = found.await.map_err(|error| OciError::Spool {
         action: "unpack a layer",
         source: std::io::Error::other(error),
     })??;
-    *total = total.saturating_add(length);
-    Ok(length)
+    *total = total.saturating_add(found.0);
+    Ok(found)
 }
 
 /// This machine's architecture in Go's names.

@@ -80,7 +80,7 @@ impl Registry {
         let spool = self.writable()?;
         if let Some(mount) = query.get("mount") {
             let mount = digest(mount)?;
-            if spool.blob(&mount).is_some() || self.held.blob(&mount).await?.is_some() {
+            if spool.blob(&mount).is_some() || self.held.present(&mount).await?.is_some() {
                 return Ok(created(name, &mount));
             }
         }

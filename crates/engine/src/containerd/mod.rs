@@ -109,6 +109,11 @@ impl Containerd {
 
     /// Whether a blob is there for the engine.
     pub(crate) async fn holds(&self, blob: &Digest) -> Result<bool, CallError> {
+        Ok(self.size_of(blob).await?.is_some())
+    }
+
+    /// How long a blob is that is there for the engine, whatever became of its file; `None` if it is not there.
+    pub(crate) async fn size_of(&self, blob: &Digest) -> Result<Option<u64>, CallError> {
         let mut message = Vec::new();
         proto::put_text(&mut message, 1, blob.as_str());
         match self
@@ -116,8 +121,11 @@ impl Containerd {
             .call("containerd.services.content.v1.Content/Info", &message)
             .await
         {
-            Ok(_) => Ok(true),
-            Err(CallError::NotFound) => Ok(false),
+            Ok(answer) => {
+                let info = proto::each(&answer, 1)?.pop().unwrap_or_default();
+                Ok(Some(proto::number(info, 2)?))
+            }
+            Err(CallError::NotFound) => Ok(None),
             Err(other) => Err(other),
         }
     }

@@ -12,8 +12,10 @@ pub(crate) struct Malformed;
 pub(crate) enum Field<'a> {
     /// Text, bytes or a message.
     Bytes(&'a [u8]),
-    /// Numbers of any kind: none of them is needed.
-    Number,
+    /// A number of variable length.
+    Number(u64),
+    /// Numbers of other kinds: none of them is needed.
+    Fixed,
 }
 
 /// The numbers of fields that hold a length and bytes, and of the others.
@@ -44,9 +46,9 @@ pub(crate) fn fields(mut message: &[u8]) -> Result<Vec<(u64, Field<'_>)>, Malfor
     while !message.is_empty() {
         let key = take_number(&mut message)?;
         let value = match key & 7 {
-            VARINT => take_number(&mut message).map(|_| Field::Number)?,
-            FIXED_64 => take(&mut message, 8).map(|_| Field::Number)?,
-            FIXED_32 => take(&mut message, 4).map(|_| Field::Number)?,
+            VARINT => take_number(&mut message).map(Field::Number)?,
+            FIXED_64 => take(&mut message, 8).map(|_| Field::Fixed)?,
+            FIXED_32 => take(&mut message, 4).map(|_| Field::Fixed)?,
             LENGTH => {
                 let length = take_number(&mut message)?;
                 Field::Bytes(take(&mut message, length)?)
@@ -71,6 +73,19 @@ pub(crate) fn each(message: &[u8], field: u64) -> Result<Vec<&[u8]>, Malformed> 
 pub(crate) fn text(message: &[u8], field: u64) -> Result<String, Malformed> {
     let last = each(message, field)?.pop().unwrap_or_default();
     String::from_utf8(last.to_vec()).map_err(|_| Malformed)
+}
+
+/// The number in a field: the last one where there are several, and zero, which is not sent, where there is none.
+pub(crate) fn number(message: &[u8], field: u64) -> Result<u64, Malformed> {
+    let number = |(number, value)| match value {
+        Field::Number(value) if number == field => Some(value),
+        _ => None,
+    };
+    Ok(fields(message)?
+        .into_iter()
+        .rev()
+        .find_map(number)
+        .unwrap_or_default())
 }
 
 fn take<'a>(message: &mut &'a [u8], length: u64) -> Result<&'a [u8], Malformed> {
@@ -118,7 +133,10 @@ mod tests {
         let message = b"\x08\x96\x01\x11ABCDEFGH\x1dABCD\x22\x01x\x22\x01y";
         assert_eq!(each(message, 4).unwrap(), [b"x", b"y"]);
         assert_eq!(text(message, 4).unwrap(), "y");
-        assert_eq!(fields(message).unwrap()[0], (1, Field::Number));
+        assert_eq!(fields(message).unwrap()[0], (1, Field::Number(150)));
+        assert_eq!(number(message, 1).unwrap(), 150);
+        assert_eq!((number(message, 3), number(message, 9)), (Ok(0), Ok(0)));
+        assert_eq!(number(b"\x08\x01\x08\x02", 1), Ok(2));
     }
 
     #[test]

@@ -477,8 +477,9 @@ async fn compared(
         layer::verify(&digest, packed, &diff_id, &limits, room)
     })
     .await;
-    Ok(verified.map_err(|error| OciError::Spool {
+    let (length, _) = verified.map_err(|error| OciError::Spool {
         action: "unpack a layer",
         source: std::io::Error::other(error),
-    })??)
+    })??;
+    Ok(length)
 }

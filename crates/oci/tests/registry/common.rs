@@ -342,7 +342,7 @@ impl Client {
             let packed = pack(layer);
             layers.push((self.blob(name, &packed).await, packed.len()));
         }
-        let manifest = manifest(image, &layers);
+        let manifest = manifest_of(image, &layers, suffix(pack));
         self.put(name, reference, media::MANIFEST, manifest.as_bytes())
             .await
     }
@@ -364,9 +364,22 @@ impl Client {
 }
 
 pub fn manifest(image: &Image, layers: &[(Digest, usize)]) -> String {
+    manifest_of(image, layers, "+gzip")
+}
+
+/// What follows the media type of a layer that is packed so.
+pub fn suffix(pack: fn(&[u8]) -> Vec<u8>) -> &'static str {
+    match pack(b"abc")[0] {
+        0x1f => "+gzip",
+        0x28 => "+zstd",
+        _ => "",
+    }
+}
+
+pub fn manifest_of(image: &Image, layers: &[(Digest, usize)], suffix: &str) -> String {
     let layers: Vec<Value> = layers
         .iter()
-        .map(|(digest, size)| json!({ "mediaType": format!("{}+gzip", media::LAYER), "digest": digest, "size": size }))
+        .map(|(digest, size)| json!({ "mediaType": format!("{}{suffix}", media::LAYER), "digest": digest, "size": size }))
         .collect();
     json!({
         "schemaVersion": 2,

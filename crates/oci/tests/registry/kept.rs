@@ -15,7 +15,7 @@ use tranship_oci::{Answer, Registry};
 use crate::common::{Client, Engine, Image, gzip, limits, manifest, noise, plain, zstd};
 use crate::store::Store;
 
-fn client(store: &Arc<Store>) -> Client {
+pub fn client(store: &Arc<Store>) -> Client {
     let spool = tempfile::tempdir().unwrap();
     let images: Arc<dyn Images> = Arc::clone(store) as Arc<dyn Images>;
     let registry = Registry::writing(images, None, &spool.path().join("spool"), limits()).unwrap();
@@ -26,11 +26,11 @@ fn client(store: &Arc<Store>) -> Client {
     }
 }
 
-fn image(name: &str) -> Image {
+pub fn image(name: &str) -> Image {
     Image::new(name, &[noise(1, 5000), noise(2, 300)])
 }
 
-fn index(children: &[(Digest, usize)]) -> String {
+pub fn index(children: &[(Digest, usize)]) -> String {
     let children: Vec<Value> = children
         .iter()
         .zip(["amd64", "arm64", "s390x"])

@@ -11,3 +11,4 @@ mod kept;
 mod pull;
 mod push;
 mod store;
+mod whole;

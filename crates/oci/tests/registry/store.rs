@@ -1,6 +1,6 @@
 //! An engine in memory that keeps images as blobs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -16,7 +16,7 @@ use tranship_core::image::ImageBlob;
 use tranship_core::{EngineError, ImageSpec};
 use tranship_oci::port::Images;
 
-use crate::common::{Image, manifest};
+use crate::common::{Image, manifest_of, suffix};
 
 /// As with containerd: blobs, and the digests that images are known by.
 #[derive(Default)]
@@ -28,6 +28,14 @@ pub struct Store {
     pub imported: AtomicUsize,
     /// As without root.
     pub closed: AtomicBool,
+    /// Blobs whose files are there for somebody else only.
+    pub others: Mutex<BTreeSet<Digest>>,
+    /// Blobs whose files are shorter than they were.
+    pub cut: Mutex<BTreeSet<Digest>>,
+    /// Lists what it takes in, and says that it failed.
+    pub fails: AtomicBool,
+    /// Loses the next image before it gets its tag.
+    pub loses: AtomicBool,
 }
 
 fn unsupported<T>() -> Result<T, EngineError> {
@@ -60,9 +68,20 @@ impl Store {
             })
             .collect();
         self.put(image.config.clone());
-        let manifest = manifest(image, &layers);
+        let manifest = manifest_of(image, &layers, suffix(pack));
         let length = manifest.len();
         (self.put(manifest), length)
+    }
+
+    /// As after `docker rmi` of everything, and a collection of garbage.
+    pub fn empty(&self) {
+        self.tags.lock().unwrap().clear();
+        self.untagged.lock().unwrap().clear();
+        self.blobs.lock().unwrap().clear();
+    }
+
+    pub fn has(&self, digest: &Digest) -> bool {
+        self.blobs.lock().unwrap().contains_key(digest)
     }
 
     pub fn tag_as(&self, tag: &str, image: &Digest) {
@@ -168,12 +187,20 @@ impl Images for Store {
         Ok(Some(found))
     }
     async fn blob(&self, blob: &ImageBlob, part: Range<u64>) -> Result<ByteStream, EngineError> {
-        let Some(bytes) = self.blobs.lock().unwrap().get(&blob.digest).cloned() else {
+        let bytes = self.blobs.lock().unwrap().get(&blob.digest).cloned();
+        let hidden = self.others.lock().unwrap().contains(&blob.digest);
+        let Some(bytes) = bytes.filter(|_| !hidden) else {
             return Err(EngineError::NotFound {
                 what: "blob",
                 name: blob.digest.to_string(),
             });
         };
+        if self.cut.lock().unwrap().contains(&blob.digest) {
+            return Err(EngineError::Corrupt {
+                what: "blob".into(),
+                message: "cut".into(),
+            });
+        }
         let at = |offset: u64| usize::try_from(offset).unwrap();
         let pieces = bytes.slice(at(part.start)..at(part.end));
         let mut pieces: Vec<Result<Bytes, EngineError>> = pieces
@@ -218,9 +245,25 @@ impl Images for Store {
             assert_eq!(self.blobs.lock().unwrap()[&id].len() as u64, image["size"]);
             self.untagged.lock().unwrap().push(id);
         }
-        Ok(())
+        match self.fails.load(Ordering::Relaxed) {
+            true => Err(EngineError::Failed {
+                action: "load".into(),
+                status: 500,
+                message: "it cannot be unpacked".into(),
+            }),
+            false => Ok(()),
+        }
     }
     async fn tag(&self, image: &Digest, tag: &str) -> Result<(), EngineError> {
+        if self.loses.swap(false, Ordering::Relaxed) {
+            self.untagged.lock().unwrap().retain(|id| id != image);
+        }
+        if self.spec(image).is_none() {
+            return Err(EngineError::NotFound {
+                what: "image",
+                name: image.to_string(),
+            });
+        }
         self.tag_as(tag, image);
         self.untagged.lock().unwrap().retain(|id| id != image);
         Ok(())
