@@ -22,6 +22,9 @@ const MOST_LAYERS: usize = 512;
 /// Most manifests of an index.
 const MOST_MANIFESTS: usize = 512;
 
+/// Largest sum of the lengths of an index's manifests, in bytes: they are read before the index is taken in.
+const LARGEST_INDEX: u64 = 32 << 20;
+
 /// Media types.
 pub mod media {
     /// OCI image manifest.
@@ -305,6 +308,13 @@ fn check_manifest(config: &Descriptor, layers: &[Descriptor]) -> Result<(), OciE
 fn check_index(manifests: &[Descriptor]) -> Result<(), OciError> {
     if manifests.len() > MOST_MANIFESTS {
         return Err(invalid(format!("it has more than {MOST_MANIFESTS} manifests")));
+    }
+    let sizes = manifests.iter().map(|manifest| manifest.size);
+    if sizes.fold(0, u64::saturating_add) > LARGEST_INDEX {
+        return Err(OciError::TooLarge {
+            what: "what the index names",
+            limit: LARGEST_INDEX,
+        });
     }
     for manifest in manifests {
         if ![media::MANIFEST, media::DOCKER_MANIFEST].contains(&manifest.media_type.as_str()) {

@@ -42,23 +42,45 @@ impl Registry {
         config: &Descriptor,
         layers: &[Descriptor],
     ) -> Result<(), OciError> {
-        let bytes = self.configuration(spool, config).await?;
-        let ImageConfig { diff_ids, .. } = document::read_config(&bytes)?;
-        if diff_ids.len() != layers.len() {
-            return Err(refused(format!(
-                "the configuration has {} layers and the manifest {}",
-                diff_ids.len(),
-                layers.len()
-            )));
-        }
+        let diff_ids = self.diff_ids(spool, config, layers).await?;
         // The digest of the manifest says that of every blob.
-        if self.stands(&image.digest, &diff_ids).await? {
+        if self.stands(&image.digest, &diff_ids).await? && self.is_whole(config, layers).await? {
             return Ok(());
         }
         let Ok(_place) = self.imports.acquire().await else {
             return Err(OciError::TooMany { what: "pushes" });
         };
-        let compared = self.compared(spool, layers, &diff_ids).await?;
+        self.load_manifest(spool, image, config, layers, &diff_ids).await
+    }
+
+    async fn diff_ids(
+        &self,
+        spool: &Spool,
+        config: &Descriptor,
+        layers: &[Descriptor],
+    ) -> Result<Vec<Digest>, OciError> {
+        let bytes = self.configuration(spool, config).await?;
+        let ImageConfig { diff_ids, .. } = document::read_config(&bytes)?;
+        match diff_ids.len() == layers.len() {
+            true => Ok(diff_ids),
+            false => Err(refused(format!(
+                "the configuration has {} layers and the manifest {}",
+                diff_ids.len(),
+                layers.len()
+            ))),
+        }
+    }
+
+    /// Compares the blobs of a manifest and loads it, for who has a place for that.
+    async fn load_manifest(
+        &self,
+        spool: &Spool,
+        image: &Document,
+        config: &Descriptor,
+        layers: &[Descriptor],
+        diff_ids: &[Digest],
+    ) -> Result<(), OciError> {
+        let compared = self.compared(spool, layers, diff_ids).await?;
         // What the engine holds it finds by itself.
         let mut blobs: Vec<Blob> = layers
             .iter()
@@ -74,37 +96,54 @@ impl Registry {
                 .map(|blob| spooled(&config.digest, blob)),
         );
         self.load(image, Vec::new(), blobs).await?;
-        match self.stands(&image.digest, &diff_ids).await? {
+        match self.stands(&image.digest, diff_ids).await? {
             true => Ok(()),
             false => Err(not_taken(&image.digest)),
         }
     }
 
-    /// The images of an index were taken in before it, and what is said of them comes with it.
+    /// The images of an index were taken in before it, and what is said of them comes with it. Those that went meanwhile are taken in
+    /// again, as long as what was uploaded is there.
     async fn take_in_index(
         &self,
         spool: &Spool,
         image: &Document,
         manifests: &[Descriptor],
     ) -> Result<(), OciError> {
-        let (mut parts, mut blobs, mut images) = (Vec::new(), Vec::new(), 0);
+        // Before anything is read: the manifests lie in memory.
+        let Ok(_place) = self.imports.acquire().await else {
+            return Err(OciError::TooMany { what: "pushes" });
+        };
+        self.held.forget();
+        let (mut parts, mut blobs, mut images, mut all_held) = (Vec::new(), Vec::new(), 0, true);
         for descriptor in manifests {
+            // It may be one that was pushed and whose image went: only what the engine holds says that of the blobs.
             let (part, pushed) = self.part(descriptor).await?;
+            all_held &= self.held.present(&part.digest).await?.is_some();
             match pushed {
                 Pushed::Attestation { config, layers } => {
+                    all_held &= self.is_whole(&config, &layers).await?;
                     blobs.extend(self.attached(spool, &config, &layers).await?);
                 }
-                _ => images += 1,
+                Pushed::Manifest { config, layers } => {
+                    images += 1;
+                    if !self.is_whole(&config, &layers).await? {
+                        all_held = false;
+                        let diff_ids = self.diff_ids(spool, &config, &layers).await?;
+                        self.load_manifest(spool, &part, &config, &layers, &diff_ids)
+                            .await?;
+                        // It came for this index, and makes way for it.
+                        spool.keep(part.clone());
+                    }
+                }
+                Pushed::Index(_) => return Err(refused("an index in an index is not taken in")),
             }
             parts.push(part);
         }
         if images == 0 {
             return Err(refused("an index without an image is not taken in"));
         }
-        let Ok(_place) = self.imports.acquire().await else {
-            return Err(OciError::TooMany { what: "pushes" });
-        };
-        if self.is_held(&image.digest).await? {
+        if all_held && self.is_held(&image.digest).await? {
             return Ok(());
         }
         self.load(image, parts, blobs).await?;
@@ -117,24 +156,37 @@ impl Registry {
     /// Images that were pushed for this index only and have no tag would be listed beside it for good: the index keeps their blobs. What
     /// the engine does not let go of stays.
     pub(crate) async fn tidy(&self, spool: &Spool, manifests: &[Descriptor]) {
-        let images = &self.held.images;
         for digest in manifests.iter().map(|descriptor| &descriptor.digest) {
-            if spool.document(digest).is_none() {
-                continue;
-            }
-            let _naming = self.naming.lock().await;
-            let found = images.find(digest.as_str()).await;
-            let removed = match found {
-                Ok(Some(image)) if image.id == *digest && image.tags.is_empty() => {
-                    images.remove(digest.as_str()).await
-                }
-                Ok(_) => Ok(()),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = removed {
-                tracing::debug!(%digest, %error, "an image of an index stays without a tag");
+            if spool.document(digest).is_some() {
+                self.discard(digest).await;
             }
         }
+    }
+
+    /// Removes an image that has no tag.
+    async fn discard(&self, digest: &Digest) {
+        let images = &self.held.images;
+        let _naming = self.naming.lock().await;
+        let removed = match images.find(digest.as_str()).await {
+            Ok(Some(image)) if image.id == *digest && image.tags.is_empty() => {
+                images.remove(digest.as_str()).await
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            tracing::debug!(%digest, %error, "an image stays without a tag");
+        }
+    }
+
+    /// Whether the engine holds all of these blobs.
+    async fn is_whole(&self, config: &Descriptor, layers: &[Descriptor]) -> Result<bool, OciError> {
+        for descriptor in layers.iter().chain([config]) {
+            if self.held.present(&descriptor.digest).await?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The blobs of an attestation that the engine does not hold; all of them have to be somewhere.
@@ -152,7 +204,7 @@ impl Registry {
                     blobs.push(spooled(&descriptor.digest, blob));
                     length
                 }
-                None => match self.held.blob(&descriptor.digest).await? {
+                None => match self.held.present(&descriptor.digest).await? {
                     Some(blob) => blob.length(),
                     None => return Err(missing("the attestation's blob", &descriptor.digest)),
                 },
@@ -169,7 +221,9 @@ impl Registry {
 
     async fn load(&self, image: &Document, parts: Vec<Document>, blobs: Vec<Blob>) -> Result<(), OciError> {
         let archive = archive::layout(image, parts, blobs)?;
-        Ok(self.held.images.import(archive).await?)
+        let loaded = self.held.images.import(archive).await;
+        self.held.forget();
+        Ok(loaded?)
     }
 
     /// Whether the engine has an image of this id, whichever platform it runs of it.

@@ -71,6 +71,120 @@ async fn drop_uploads(client: &Client, blobs: &[Digest]) {
 }
 
 #[tokio::test]
+async fn an_index_whose_images_went_meanwhile_comes_with_their_blobs_or_not_at_all() {
+    let store = Arc::new(Store::default());
+    let client = client(&store);
+    let children = [
+        child(&client, &image("here")).await,
+        child(&client, &image("there")).await,
+    ];
+    let said = attestation(&client).await;
+    let text = index(&[children[0].named(), children[1].named(), said.named()]);
+    let id = Digest::of(text.as_bytes());
+    let put = || client.put("app", "1", media::INDEX, text.as_bytes());
+    put().await.expect(201);
+    // All of it goes; the client, which is told that it is here, sends the index only.
+    store.empty();
+    for document in children.iter().chain([&said]) {
+        let path = format!("/v2/app/manifests/{}", document.digest);
+        client.call("HEAD", &path, &[], b"").await.expect(200);
+    }
+    put().await.expect(201);
+    assert_eq!(store.tags.lock().unwrap()["app:1"], id);
+    assert!(
+        children
+            .iter()
+            .chain([&said])
+            .all(|document| document.is_in(&store))
+    );
+    assert!(
+        store.untagged.lock().unwrap().is_empty(),
+        "nothing is left beside it"
+    );
+
+    // Without what was uploaded it cannot be done.
+    store.empty();
+    drop_uploads(&client, &children[1].blobs[..1]).await;
+    put()
+        .await
+        .refused(400, "MANIFEST_BLOB_UNKNOWN", "oci.blob-missing");
+    assert!(!store.has(&id) && store.tags.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_manifest_that_is_here_without_its_layers_does_not_make_an_index() {
+    let store = Arc::new(Store::default());
+    let part = Image::new("part", &[noise(7, 900)]);
+    let here = store.image(&image("here"), gzip);
+    let lacking = store.image(&part, gzip);
+    let other = store.put(index(&[here.clone(), lacking.clone()]));
+    store.tag_as("other:1", &other);
+    let layer = gzip(&part.layers[0]);
+    store.drop_blob(&Digest::of(&layer));
+    let client = client(&store);
+    let text = index(&[lacking, here]);
+    let put = || client.put("app", "1", media::INDEX, text.as_bytes());
+    put()
+        .await
+        .refused(400, "MANIFEST_BLOB_UNKNOWN", "oci.blob-missing");
+    client.blob("app", &layer).await;
+    put().await.expect(201);
+    assert!(store.has(&Digest::of(&layer)));
+    assert!(store.untagged.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_attestation_of_an_index_that_is_held_is_taken_in() {
+    let store = Arc::new(Store::default());
+    let first = client(&store);
+    let here = child(&first, &image("here")).await;
+    let said = attestation(&first).await;
+    let text = index(&[here.named(), said.named()]);
+    let put = |client: Client| {
+        let text = &text;
+        async move {
+            client
+                .put("app", "1", media::INDEX, text.as_bytes())
+                .await
+                .expect(201);
+            client
+        }
+    };
+    // As the engine knows it that pulled it for its platform.
+    store.put(text.clone());
+    store.tag_as("app:1", &Digest::of(text.as_bytes()));
+    assert!(!store.has(&said.digest));
+    let first = put(first).await;
+    assert!(said.is_in(&store));
+    let path = format!("/v2/app/manifests/{}", said.digest);
+    client(&store).get(&path).await.expect(200);
+    // Once all of it is there nothing is loaded.
+    drop_uploads(&first, &said.blobs).await;
+    let archives = store.imported.load(Ordering::Relaxed);
+    put(first).await;
+    assert_eq!(store.imported.load(Ordering::Relaxed), archives);
+    // With its document alone it is not.
+    store.drop_blob(&said.blobs[0]);
+    let second = client(&store);
+    second
+        .put("app", "1", media::INDEX, text.as_bytes())
+        .await
+        .refused(400, "MANIFEST_BLOB_UNKNOWN", "oci.blob-missing");
+}
+
+#[tokio::test]
+async fn an_index_names_only_so_much() {
+    let store = Arc::new(Store::default());
+    let client = client(&store);
+    let here = child(&client, &image("here")).await;
+    let many = vec![(here.digest.clone(), 12 << 20); 3];
+    client
+        .put("app", "1", media::INDEX, index(&many).as_bytes())
+        .await
+        .refused(413, "SIZE_INVALID", "oci.too-large");
+}
+
+#[tokio::test]
 async fn a_blob_that_cannot_be_had_is_not_said_to_be_here() {
     let store = Arc::new(Store::default());
     let layer = noise(1, 5000);
