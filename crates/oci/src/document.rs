@@ -263,6 +263,16 @@ fn is_attestation(layer: &Descriptor) -> bool {
     layer.media_type == media::ATTESTATION
 }
 
+/// Whether layers of this kind are packed; `None` for those that containerd, which goes by the kind, does not unpack.
+pub(crate) fn is_packed(media_type: &str) -> Option<bool> {
+    let behind = |plain| media_type.strip_prefix(plain);
+    match (behind(media::LAYER), behind(media::DOCKER_LAYER)) {
+        (Some(""), _) | (_, Some("")) => Some(false),
+        (Some("+gzip" | "+zstd"), _) | (_, Some(".gzip")) => Some(true),
+        _ => None,
+    }
+}
+
 fn check_manifest(config: &Descriptor, layers: &[Descriptor]) -> Result<(), OciError> {
     if ![media::CONFIG, media::DOCKER_CONFIG].contains(&config.media_type.as_str()) {
         return Err(invalid(format!(
@@ -459,6 +469,32 @@ mod tests {
         assert!(read(Some(media::INDEX), text.as_bytes()).is_ok());
         let nested = text.replace(media::MANIFEST, media::INDEX);
         assert!(read(Some(media::INDEX), nested.as_bytes()).is_err());
+        for (size, fits) in [
+            (LARGEST_INDEX, true),
+            (LARGEST_INDEX + 1, false),
+            (u64::MAX, false),
+        ] {
+            let large = text.replace("\"size\":1", &format!("\"size\":{size}"));
+            assert_eq!(read(Some(media::INDEX), large.as_bytes()).is_ok(), fits);
+        }
+    }
+
+    #[test]
+    fn kinds_of_layers_say_whether_they_are_packed() {
+        for (plain, rest, packed) in [
+            (media::LAYER, "", Some(false)),
+            (media::LAYER, "+gzip", Some(true)),
+            (media::LAYER, "+zstd", Some(true)),
+            (media::LAYER, ".gzip", None),
+            (media::LAYER, ".zstd", None),
+            (media::DOCKER_LAYER, "", Some(false)),
+            (media::DOCKER_LAYER, ".gzip", Some(true)),
+            (media::DOCKER_LAYER, ".zstd", None),
+            (media::DOCKER_LAYER, "+gzip", None),
+            (media::DOCKER_LAYER, "+zstd", None),
+        ] {
+            assert_eq!(is_packed(&format!("{plain}{rest}")), packed, "{plain}{rest}");
+        }
     }
 
     #[test]

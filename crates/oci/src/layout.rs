@@ -80,7 +80,26 @@ impl Registry {
         layers: &[Descriptor],
         diff_ids: &[Digest],
     ) -> Result<(), OciError> {
+        let packed = layers.iter().map(|layer| {
+            let packed = document::is_packed(&layer.media_type);
+            packed.ok_or_else(|| {
+                refused(format!(
+                    "layers of the kind {:?} are not taken in by an engine that keeps blobs: containerd does not unpack them",
+                    layer.media_type
+                ))
+            })
+        });
+        let packed: Vec<bool> = packed.collect::<Result<_, _>>()?;
         let compared = self.compared(spool, layers, diff_ids).await?;
+        for ((layer, said), descriptor) in compared.iter().zip(packed).zip(layers) {
+            if layer.packed != said {
+                let found = if layer.packed { "packed" } else { "not packed" };
+                return Err(refused(format!(
+                    "{} is {found}, unlike {:?}: containerd unpacks by the kind",
+                    descriptor.digest, descriptor.media_type
+                )));
+            }
+        }
         // What the engine holds it finds by itself.
         let mut blobs: Vec<Blob> = layers
             .iter()
@@ -220,9 +239,14 @@ impl Registry {
     }
 
     async fn load(&self, image: &Document, parts: Vec<Document>, blobs: Vec<Blob>) -> Result<(), OciError> {
+        let before = self.is_held(&image.digest).await?;
         let archive = archive::layout(image, parts, blobs)?;
         let loaded = self.held.images.import(archive).await;
         self.held.forget();
+        if loaded.is_err() && !before {
+            // The engine lists what it could not unpack: the next try would take that for done.
+            self.discard(&image.digest).await;
+        }
         Ok(loaded?)
     }
 

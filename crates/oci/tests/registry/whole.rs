@@ -173,6 +173,68 @@ async fn an_attestation_of_an_index_that_is_held_is_taken_in() {
 }
 
 #[tokio::test]
+async fn layers_are_what_their_kind_says() {
+    let docker = "application/vnd.docker.image.rootfs.diff.tar";
+    for (kind, pack, taken) in [
+        (
+            format!("{}+gzip", media::LAYER),
+            gzip as fn(&[u8]) -> Vec<u8>,
+            true,
+        ),
+        (format!("{docker}.gzip"), gzip, true),
+        (docker.to_owned(), plain, true),
+        (media::LAYER.to_owned(), plain, true),
+        (media::LAYER.to_owned(), gzip, false),
+        (docker.to_owned(), gzip, false),
+        (format!("{}+gzip", media::LAYER), plain, false),
+        (format!("{docker}.gzip"), plain, false),
+        (format!("{docker}+gzip"), gzip, false),
+        (format!("{}.gzip", media::LAYER), gzip, false),
+        (format!("{docker}.zstd"), crate::common::zstd, false),
+        (format!("{}.zstd", media::LAYER), crate::common::zstd, false),
+    ] {
+        let store = Arc::new(Store::default());
+        let client = client(&store);
+        let image = Image::new("app", &[noise(3, 700)]);
+        client.blob("app", &image.config).await;
+        let packed = pack(&image.layers[0]);
+        let layers = [(client.blob("app", &packed).await, packed.len())];
+        let text = manifest_of(&image, &layers, "").replace(media::LAYER, &kind);
+        let put = client.put("app", "1", media::MANIFEST, text.as_bytes()).await;
+        match taken {
+            true => drop(put.expect(201)),
+            false => {
+                put.refused(400, "MANIFEST_INVALID", "oci.manifest");
+                assert_eq!(store.imported.load(Ordering::Relaxed), 0, "{kind}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_load_that_failed_is_not_taken_for_done() {
+    let store = Arc::new(Store::default());
+    let client = client(&store);
+    let here = child(&client, &image("here")).await;
+    let text = index(&[here.named()]);
+    let other = image("other");
+    store.fails.store(true, Ordering::Relaxed);
+    for _ in 0..2 {
+        let got = client.push("app", "2", &other, gzip).await;
+        assert_eq!(got.status, 500, "{got:?}");
+        let got = client.put("app", "1", media::INDEX, text.as_bytes()).await;
+        assert_eq!(got.status, 500, "{got:?}");
+        assert_eq!(*store.untagged.lock().unwrap(), [here.digest.clone()]);
+    }
+    store.fails.store(false, Ordering::Relaxed);
+    client.push("app", "2", &other, gzip).await.expect(201);
+    client
+        .put("app", "1", media::INDEX, text.as_bytes())
+        .await
+        .expect(201);
+}
+
+#[tokio::test]
 async fn an_index_names_only_so_much() {
     let store = Arc::new(Store::default());
     let client = client(&store);
