@@ -99,8 +99,14 @@ impl Registry {
             let image = image.ok_or_else(|| {
                 refused("nothing of it is an image for this machine, so that none gets the tag")
             })?;
-            let _naming = self.naming.lock().await;
-            self.held.images.tag(&image, &local).await?;
+            let mut given = self.give(&image, &local).await;
+            if let (true, Err(EngineError::NotFound { .. })) = (keeps_blobs, &given) {
+                // Without a tag it looked like a part of another push's index, and made way with those.
+                self.held.forget();
+                self.take_in_blobs(spool, &document, &pushed).await?;
+                given = self.give(&image, &local).await;
+            }
+            given?;
         }
         if let (true, Pushed::Index(manifests)) = (keeps_blobs, &pushed) {
             self.tidy(spool, manifests).await;
@@ -114,6 +120,11 @@ impl Registry {
         headers.insert(CONTENT_DIGEST, value(digest.as_str()));
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         Ok(response)
+    }
+
+    async fn give(&self, image: &Digest, local: &str) -> Result<(), EngineError> {
+        let _naming = self.naming.lock().await;
+        self.held.images.tag(image, local).await
     }
 
     /// Brings the image of a manifest into the engine, and returns its id.

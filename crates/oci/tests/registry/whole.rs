@@ -235,6 +235,25 @@ async fn a_load_that_failed_is_not_taken_for_done() {
 }
 
 #[tokio::test]
+async fn an_image_that_went_before_it_got_its_tag_is_taken_in_again() {
+    let store = Arc::new(Store::default());
+    let client = client(&store);
+    store.loses.store(true, Ordering::Relaxed);
+    let put = client.push("app", "1", &image("app"), gzip).await.expect(201);
+    let digest = put.header("docker-content-digest").to_owned();
+    assert_eq!(store.tags.lock().unwrap()["app:1"].as_str(), digest);
+    let here = child(&client, &image("here")).await;
+    let text = index(&[here.named()]);
+    store.loses.store(true, Ordering::Relaxed);
+    client
+        .put("app", "2", media::INDEX, text.as_bytes())
+        .await
+        .expect(201);
+    let id = Digest::of(text.as_bytes());
+    assert_eq!(store.tags.lock().unwrap()["app:2"], id);
+}
+
+#[tokio::test]
 async fn an_index_names_only_so_much() {
     let store = Arc::new(Store::default());
     let client = client(&store);
