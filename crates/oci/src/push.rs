@@ -330,7 +330,6 @@ impl Registry {
                         // Under this name only: the engine refuses while other tags or containers need the image.
                         images.remove(image.id.as_str()).await?;
                     }
-                    _ if kept => {}
                     Some((None, _)) => {
                         return Err(OciError::Unsupported {
                             message:
@@ -338,6 +337,7 @@ impl Registry {
                                     .into(),
                         });
                     }
+                    None if kept => {}
                     None => return Err(unknown(digest.to_string())),
                 }
             }
