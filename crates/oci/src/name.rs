@@ -42,15 +42,30 @@ impl Repository {
     /// # Errors
     /// [`OciError::Name`] for a name that an engine takes for a digest.
     pub fn local(&self, tag: &Tag) -> Result<String, OciError> {
-        let bare = self.0.strip_prefix("docker.io/").unwrap_or(&self.0);
-        let bare = match bare.strip_prefix("library/") {
-            Some(rest) if !rest.contains('/') => rest,
-            _ => bare,
-        };
+        let bare = self.bare();
         if ["sha256", "sha384", "sha512"].contains(&bare) {
             return Err(OciError::Name { text: self.0.clone() });
         }
         Ok(format!("{bare}:{}", tag.as_str()))
+    }
+
+    /// The same for a tag that is to be given.
+    ///
+    /// # Errors
+    /// [`OciError::Name`] also for 64 hexadecimal digits, which an engine takes for an id.
+    pub fn given(&self, tag: &Tag) -> Result<String, OciError> {
+        if Digest::new(format!("sha256:{}", self.bare())).is_ok() {
+            return Err(OciError::Name { text: self.0.clone() });
+        }
+        self.local(tag)
+    }
+
+    fn bare(&self) -> &str {
+        let bare = self.0.strip_prefix("docker.io/").unwrap_or(&self.0);
+        match bare.strip_prefix("library/") {
+            Some(rest) if !rest.contains('/') => rest,
+            _ => bare,
+        }
     }
 
     /// The repository and the tag that one of the engine's tags is reached by; none where it cannot be said, as with a registry's

@@ -64,7 +64,7 @@ impl Registry {
         let spool = self.writable()?;
         // A name that cannot be given is said before the work.
         let local = match reference {
-            Reference::Tag(tag) => Some(name.local(tag)?),
+            Reference::Tag(tag) => Some(name.given(tag)?),
             Reference::Digest(_) => None,
         };
         let bytes = gather(spool, body).await?;

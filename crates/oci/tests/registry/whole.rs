@@ -315,3 +315,19 @@ async fn a_blob_that_cannot_be_had_is_not_said_to_be_here() {
     client.call("POST", &mount, &[], b"").await.expect(201);
     put().await.expect(201);
 }
+
+#[tokio::test]
+async fn a_name_that_engines_take_for_an_id_is_refused_before_the_work() {
+    let store = Arc::new(Store::default());
+    let client = client(&store);
+    let name = "ab".repeat(32);
+    for name in [name.clone(), format!("library/{name}")] {
+        client
+            .push(&name, "1", &image("app"), gzip)
+            .await
+            .refused(400, "NAME_INVALID", "oci.name");
+    }
+    assert_eq!(store.imported.load(Ordering::Relaxed), 0);
+    let inner = format!("me/{name}");
+    client.push(&inner, "1", &image("app"), gzip).await.expect(201);
+}
