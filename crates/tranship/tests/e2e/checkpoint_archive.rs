@@ -246,7 +246,7 @@ fn other_nodes_and_other_keys_take_nothing_back() {
     world.import(&sealed, "ssh://root@a//web", &[]).expect(0);
     for (mode, warned) in [(0o644, true), (0o600, false)] {
         let to = File::create(&open).unwrap();
-        to.set_permissions(PermissionsExt::from_mode(mode)).unwrap();
+        to.set_permissions(std::fs::Permissions::from_mode(mode)).unwrap();
         let export = ["checkpoint", "export", "ssh://root@a//web@one", "--unencrypted"];
         let mut command = world.command(&export);
         command.stdout(to);
