@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use tranship_testkit::testbed::{Link, Node, NodeProcess};
+use tranship_testkit::testbed::{Link, Node, NodeProcess, Options};
 
 use crate::world::{World, finish, program, wait_until};
 
@@ -205,6 +205,36 @@ fn this_machine_alone_needs_no_password() {
     wait_until(|| world.a.sh("docker pull localhost:5000/x/y:1").is_ok());
     world.a.sh("docker push localhost:5000/x/y:1").unwrap_err();
     assert_eq!(serving.end("TERM"), 0);
+}
+
+/// Podman as a client of both kinds of store: what it pulls and changes comes back, and runs.
+#[test]
+fn podman_pulls_from_a_node_and_pushes_to_it() {
+    let world = world!(Options::default().containerd_stores(&["b"]));
+    for node in [&world.a, &world.b] {
+        let busybox = node.load_image("busybox").unwrap();
+        let serving = Serving::begin(node, "");
+        wait_until(|| {
+            let log = node.sh("cat /root/serve.log").unwrap_or_default();
+            log.contains("http://127.0.0.1:5000/v2/")
+        });
+        let podman = "podman --root /root/pod --runroot /root/pod.run --storage-driver vfs";
+        node.sh(&format!(
+            "set -e; at=127.0.0.1:5000
+             {podman} pull -q --tls-verify=false $at/{busybox}
+             mkdir -p /srv/pod && cd /srv/pod && echo new > new
+             printf \"FROM $at/{busybox}\\nCOPY new /new\\n\" > Dockerfile
+             {podman} build -q --isolation chroot -t $at/team/new:1 .
+             {podman} push -q --tls-verify=false $at/team/new:1
+             {podman} rmi -a -f && {podman} pull -q --tls-verify=false $at/team/new:1"
+        ))
+        .unwrap();
+        let said = node
+            .sh("docker run --rm --network none team/new:1 cat /new")
+            .unwrap();
+        assert_eq!(said.trim(), "new");
+        assert_eq!(serving.end("TERM"), 0);
+    }
 }
 
 #[test]
