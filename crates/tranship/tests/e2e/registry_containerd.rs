@@ -338,6 +338,10 @@ fn blobs_that_go_or_are_damaged_never_look_whole() {
         let code = world.b.sh(&line).unwrap();
         assert_ne!(code.trim(), "0", "{range}");
     }
+    // One that is cut is not said to be here.
+    let options = std::fs::OpenOptions::new().write(true).open(&file);
+    options.unwrap().set_len(4_000_000).unwrap();
+    wait_until(|| status(&world, "-I", &format!("app/blobs/{one}")) == "500");
     let pull = "export HOME=/root; timeout 60 docker pull a:5000/app:base";
     world.b.sh(pull).unwrap_err();
     // A manifest that is damaged is not given out.
