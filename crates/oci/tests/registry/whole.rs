@@ -173,7 +173,7 @@ async fn an_attestation_of_an_index_that_is_held_is_taken_in() {
 }
 
 #[tokio::test]
-async fn layers_are_what_their_kind_says() {
+async fn layers_are_of_kinds_that_containerd_unpacks() {
     let docker = "application/vnd.docker.image.rootfs.diff.tar";
     for (kind, pack, taken) in [
         (
@@ -186,8 +186,8 @@ async fn layers_are_what_their_kind_says() {
         (media::LAYER.to_owned(), plain, true),
         (media::LAYER.to_owned(), gzip, false),
         (docker.to_owned(), gzip, false),
-        (format!("{}+gzip", media::LAYER), plain, false),
-        (format!("{docker}.gzip"), plain, false),
+        (format!("{}+gzip", media::LAYER), plain, true),
+        (format!("{docker}.gzip"), plain, true),
         (format!("{docker}+gzip"), gzip, false),
         (format!("{}.gzip", media::LAYER), gzip, false),
         (format!("{docker}.zstd"), crate::common::zstd, false),
@@ -224,7 +224,8 @@ async fn a_load_that_failed_is_not_taken_for_done() {
         assert_eq!(got.status, 500, "{got:?}");
         let got = client.put("app", "1", media::INDEX, text.as_bytes()).await;
         assert_eq!(got.status, 500, "{got:?}");
-        assert_eq!(*store.untagged.lock().unwrap(), [here.digest.clone()]);
+        let left = store.untagged.lock().unwrap().clone();
+        assert!(left == std::slice::from_ref(&here.digest), "{left:?}");
     }
     store.fails.store(false, Ordering::Relaxed);
     client.push("app", "2", &other, gzip).await.expect(201);
