@@ -170,7 +170,7 @@ impl Agent {
                 storage.remove(&ElementPlace::Directory { path, overlay }).await?;
             }
             storage.make(&unfinished).await?;
-            let _alive = alive(&directory.join(format!("{timestamp}.new")))?;
+            let _claim = claim(&directory.join(format!("{timestamp}.new")))?;
             let sink = Arc::new(tokio::sync::Mutex::new(
                 storage.sink(&unfinished, ElementRoute::Tree).await?,
             ));
@@ -273,8 +273,8 @@ fn keep(
     Ok(rounds)
 }
 
-/// Shows others that somebody works on an unfinished snapshot, until this is dropped.
-fn alive(unfinished: &Path) -> Result<std::fs::File, Fault> {
+/// Claims an unfinished snapshot, until this is dropped. It fails where somebody works on it.
+fn claim(unfinished: &Path) -> Result<std::fs::File, Fault> {
     let locked = std::fs::File::open(unfinished).and_then(|file| {
         file.try_lock()?;
         Ok(file)
@@ -291,8 +291,8 @@ fn left_in(directory: &Path, now: u64) -> Vec<PathBuf> {
             let begun = path
                 .file_name()
                 .and_then(|name| name.to_str()?.strip_suffix(".new")?.parse::<u64>().ok());
-            // One that was made just now may not show yet that it is alive.
-            begun.is_some_and(|begun| begun + NEW < now) && alive(path).is_ok()
+            // One that was made just now may not be claimed yet.
+            begun.is_some_and(|begun| begun + NEW < now) && claim(path).is_ok()
         })
         .collect()
 }
@@ -360,7 +360,7 @@ mod tests {
         for name in ["1000.new", "2000.new", "90000.new", "1500", "x.new"] {
             std::fs::create_dir(path(name)).unwrap();
         }
-        let working = alive(&path("2000.new")).unwrap();
+        let working = claim(&path("2000.new")).unwrap();
         assert_eq!(left_in(at.path(), 100_000), [path("1000.new")]);
         drop(working);
         let mut left = left_in(at.path(), 100_000);

@@ -4,12 +4,12 @@
 use std::io::{self, BufReader, Read};
 use std::sync::Arc;
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
-use futures_util::{StreamExt as _, stream};
+use futures_util::{TryStreamExt as _, stream};
 use sha2::{Digest as _, Sha256};
-use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio_util::io::{StreamReader, SyncIoBridge};
 use tranship_core::EngineError;
 use tranship_core::engine::ByteStream;
 use tranship_core::ids::Digest;
@@ -44,36 +44,9 @@ fn plain(blob: impl Read + Send + 'static) -> io::Result<(Box<dyn Read + Send>, 
     Ok((Box::new(reader), false))
 }
 
-/// What comes of a stream, for somebody who may block.
-pub(crate) struct Blocking {
-    stream: ByteStream,
-    left: Bytes,
-    runtime: Handle,
-}
-
-impl Blocking {
-    /// To be read outside of asynchronous code, while the runtime of this call goes on.
-    pub(crate) fn of(stream: ByteStream) -> Self {
-        Self {
-            stream,
-            left: Bytes::new(),
-            runtime: Handle::current(),
-        }
-    }
-}
-
-impl Read for Blocking {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.left.is_empty() {
-            match self.runtime.block_on(self.stream.next()) {
-                None => return Ok(0),
-                Some(piece) => self.left = piece.map_err(io::Error::other)?,
-            }
-        }
-        let read = self.left.as_ref().read(buffer)?;
-        self.left.advance(read);
-        Ok(read)
-    }
+/// What comes of a stream, to be read outside of asynchronous code while the runtime of this call goes on.
+pub(crate) fn blocking(stream: ByteStream) -> impl Read + Send + 'static {
+    SyncIoBridge::new(StreamReader::new(stream.map_err(io::Error::other)))
 }
 
 /// Unpacks a blob of `packed_length` bytes into nothing and compares the digest of what comes out. Returns its length, and whether it

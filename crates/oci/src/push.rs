@@ -245,7 +245,7 @@ impl Registry {
                     HeldBlob::Kept(blob) => {
                         let part = self.held.kept_part(blob, 0..blob.size).await?;
                         let part = part.ok_or_else(|| missing("the layer", &blob.digest))?;
-                        let packed = (layer::Blocking::of(part), blob.size);
+                        let packed = (layer::blocking(part), blob.size);
                         verified(spool, packed, &key, &mut total).await?
                     }
                     blob if descriptor.digest == *diff_id => (blob.length(), false),

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ring::digest::{Context as Hasher, SHA256};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use tranship_archive::compression::{DecodeOptions, Decoder, Encoder, Format};
 use tranship_archive::entry::{Entry, Kind};
 use tranship_archive::reader::{Data, Reader};
@@ -140,10 +140,8 @@ fn unreadable(error: impl std::error::Error) -> CheckpointError {
     bad(why)
 }
 
-fn digest_of(hasher: Hasher) -> Result<Digest, CheckpointError> {
-    let hash = hasher.finish();
-    let bytes = <&[u8; 32]>::try_from(hash.as_ref()).map_err(unreadable)?;
-    Ok(Digest::from_sha256(bytes))
+fn digest_of(hasher: Sha256) -> Digest {
+    Digest::from_sha256(&hasher.finalize().into())
 }
 
 /// A document beside the images.
@@ -229,7 +227,7 @@ impl Export {
             &self.context,
             about.image_bytes,
             |entry, data| {
-                let mut hasher = Hasher::new(&SHA256);
+                let mut hasher = Sha256::new();
                 counted.start(entry).map_err(unwritten)?;
                 images::pass_on(
                     data,
@@ -245,7 +243,7 @@ impl Export {
                     found.push(Listed {
                         name: String::from_utf8_lossy(&entry.path).into_owned(),
                         bytes: entry.size,
-                        digest: digest_of(hasher)?,
+                        digest: digest_of(hasher),
                     });
                 }
                 Ok(())
@@ -301,10 +299,7 @@ fn stream(error: io::Error) -> CheckpointError {
 }
 
 fn unwritten(error: WriteError) -> CheckpointError {
-    stream(match error {
-        WriteError::Io(error) => error,
-        other => io::Error::other(other),
-    })
+    stream(images::io_of(error))
 }
 
 /// Counts bytes.
@@ -485,23 +480,19 @@ fn take_sealed<R: Read>(
     bytes: u64,
     packing: &mut Packing,
 ) -> Result<(), CheckpointError> {
-    let contradiction = || bad(format!("{SEALED} is not what its description says"));
-    let mut left = bytes;
     let mut before = Vec::new();
-    while let Some(entry) = archive.next_entry().map_err(unreadable)? {
-        let image = entry.kind == Kind::File && entry.sparse.is_none() && images::is_a_name(&entry.path);
-        if !image || entry.path <= before {
-            return Err(contradiction());
+    let missing = images::each_of(archive, bytes, bad, |entry, data| {
+        if entry.path <= before {
+            return Err(bad(format!("{} is out of its order", entry.shown())));
         }
-        left = left.checked_sub(entry.size).ok_or_else(contradiction)?;
+        before.clone_from(&entry.path);
         packing.start(&entry.path, entry.size)?;
-        images::pass_on(&mut archive.data(), unreadable, |part| packing.write(part))?;
-        before = entry.path;
+        images::pass_on(data, unreadable, |part| packing.write(part))
+    })?;
+    match missing {
+        0 => Ok(()),
+        _ => Err(bad("it holds less than its description says".into())),
     }
-    if left > 0 {
-        return Err(contradiction());
-    }
-    Ok(())
 }
 
 /// Passes on the content of a file, and compares it with its digest.
@@ -510,12 +501,12 @@ fn compared<R: Read>(
     listed: &Listed,
     mut pass: impl FnMut(&[u8]) -> Result<(), CheckpointError>,
 ) -> Result<(), CheckpointError> {
-    let mut hasher = Hasher::new(&SHA256);
+    let mut hasher = Sha256::new();
     images::pass_on(&mut data, unreadable, |part| {
         hasher.update(part);
         pass(part)
     })?;
-    if digest_of(hasher)? != listed.digest {
+    if digest_of(hasher) != listed.digest {
         return Err(bad(format!("the content of {} is not what it was", listed.name)));
     }
     Ok(())

@@ -124,7 +124,8 @@ pub(super) fn image_entry(name: &[u8], bytes: u64) -> Entry {
     Entry::file(name, 0o600, bytes)
 }
 
-fn io_of(error: WriteError) -> io::Error {
+/// An archive's error of writing as one of whatever it is written to.
+pub(super) fn io_of(error: WriteError) -> io::Error {
     match error {
         WriteError::Io(error) => error,
         other => io::Error::other(other),
@@ -205,7 +206,7 @@ pub(super) fn each(
     key: &NodeKey,
     context: &[u8],
     bytes: u64,
-    mut take: impl FnMut(&Entry, &mut dyn Read) -> Result<(), CheckpointError>,
+    take: impl FnMut(&Entry, &mut dyn Read) -> Result<(), CheckpointError>,
 ) -> Result<(), CheckpointError> {
     let damaged = |why: String| CheckpointError::Damaged {
         path: file.to_owned(),
@@ -214,17 +215,30 @@ pub(super) fn each(
     let sealed = File::open(file).map_err(|error| CheckpointError::io(file, "read", error))?;
     let opening = Opening::begin(io::BufReader::with_capacity(BUFFER, sealed), key, context);
     let mut archive = Reader::new(opening.map_err(|error| unread(file, error))?, read_options());
+    each_of(&mut archive, bytes, damaged, take).map(drop)
+}
+
+/// Passes on every image of an archive of them, in their order, and no more than `bytes`. Says how many bytes are missing of those.
+///
+/// # Errors
+/// What `wrong` makes of what cannot be; that of whoever takes them.
+pub(super) fn each_of<R: Read>(
+    archive: &mut Reader<R>,
+    bytes: u64,
+    wrong: impl Fn(String) -> CheckpointError,
+    mut take: impl FnMut(&Entry, &mut dyn Read) -> Result<(), CheckpointError>,
+) -> Result<u64, CheckpointError> {
     let mut left = bytes;
-    while let Some(entry) = archive.next_entry().map_err(|error| damaged(error.to_string()))? {
+    while let Some(entry) = archive.next_entry().map_err(|error| wrong(error.to_string()))? {
         if entry.kind != Kind::File || entry.sparse.is_some() || !is_a_name(&entry.path) {
-            return Err(damaged(format!("{} is no image of CRIU's", entry.shown())));
+            return Err(wrong(format!("{} is no image of CRIU's", entry.shown())));
         }
         left = left
             .checked_sub(entry.size)
-            .ok_or_else(|| damaged("it holds more than its description says".into()))?;
+            .ok_or_else(|| wrong("it holds more than its description says".into()))?;
         take(&entry, &mut archive.data())?;
     }
-    Ok(())
+    Ok(left)
 }
 
 /// Opens a sealed file into a directory that is there, is empty, and belongs to this user alone. No more than `bytes` of images are

@@ -348,7 +348,7 @@ impl Store {
 
     /// Begins one. What an earlier one of that name left that was never finished is gone by now.
     pub(super) fn begin(&self, name: &CheckpointName, begun: &Begun) -> Result<New, CheckpointError> {
-        let new = self.begin_import(&begun.container, name)?;
+        let new = self.make_new(&begun.container, name)?;
         let noted = serde_json::to_vec(begun)
             .map_err(io::Error::from)
             .and_then(|bytes| crate::store::write_durably(&new.directory.join(BEGUN), &bytes))
@@ -361,9 +361,9 @@ impl Store {
         Ok(new)
     }
 
-    /// Begins one that comes from an archive. Nothing is done to its container meanwhile, and so it has no note of how it was begun:
-    /// what is left of it is removed, and with its name it is whole.
-    pub(super) fn begin_import(
+    /// Makes the directory of one. Without a note of how it was begun nothing is done to its container, as with one that comes from an
+    /// archive: what is left of it is removed, and with its name it is whole.
+    pub(super) fn make_new(
         &self,
         container: &ContainerId,
         name: &CheckpointName,

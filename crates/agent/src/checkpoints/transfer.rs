@@ -105,7 +105,7 @@ impl Checkpoints {
             })));
         }
         room_for(&store, about.image_bytes)?;
-        let new = store.begin_import(&spec.id, &name)?;
+        let new = store.make_new(&spec.id, &name)?;
         let (kept, seen) = match self.bring_back(&store, &new, incoming, name).await {
             Ok(back) => back,
             Err(fault) => {

@@ -1,6 +1,7 @@
 //! One file per command. Each takes its arguments and a [`Context`], and gives back faults rather than ending the program.
 
 pub mod agent;
+mod archives;
 pub mod checkpoint;
 pub mod completions;
 pub mod cp;

@@ -470,7 +470,7 @@ fn an_export_that_breaks_off_leaves_no_file() {
     let id = child.id().to_string();
     let sent = Command::new("kill").args(["-INT", &id]).status().unwrap();
     assert!(sent.success());
-    finish(child).expect(4).saying(&["checkpoint.aborted"]);
+    finish(child).expect(4).saying(&["archive.aborted"]);
     nothing_left();
     let child = begun();
     assert!(world.a.kill_running("agent --serve") > 0);

@@ -148,15 +148,8 @@ fn docker_pulls_from_a_node_and_pushes_to_it() {
     assert_eq!(serving.end("TERM"), 0);
 }
 
-#[test]
-fn a_pull_goes_on_after_the_registry_was_gone() {
-    let world = world!();
-    world.a.load_image("busybox").unwrap();
-    world.b.load_image("busybox").unwrap();
-    world.a.sh(BUILD).unwrap();
-    guard(&world);
-    let serving = Serving::begin(&world.a, GUARDED).reachable();
-    log_in(&world.b);
+/// `b` pulls `app:1` while the server at `a` is killed and comes back.
+pub fn pull_over_an_end<'a>(world: &'a World, serving: Serving<'a>) -> Serving<'a> {
     world.b.set_link(Link::Rate("16mbit")).unwrap();
     let received = || world.b.link_bytes().unwrap().received;
     let before = received();
@@ -172,6 +165,19 @@ fn a_pull_goes_on_after_the_registry_was_gone() {
     let came = received() - before;
     // Two layers of 9 MB and busybox, once: what had come when it broke off does not come again.
     assert!(came < 23_500_000, "{came}");
+    serving
+}
+
+#[test]
+fn a_pull_goes_on_after_the_registry_was_gone() {
+    let world = world!();
+    world.a.load_image("busybox").unwrap();
+    world.b.load_image("busybox").unwrap();
+    world.a.sh(BUILD).unwrap();
+    guard(&world);
+    let serving = Serving::begin(&world.a, GUARDED).reachable();
+    log_in(&world.b);
+    let serving = pull_over_an_end(&world, serving);
     assert_eq!(id(&world.a, "app:1"), id(&world.b, "a:5000/app:1"));
     assert_eq!(serving.end("INT"), 0);
 }

@@ -1,10 +1,10 @@
 //! `tranship image serve` on a host whose Docker keeps its images with containerd: blobs go out and come in as they are.
 
 use serde_json::Value;
-use tranship_testkit::testbed::{Link, Node, Options};
+use tranship_testkit::testbed::{Node, Options};
 
 use crate::containerd::{BUILD, INDEX, TWO, both};
-use crate::registry::{GUARDED, Serving, guard, id, log_in};
+use crate::registry::{GUARDED, Serving, guard, id, log_in, pull_over_an_end};
 use crate::world::{World, inspect, untagged_image, wait_until};
 
 /// Makes of `app:1` the image `said:1` as BuildKit does: an index of it and of an attestation.
@@ -259,21 +259,7 @@ fn the_classic_store_pulls_from_containerd_and_pushes_to_it() {
     let serving = Serving::begin(&world.a, GUARDED).reachable();
     log_in(&world.b);
 
-    // The server goes while blobs stream, and comes back: what had come does not come again.
-    world.b.set_link(Link::Rate("16mbit")).unwrap();
-    let received = || world.b.link_bytes().unwrap().received;
-    let before = received();
-    let mut pull = world
-        .b
-        .spawn(["env", "HOME=/root", "docker", "pull", "-q", "a:5000/app:1"])
-        .unwrap();
-    wait_until(|| received() > before + 6_000_000);
-    serving.end("KILL");
-    let serving = Serving::begin(&world.a, GUARDED).reachable();
-    world.b.set_link(Link::Up).unwrap();
-    assert!(pull.wait().unwrap().success());
-    let came = received() - before;
-    assert!(came < 23_500_000, "{came}");
+    let serving = pull_over_an_end(&world, serving);
     assert_eq!(sums(&world.a, "app:1"), sums(&world.b, "a:5000/app:1"));
     let manifest = json(&world, "app/manifests/1");
     let config = manifest["config"]["digest"].as_str().unwrap();

@@ -192,7 +192,7 @@ fn one_that_comes_from_an_archive_is_whole_with_its_name() {
     let root = tempfile::tempdir().unwrap();
     let store = Store::beside(root.path());
     let name = CheckpointName::new("one").unwrap();
-    let new = store.begin_import(&begun().container, &name).unwrap();
+    let new = store.make_new(&begun().container, &name).unwrap();
     // What an agent that is killed leaves is removed, and nothing is done to the container.
     assert_eq!(store.unfinished().unwrap()[0].begun().unwrap(), None);
     new.describe(&about("one")).unwrap();

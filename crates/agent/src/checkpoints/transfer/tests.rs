@@ -71,10 +71,7 @@ impl Node {
     }
 
     fn kept(&self, about: &About) -> Kept {
-        let new = self
-            .store
-            .begin_import(&about.begun.container, &about.name)
-            .unwrap();
+        let new = self.store.make_new(&about.begun.container, &about.name).unwrap();
         new.describe(about).unwrap();
         new.keep().unwrap()
     }
