@@ -25,6 +25,7 @@
 //! | `place`, `confined` | where a storage element's files are |
 //! | `files` | files of a container through the archive API |
 //! | `processes` | pausing, killing, running a command |
+//! | `shim` | waiting for the runtime to let go of a container's last run |
 //! | `memory` | dumps and restores of memory, and what stands in their way |
 
 mod changes;
@@ -46,6 +47,7 @@ mod place;
 mod processes;
 mod raw;
 pub mod recreate;
+mod shim;
 mod store;
 mod tarsplit;
 mod volume;
