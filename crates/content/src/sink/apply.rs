@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_64;
@@ -12,7 +13,9 @@ use super::attributes::{self, Node};
 use super::content::Filling;
 use super::dirs::{Directories, is_below};
 use super::error::{SinkError, failed, shown};
+use super::pending::Pending;
 use super::place::{Place, open_directory, split};
+use super::pool::Job;
 use super::record::{BaseStream, Held, Output, facts_of};
 use super::refusal::refused;
 use crate::entry::{ChunkId, Entry, EntryKind, compare_paths};
@@ -55,7 +58,7 @@ pub(super) struct Counts {
 pub(super) struct Apply {
     place: Arc<Place>,
     base: BaseStream,
-    output: Output,
+    pending: Pending,
     directories: Directories,
     /// Path of the last entry or removal.
     last: Option<Vec<u8>>,
@@ -73,9 +76,9 @@ pub(super) struct Apply {
 impl Apply {
     pub(super) fn new(place: Arc<Place>, base: BaseStream, output: Output) -> Self {
         Self {
+            pending: Pending::new(place.clone(), output),
             place,
             base,
-            output,
             directories: Directories::new(),
             last: None,
             removed: None,
@@ -85,6 +88,16 @@ impl Apply {
             again: Vec::new(),
             counts: Counts::default(),
         }
+    }
+
+    /// Bytes of content that are in place by now.
+    pub(super) fn in_place(&self) -> u64 {
+        self.counts.content + self.pending.content
+    }
+
+    /// Waits for what is under way.
+    pub(super) fn settle(&mut self) -> Result<(), SinkError> {
+        self.pending.settle()
     }
 
     /// Does one operation.
@@ -150,11 +163,14 @@ impl Apply {
         while self.base.peek().is_some() {
             self.pass()?;
         }
+        // Whoever makes files may have made staging too.
+        self.pending.settle()?;
         if self.place.has_staging() {
             self.directories.touch_root();
         }
-        let root = self.directories.finish(&self.place)?;
-        let (summary, held) = self.output.finish()?;
+        let root = self.directories.finish(&self.place, &mut self.pending)?;
+        self.counts.content += self.pending.content;
+        let (summary, held) = self.pending.finish()?;
         Ok((
             Applied {
                 summary,
@@ -214,11 +230,12 @@ impl Apply {
             && self.renewed.contains(&xxh3_64(target))
         {
             self.link(&entry, target, true)?;
-            return Ok(self.output.push(&entry, &UNKNOWN)?);
+            return self.pending.push(&entry, &UNKNOWN);
         }
-        self.output.push(&entry, &facts)?;
+        self.pending.push(&entry, &facts)?;
         if matches!(entry.kind, EntryKind::Directory) {
-            self.directories.enter(&self.place, &entry.path)?;
+            self.directories
+                .enter(&self.place, &entry.path, &mut self.pending)?;
             self.directories.push(entry, false);
         }
         Ok(())
@@ -245,7 +262,7 @@ impl Apply {
     /// Takes what the base has at a path away.
     fn clear(&mut self, base: &Entry) -> Result<(), SinkError> {
         let path = &base.path;
-        self.directories.enter(&self.place, path)?;
+        self.directories.enter(&self.place, path, &mut self.pending)?;
         let directory = self.directories.current(&self.place)?;
         let name = split(path).1;
         match base.kind {
@@ -282,7 +299,8 @@ impl Apply {
             self.removed = Some(base.path.clone());
         }
         self.renewed.insert(xxh3_64(&entry.path));
-        self.directories.enter(&self.place, &entry.path)?;
+        self.directories
+            .enter(&self.place, &entry.path, &mut self.pending)?;
         let facts = match &entry.kind {
             EntryKind::Hardlink { target } => {
                 self.link(&entry, target, false)?;
@@ -290,12 +308,12 @@ impl Apply {
             }
             _ => self.node(&entry)?,
         };
-        Ok(self.output.push(&entry, &facts)?)
+        self.pending.push(&entry, &facts)
     }
 
     fn directory(&mut self, entry: Entry, there: bool) -> Result<(), SinkError> {
         let path = &entry.path;
-        self.directories.enter(&self.place, path)?;
+        self.directories.enter(&self.place, path, &mut self.pending)?;
         if !there && !path.is_empty() {
             let directory = self.directories.current(&self.place)?;
             let name = split(path).1;
@@ -303,7 +321,7 @@ impl Apply {
             rustix::fs::mkdirat(directory, name, Mode::RWXU)
                 .map_err(|error| refused(directory, name, path, "make the directory", error))?;
         }
-        self.output.push(&entry, &UNKNOWN)?;
+        self.pending.push(&entry, &UNKNOWN)?;
         self.directories.push(entry, true);
         Ok(())
     }
@@ -351,7 +369,9 @@ impl Apply {
                 reason: "it is a further name of something that does not come before it",
             });
         }
-        self.directories.enter(&self.place, path)?;
+        self.directories.enter(&self.place, path, &mut self.pending)?;
+        // What it is a further name of may still be under way.
+        self.pending.settle()?;
         if self.again.iter().any(|again| again == target) {
             // It is made when that comes once more.
             return Ok(());
@@ -412,12 +432,13 @@ impl Apply {
             (kind, base) if *kind != base => return Err(other()),
             _ => {}
         }
-        self.directories.enter(&self.place, &entry.path)?;
+        self.directories
+            .enter(&self.place, &entry.path, &mut self.pending)?;
         if let EntryKind::Hardlink { target } = &entry.kind
             && self.renewed.contains(&xxh3_64(target))
         {
             self.link(&entry, target, true)?;
-            return Ok(self.output.push(&entry, &UNKNOWN)?);
+            return self.pending.push(&entry, &UNKNOWN);
         }
         let path = &entry.path;
         let name = split(path).1;
@@ -437,7 +458,7 @@ impl Apply {
             EntryKind::Hardlink { .. } => UNKNOWN,
             _ => facts_of(&stat),
         };
-        Ok(self.output.push(&entry, &facts)?)
+        self.pending.push(&entry, &facts)
     }
 
     /// Goes to where a file will be and takes away what cannot be replaced by one; the base's file if there is one.
@@ -451,7 +472,8 @@ impl Apply {
             }
             other => other,
         };
-        self.directories.enter(&self.place, &entry.path)?;
+        self.directories
+            .enter(&self.place, &entry.path, &mut self.pending)?;
         Ok(base)
     }
 
@@ -482,7 +504,7 @@ impl Apply {
             self.counts.content += size;
         }
         let facts = filled.stat.as_ref().map_or(UNKNOWN, facts_of);
-        Ok(self.output.push(&filled.entry, &facts)?)
+        self.pending.push(&filled.entry, &facts)
     }
 
     fn whole(&mut self, entry: Entry, id: ChunkId, bytes: &[u8]) -> Result<(), SinkError> {
@@ -502,20 +524,17 @@ impl Apply {
                 reason: "is not as long as the file",
             });
         }
-        if bytes.is_empty() {
-            // Nothing to check.
-        } else if *blake3::hash(bytes).as_bytes() != id.0 {
-            return Err(SinkError::Chunk {
-                path: shown(&entry.path),
-                id,
-            });
-        }
         self.counts.literal += size;
-        self.begin_file(entry, Write::Replace, base)?;
-        if let (Some(filling), false) = (&mut self.filling, bytes.is_empty()) {
-            filling.checked(id, bytes)?;
-        }
-        self.file_end()
+        self.renewed.insert(xxh3_64(&entry.path));
+        let directory = self.directories.share(&self.place)?;
+        self.pending.file(Job {
+            directory,
+            entry,
+            id,
+            // The frame that they came in may be far larger, and is not to wait with them.
+            bytes: Bytes::copy_from_slice(bytes),
+            base,
+        })
     }
 }
 
@@ -526,7 +545,7 @@ fn open_node(directory: std::os::fd::BorrowedFd<'_>, name: &[u8]) -> Result<Owne
 }
 
 /// Looks whether a flag of the file is behind a refusal.
-fn explain(error: SinkError, directory: std::os::fd::BorrowedFd<'_>, name: &[u8]) -> SinkError {
+pub(super) fn explain(error: SinkError, directory: std::os::fd::BorrowedFd<'_>, name: &[u8]) -> SinkError {
     match error {
         SinkError::Unsupported {
             path,

@@ -4,9 +4,10 @@
 //! thing in it changes, and gets its own attributes when the order leaves it, when nothing more can change its time.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use super::attributes::{self, Node};
 use super::error::{SinkError, failed, shown};
+use super::pending::{Left, Pending};
 use super::place::{Place, open_child, open_directory};
 use crate::entry::Entry;
 
@@ -16,7 +17,7 @@ const MAX_OPEN: usize = 64;
 /// A directory that the order is in.
 struct Level {
     entry: Entry,
-    directory: Option<OwnedFd>,
+    directory: Option<Arc<OwnedFd>>,
     /// Something in it was changed, so its time was.
     touched: bool,
     /// Its attributes are other ones than the base's.
@@ -44,7 +45,12 @@ impl Directories {
     }
 
     /// Leaves the directories that `path` is not in. Afterwards the deepest one has to be its parent.
-    pub(super) fn enter(&mut self, place: &Place, path: &[u8]) -> Result<(), SinkError> {
+    pub(super) fn enter(
+        &mut self,
+        place: &Place,
+        path: &[u8],
+        pending: &mut Pending,
+    ) -> Result<(), SinkError> {
         while let Some(last) = self.levels.last() {
             if is_below(path, &last.entry.path) {
                 let rest = &path[last.entry.path.len()..];
@@ -53,7 +59,7 @@ impl Directories {
                 }
                 return Ok(());
             }
-            self.leave(place)?;
+            self.leave(place, pending)?;
         }
         if self.levels.is_empty() && path.is_empty() {
             return Ok(());
@@ -75,13 +81,17 @@ impl Directories {
     }
 
     /// Leaves all directories and gives the root's entry.
-    pub(super) fn finish(&mut self, place: &Place) -> Result<Option<Entry>, SinkError> {
+    pub(super) fn finish(
+        &mut self,
+        place: &Place,
+        pending: &mut Pending,
+    ) -> Result<Option<Entry>, SinkError> {
         while self.levels.len() > 1 {
-            self.leave(place)?;
+            self.leave(place, pending)?;
         }
         let root = self.levels.first().map(|root| root.entry.clone());
         if root.is_some() {
-            self.leave(place)?;
+            self.leave(place, pending)?;
         }
         Ok(root)
     }
@@ -101,8 +111,20 @@ impl Directories {
         self.look(place)
     }
 
+    /// The deepest directory, for somebody who changes something in it later.
+    pub(super) fn share(&mut self, place: &Place) -> Result<Arc<OwnedFd>, SinkError> {
+        if let Some(deepest) = self.levels.last_mut() {
+            deepest.touched = true;
+        }
+        self.deepest(place).cloned()
+    }
+
     /// The deepest directory, in order to look at something in it.
     pub(super) fn look(&mut self, place: &Place) -> Result<BorrowedFd<'_>, SinkError> {
+        self.deepest(place).map(AsFd::as_fd)
+    }
+
+    fn deepest(&mut self, place: &Place) -> Result<&Arc<OwnedFd>, SinkError> {
         let deepest = self
             .levels
             .len()
@@ -111,7 +133,7 @@ impl Directories {
         self.open(place, deepest)
     }
 
-    fn open(&mut self, place: &Place, level: usize) -> Result<BorrowedFd<'_>, SinkError> {
+    fn open(&mut self, place: &Place, level: usize) -> Result<&Arc<OwnedFd>, SinkError> {
         if self.levels[level].directory.is_none() {
             let path = &self.levels[level].entry.path;
             let above = level.checked_sub(1).and_then(|above| {
@@ -123,7 +145,7 @@ impl Directories {
                 None => open_directory(place.root(), path),
             };
             let opened = opened.map_err(|error| failed(path, "open the directory", error))?;
-            self.levels[level].directory = Some(opened);
+            self.levels[level].directory = Some(Arc::new(opened));
             self.open += 1;
             if self.open > MAX_OPEN {
                 let shallowest = self.levels[..level]
@@ -138,11 +160,10 @@ impl Directories {
         self.levels[level]
             .directory
             .as_ref()
-            .map(AsFd::as_fd)
             .ok_or(SinkError::Defect("a directory that was opened is not open"))
     }
 
-    fn leave(&mut self, place: &Place) -> Result<(), SinkError> {
+    fn leave(&mut self, place: &Place, pending: &mut Pending) -> Result<(), SinkError> {
         let Some(deepest) = self.levels.len().checked_sub(1) else {
             return Ok(());
         };
@@ -156,13 +177,12 @@ impl Directories {
             return Ok(());
         };
         self.open -= 1;
-        let node = Node::Open(directory.as_fd());
-        if level.changed {
-            let now =
-                rustix::fs::fstat(&directory).map_err(|error| failed(&level.entry.path, "look at", error))?;
-            attributes::set(node, &level.entry, &now, place.overlay)?;
-        } else if level.touched {
-            attributes::set_time(node, &level.entry)?;
+        if level.changed || level.touched {
+            pending.leave(Left {
+                entry: level.entry,
+                directory,
+                changed: level.changed,
+            })?;
         }
         Ok(())
     }

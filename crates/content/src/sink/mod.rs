@@ -1,7 +1,8 @@
 //! The half of a round that writes.
 //!
 //! Three threads: one reads and unpacks frames, one applies operations, one answers questions for block hashes. Between them are
-//! queues of a few frames, so memory does not grow with what is sent.
+//! queues of a few frames, so memory does not grow with what is sent. Files that come whole, which small ones do, are made by
+//! some threads more (`pool`), and go into the manifest in its order (`pending`).
 //!
 //! At any moment a crash leaves only checked bytes under final names, a staging directory that the next round removes, and a
 //! record that the next round compares with what is there.
@@ -13,7 +14,9 @@ mod content;
 mod dirs;
 mod element;
 mod error;
+mod pending;
 mod place;
+mod pool;
 mod record;
 mod refusal;
 mod remove;

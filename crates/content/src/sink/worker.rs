@@ -2,8 +2,9 @@
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tranship_core::storage::RoundProgress;
@@ -16,6 +17,9 @@ use super::record::{self, BaseStream, Held, Output, Record};
 use crate::entry::Entry;
 use crate::message::{Totals, Wants, operations};
 use crate::tree::{TreeError, TreeSummary};
+
+/// Without an operation for this long, what is under way is waited for.
+const QUIET: Duration = Duration::from_millis(20);
 
 /// What the worker is given.
 pub(super) enum Task {
@@ -99,7 +103,20 @@ impl<'a> Worker<'a> {
         let mut root = None;
         let mut pass = 0;
         let mut apply: Option<Apply> = None;
-        while let Ok(task) = queue.recv() {
+        loop {
+            let task = match &mut apply {
+                None => queue.recv().ok(),
+                Some(apply) => match queue.recv_timeout(QUIET) {
+                    Ok(task) => Some(task),
+                    Err(RecvTimeoutError::Disconnected) => None,
+                    Err(RecvTimeoutError::Timeout) => {
+                        // Whoever is quiet for a moment is to hear of what failed meanwhile.
+                        apply.settle()?;
+                        queue.recv().ok()
+                    }
+                },
+            };
+            let Some(task) = task else { return Ok(()) };
             match task {
                 Task::Operations(body) => {
                     let apply = match &mut apply {
@@ -109,7 +126,7 @@ impl<'a> Worker<'a> {
                     for operation in operations(body) {
                         apply.operation(operation.map_err(SinkError::Operation)?)?;
                         self.shared.entries.store(apply.counts.changed, Ordering::Relaxed);
-                        self.shared.bytes.store(apply.counts.content, Ordering::Relaxed);
+                        self.shared.bytes.store(apply.in_place(), Ordering::Relaxed);
                     }
                 }
                 Task::Done => {
@@ -138,7 +155,6 @@ impl<'a> Worker<'a> {
                 }
             }
         }
-        Ok(())
     }
 
     fn begin(
