@@ -20,10 +20,13 @@
 //! | `POST /v1/images/export` | caller | [`crate::images::ExportImage`] → an archive without the lowest layers |
 //! | `PUT /v1/images/import` | caller | such an archive |
 //! | `POST /v1/images/settle` | caller | [`crate::images::SettleImage`]: looks at what came, and tags it |
+//! | `POST /v1/images/serve` | caller | [`crate::images::ways::ServeImage`]: answers, as a registry of one image, on a stream that came by `/v1/relay/ID` |
+//! | `POST /v1/images/push` | caller | [`crate::images::ways::PushImage`] → [`crate::images::ways::PushedImage`]: to a registry |
+//! | `POST /v1/images/fetch` | caller | [`crate::images::ways::FetchImage`]: from such a stream, whose other end serves, or from a registry |
 //! | `POST /v1/survey` | caller | what if these containers came to you? |
 //! | `POST /v1/arrivals` | caller | [`Expect`] → [`Expected`]: open the direct path for one migration |
 //! | `POST /v1/reach` | caller | [`Reach`] → [`Reached`]: can the direct path be dialled from here? |
-//! | `POST /v1/relay/ID` | caller | a stream to the other agent, carried by the caller (full duplex) |
+//! | `POST /v1/relay/ID` | caller | a stream to the other agent, carried by the caller (full duplex); taken by the request that names it |
 //! | `POST /v1/departures` | caller | [`Depart`]: begin |
 //! | `GET /v1/migrations[/ID]` | caller | [`MigrationView`]s |
 //! | `GET /v1/migrations/ID/events` | caller | server-sent [`tranship_core::Event`]s, from the beginning |

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use tranship_core::event::Event;
-use tranship_core::ids::{ContainerName, Digest};
+use tranship_core::ids::ContainerName;
 use tranship_core::node::{ContainerReport, NodeFacts, Survey, SurveyRequest};
 use tranship_core::storage::VolumeSpec;
-use tranship_core::{Fault, FaultKind, ImageSpec, MigrationId};
+use tranship_core::{Fault, FaultKind, MigrationId};
 use tranship_migrate::protocol::Owner;
 use tranship_wire::WireError;
 use tranship_wire::h2::{ByteStream, Client, Duplex};
@@ -18,7 +18,6 @@ use crate::api::{
 use crate::archive_api::collected;
 use crate::archives::Imported;
 use crate::files::{Holder, PathRequest, RemoteStat, Unpacked, delta};
-use crate::images::{ExportImage, FoundImage, SettleImage};
 
 fn archive_path(holder: &Holder, asked: &PathRequest) -> String {
     let what = match holder {
@@ -423,71 +422,6 @@ impl AgentClient {
             .send_stream(http::Method::PUT, &path, headers, archive)
             .await;
         sent.map_err(WireError::into_fault)
-    }
-
-    /// All images of the node.
-    ///
-    /// # Errors
-    /// As [`AgentClient::hello`].
-    pub async fn images(&self) -> Result<Vec<ImageSpec>, Fault> {
-        self.get("/v1/images").await
-    }
-
-    /// The image that a tag, digest or id means, if there is one.
-    ///
-    /// # Errors
-    /// As [`AgentClient::hello`].
-    pub async fn find_image(&self, reference: &str) -> Result<Option<FoundImage>, Fault> {
-        self.post("/v1/images/find", reference).await
-    }
-
-    /// How many of the lowest layers the node holds, as one stack.
-    ///
-    /// # Errors
-    /// As [`AgentClient::hello`].
-    pub async fn layers_held(&self, layers: &[Digest]) -> Result<usize, Fault> {
-        self.post("/v1/images/held", layers).await
-    }
-
-    /// An image as an archive without its lowest layers.
-    ///
-    /// # Errors
-    /// As [`AgentClient::hello`].
-    pub async fn export_image(&self, asked: &ExportImage) -> Result<ByteStream, Fault> {
-        let json = serde_json::to_vec(asked)
-            .map_err(|e| Fault::new("request.invalid", FaultKind::Bug, e.to_string()))?;
-        let archive = self.client.post_stream("/v1/images/export", json).await;
-        archive.map_err(WireError::into_fault)
-    }
-
-    /// Takes in such an archive.
-    ///
-    /// # Errors
-    /// As [`AgentClient::hello`]; the fault that the archive ends with.
-    pub async fn import_image(
-        &self,
-        archive: impl Stream<Item = Result<Bytes, Fault>> + Send + 'static,
-    ) -> Result<(), Fault> {
-        let path = "/v1/images/import";
-        let sent = self
-            .client
-            .send_stream(http::Method::PUT, path, http::HeaderMap::new(), archive)
-            .await;
-        sent.map_err(|error| match error {
-            WireError::Source { source, what } => match source.downcast::<Fault>() {
-                Ok(fault) => *fault,
-                Err(source) => WireError::Source { source, what }.into_fault(),
-            },
-            other => other.into_fault(),
-        })
-    }
-
-    /// Looks whether an image is there as it should be, and gives it its tag.
-    ///
-    /// # Errors
-    /// As [`AgentClient::hello`]; `image.corrupt`.
-    pub async fn settle_image(&self, asked: &SettleImage) -> Result<(), Fault> {
-        self.post("/v1/images/settle", asked).await
     }
 
     /// At the destination: makes ready for a copy.

@@ -1,5 +1,9 @@
 //! Images by themselves, outside migrations: what `tranship image` asks of a node.
 
+pub(crate) mod api;
+mod client;
+pub mod ways;
+
 use serde::{Deserialize, Serialize};
 use tranship_core::engine::{ByteStream, ImageArchive};
 use tranship_core::fault::FaultKind;

@@ -47,7 +47,8 @@ impl Outgoing {
         self.relays().insert(id, stream);
     }
 
-    fn take_relay(&self, id: &MigrationId) -> Option<Duplex> {
+    /// The stream that a caller handed over under this name.
+    pub(crate) fn take_relay(&self, id: &MigrationId) -> Option<Duplex> {
         self.relays().remove(id)
     }
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tranship_core::engine::ByteStream;
 use tranship_core::fault::FaultKind;
-use tranship_core::ids::{ContainerName, Digest};
+use tranship_core::ids::ContainerName;
 use tranship_core::{EngineError, Fault, MigrationId};
 use tranship_migrate::images::ImageOrigin;
 use tranship_migrate::{Arrival, Plan};
@@ -27,7 +27,7 @@ use crate::api::{
 use crate::archive_api;
 use crate::events::Cursor;
 use crate::files::Holder;
-use crate::images::{ExportImage, SettleImage};
+use crate::images;
 use crate::registry::not_found;
 use crate::state::Agent;
 
@@ -124,7 +124,7 @@ impl Handler for OwnerHandler {
             (&Method::GET, ["v1", "images"]) => {
                 answer(self.agent.engine().images().await.map_err(Fault::from))
             }
-            (_, ["v1", "images", what]) => self.images(what, request).await,
+            (_, ["v1", "images", what]) => images::api::answer_images(&self.agent, what, request).await,
             (&Method::POST, ["v1", "survey"]) => answer(match body(request).await {
                 Ok(asked) => self.agent.survey(&asked).await,
                 Err(fault) => Err(fault),
@@ -287,44 +287,6 @@ impl OwnerHandler {
             .map(|p| p.map_err(|e| std::io::Error::other(e.into_fault().to_string())));
         let imported = regardless(async move { agent.import_volume(&spec, Box::pin(parts)).await });
         answer(imported.await)
-    }
-
-    async fn images(&self, what: &str, request: Request<RequestBody>) -> Response<Body> {
-        let agent = Arc::clone(&self.agent);
-        match (request.method(), what) {
-            (&Method::POST, "find") => answer(match body::<String>(request).await {
-                Ok(reference) => agent.find_image(&reference).await,
-                Err(fault) => Err(fault),
-            }),
-            (&Method::POST, "held") => answer(match body::<Vec<Digest>>(request).await {
-                Ok(layers) => agent.engine().layers_held(&layers).await.map_err(Fault::from),
-                Err(fault) => Err(fault),
-            }),
-            (&Method::POST, "export") => {
-                let archive = match body::<ExportImage>(request).await {
-                    Ok(asked) => agent.export_image(&asked).await,
-                    Err(fault) => Err(fault),
-                };
-                match archive {
-                    Ok(archive) => {
-                        let stream = archive
-                            .stream
-                            .map(|part| part.map_err(|e| Box::new(Fault::from(e))));
-                        h2::stream_response(http::HeaderMap::new(), stream)
-                    }
-                    Err(fault) => answer::<()>(Err(fault)),
-                }
-            }
-            (&Method::PUT, "import") => {
-                let archive = image_stream(request);
-                answer(regardless(async move { agent.import_image(archive).await }).await)
-            }
-            (&Method::POST, "settle") => answer(match body::<SettleImage>(request).await {
-                Ok(asked) => agent.settle_image(&asked).await,
-                Err(fault) => Err(fault),
-            }),
-            _ => h2::not_found(&request),
-        }
     }
 
     async fn files(&self, id: MigrationId, what: &str, request: Request<RequestBody>) -> Response<Body> {
@@ -577,7 +539,7 @@ async fn image_otherwise(
     }
 }
 
-fn image_stream(request: Request<RequestBody>) -> ByteStream {
+pub(crate) fn image_stream(request: Request<RequestBody>) -> ByteStream {
     Box::pin(h2::read_stream(request).map(|part| {
         part.map_err(|error| EngineError::Uncertain {
             action: "receive the image".into(),

@@ -165,6 +165,7 @@ impl Agent {
                 "elements",
                 "image.thin",
                 "images",
+                "images.ways",
                 "path.direct",
                 "path.relay",
                 "files.direct",

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -127,26 +128,100 @@ pub(crate) fn unsupported() -> Fault {
     .with_hint("use --image-strategy stream")
 }
 
+/// How long the end of a stream is waited for that says why a layer broke off.
+const WHY: Duration = Duration::from_secs(2);
+
+/// Has the source answer and the destination ask, at the two ends of one stream, until the destination has the image.
+///
+/// # Errors
+/// What either says; where a layer could not be given out, what the source says of it.
+pub async fn served_and_taken(
+    serving: impl Future<Output = Result<(), Fault>>,
+    taking: impl Future<Output = Result<Came, Fault>>,
+) -> Result<Came, Fault> {
+    let (mut serving, mut taking) = (std::pin::pin!(serving), std::pin::pin!(taking));
+    tokio::select! {
+        taken = &mut taking => {
+            // The destination saw a layer break off; why, is known at the source.
+            let served = match taken {
+                Ok(_) => None,
+                Err(_) => tokio::time::timeout(WHY, &mut serving).await.ok(),
+            };
+            return match served {
+                Some(Err(why)) if is_of_the_source(&why) => Err(why),
+                _ => taken,
+            };
+        }
+        served = &mut serving => match served {
+            Err(why) if is_of_the_source(&why) => return Err(why),
+            // The destination has asked everything, or sees for itself that the stream broke.
+            Err(fault) => tracing::debug!("a stream of layers ended: {fault}"),
+            Ok(()) => {}
+        },
+    }
+    taking.await
+}
+
+/// Whether it was the source's engine that could not give out a layer: asking again does not mend it.
+fn is_of_the_source(fault: &Fault) -> bool {
+    ["engine.", "image."]
+        .iter()
+        .any(|room| fault.code.starts_with(room))
+}
+
+/// Whether a fault speaks against the way of an image, and not against the link: another way may do. A destination of an older
+/// version does not know ways.
+#[must_use]
+pub fn is_no_way(fault: &Fault) -> bool {
+    ["registry.", "oci.", "image."]
+        .iter()
+        .any(|room| fault.code.starts_with(room))
+        || ["wire.not-found", "engine.failed"].contains(&fault.code.as_str())
+}
+
 /// A transfer of more than this many milliseconds is worth being kept when the link breaks.
 const LONG: u64 = 60_000;
 
+/// Why an image cannot go the way that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    /// Stable code.
+    pub code: &'static str,
+    /// For people.
+    pub message: &'static str,
+    /// What they can do.
+    pub remedy: &'static str,
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(refusal.code, FaultKind::Environment, refusal.message).with_hint(refusal.remedy)
+    }
+}
+
 /// What the choice depends on.
-pub(crate) struct Choice<'a> {
-    pub(crate) options: &'a MoveOptions,
-    pub(crate) image: &'a ImageSpec,
-    pub(crate) source: &'a NodeFacts,
-    pub(crate) destination: &'a NodeFacts,
+#[derive(Debug, Clone, Copy)]
+pub struct Choice<'a> {
+    /// What the user asked for: `image_strategy`, `registry` and `whole_image` count.
+    pub options: &'a MoveOptions,
+    /// The image, as the source has it.
+    pub image: &'a ImageSpec,
+    /// The source.
+    pub source: &'a NodeFacts,
+    /// The destination.
+    pub destination: &'a NodeFacts,
     /// The image itself is there.
-    pub(crate) held: bool,
+    pub held: bool,
     /// How many layers are there.
-    pub(crate) skip: usize,
+    pub skip: usize,
     /// Bytes that would travel.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
 }
 
 impl Choice<'_> {
     /// The way that was asked for, or the cheapest one that works.
-    pub(crate) fn way(&self) -> ImageWay {
+    #[must_use]
+    pub fn way(&self) -> ImageWay {
         let way = |strategy, reason: String| ImageWay { strategy, reason };
         let asked = self.options.image_strategy;
         if asked != ImageStrategy::Auto {
@@ -218,26 +293,36 @@ impl Choice<'_> {
 
     /// Says what speaks against the way that was asked for.
     pub(crate) fn check(&self, way: &ImageWay, found: &mut Findings) {
+        if let Some(refusal) = self.refusal(way) {
+            found.conflict(refusal.code, refusal.message, refusal.remedy);
+        }
+    }
+
+    /// What speaks against the way that was asked for.
+    #[must_use]
+    pub fn refusal(&self, way: &ImageWay) -> Option<Refusal> {
         if self.held && !self.options.whole_image {
-            return;
+            return None;
         }
         let by_layers = match way.strategy {
             ImageStrategy::Layers => true,
             ImageStrategy::Registry => match &self.options.registry {
                 Some(registry) => self.packed() || !self.is_from(registry),
                 None => {
-                    found.conflict(
-                        "image.registry",
-                        "the image shall travel by way of a registry, and none is named",
-                        "name one with --registry",
-                    );
-                    return;
+                    return Some(Refusal {
+                        code: "image.registry",
+                        message: "the image shall travel by way of a registry, and none is named",
+                        remedy: "name one with --registry",
+                    });
                 }
             },
-            _ => return,
+            _ => false,
         };
-        if let Some(obstacle) = self.obstacle().filter(|_| by_layers) {
-            found.conflict("image.strategy", obstacle, "use --image-strategy stream");
-        }
+        let message = self.obstacle().filter(|_| by_layers)?;
+        Some(Refusal {
+            code: "image.strategy",
+            message,
+            remedy: "use --image-strategy stream",
+        })
     }
 }

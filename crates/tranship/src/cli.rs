@@ -18,9 +18,7 @@ pub use self::checkpoint::{
     ArchiveCompression, CheckpointArgs, CheckpointCommand, CheckpointCreateArgs, CheckpointExportArgs,
     CheckpointImportArgs, CheckpointLsArgs, CheckpointRestoreArgs, CheckpointRmArgs,
 };
-pub use self::image::{
-    ImageArgs, ImageCommand, ImageLayersArgs, ImageLsArgs, ImageServeArgs, ImageStrategyArg, ImageWayArgs,
-};
+pub use self::image::{ImageArgs, ImageCommand, ImageLayersArgs, ImageLsArgs, ImageServeArgs, ImageWayArgs};
 use crate::hooks;
 use crate::volume_address::VolumeAddress;
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use tokio::time::Instant;
 use tranship_core::event::{Event, Phase};
@@ -11,7 +10,7 @@ use tranship_core::{Fault, ImageSpec};
 
 use super::{Departure, PATIENCE, PROGRESS_EVERY, RETRY};
 use crate::destination::{Opened, link_lost};
-use crate::images::{Came, ImageOrigin, ImageStrategy};
+use crate::images::{Came, ImageOrigin, ImageStrategy, is_no_way, served_and_taken};
 use crate::plan::Member;
 
 impl Departure {
@@ -89,29 +88,7 @@ impl Departure {
         let pipe = self.destination.image_pipe(index).await?;
         let serving = self.ports.images.serve(image, pipe, Arc::clone(sent));
         let taking = self.destination.image_from(index, &ImageOrigin::Source);
-        let both = async {
-            let (mut serving, mut taking) = (std::pin::pin!(serving), std::pin::pin!(taking));
-            tokio::select! {
-                taken = &mut taking => {
-                    // The destination saw a layer break off; why, is known here.
-                    let served = match taken {
-                        Ok(_) => None,
-                        Err(_) => tokio::time::timeout(WHY, &mut serving).await.ok(),
-                    };
-                    return match served {
-                        Some(Err(why)) if is_of_the_source(&why) => Err(why),
-                        _ => taken,
-                    };
-                }
-                served = &mut serving => match served {
-                    Err(why) if is_of_the_source(&why) => return Err(why),
-                    // The destination has asked everything, or sees for itself that the stream broke.
-                    Err(fault) => tracing::debug!("a stream of layers ended: {fault}"),
-                    Ok(()) => {}
-                },
-            }
-            taking.await
-        };
+        let both = served_and_taken(serving, taking);
         self.watched(both, sent, total).await
     }
 
@@ -184,24 +161,6 @@ impl Departure {
         );
         self.reporter.report(Event::Note { text });
     }
-}
-
-/// How long the end of a stream is waited for that says why a layer broke off.
-const WHY: Duration = Duration::from_secs(2);
-
-/// Whether it was the source's engine that could not give out a layer: asking again does not mend it.
-fn is_of_the_source(fault: &Fault) -> bool {
-    ["engine.", "image."]
-        .iter()
-        .any(|room| fault.code.starts_with(room))
-}
-
-/// Whether a fault speaks against the way, and not against the link. A destination of an older version does not know ways.
-fn is_no_way(fault: &Fault) -> bool {
-    ["registry.", "oci.", "image."]
-        .iter()
-        .any(|room| fault.code.starts_with(room))
-        || ["wire.not-found", "engine.failed"].contains(&fault.code.as_str())
 }
 
 /// Whether it may go better over another connection.

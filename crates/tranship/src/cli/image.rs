@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use tranship_core::NodeAddress;
+use tranship_core::{Fault, FaultKind, NodeAddress};
 use tranship_migrate::ImageStrategy;
 
 /// `tranship image`
@@ -18,7 +18,8 @@ pub struct ImageArgs {
 /// What can be done with images.
 #[derive(Debug, Clone, Subcommand)]
 pub enum ImageCommand {
-    /// Bring images to a node; layers that it holds do not travel, and no registry is needed
+    /// Bring images to a node; layers that it holds do not travel, those that several images share travel once, and no registry is
+    /// needed
     Push(ImagePushArgs),
     /// Bring images from a node to this machine, or to another node
     Pull(ImagePullArgs),
@@ -42,6 +43,9 @@ pub struct ImagePushArgs {
     /// The node where they are
     #[arg(long, value_name = "NODE", default_value = "local")]
     pub from: NodeAddress,
+    /// How the images get there.
+    #[command(flatten)]
+    pub way: ImageWayArgs,
 }
 
 /// `tranship image pull`
@@ -56,6 +60,9 @@ pub struct ImagePullArgs {
     /// The node that they are brought to
     #[arg(long, value_name = "NODE", default_value = "local")]
     pub to: NodeAddress,
+    /// How the images get there.
+    #[command(flatten)]
+    pub way: ImageWayArgs,
 }
 
 /// `tranship image ls`
@@ -103,7 +110,7 @@ pub struct ImageServeArgs {
     pub engine: Option<PathBuf>,
 }
 
-/// How the image of a container gets to its destination.
+/// How an image, of a container or by itself, gets to its destination.
 #[derive(Debug, Clone, Args)]
 pub struct ImageWayArgs {
     /// How the image gets there
@@ -121,6 +128,20 @@ pub struct ImageWayArgs {
 }
 
 impl ImageWayArgs {
+    /// Looks whether the arguments make sense together.
+    ///
+    /// # Errors
+    /// `usage.registry`.
+    pub fn check(&self) -> Result<(), Fault> {
+        let by_registry = [ImageStrategyArg::Auto, ImageStrategyArg::Registry].contains(&self.image_strategy);
+        if self.registry.is_none() || by_registry {
+            return Ok(());
+        }
+        let text = "--registry is of no use with this --image-strategy";
+        Err(Fault::new("usage.registry", FaultKind::Usage, text)
+            .with_hint("use --image-strategy registry, or auto"))
+    }
+
     /// The strategy, as the heart has it.
     pub fn strategy(&self) -> ImageStrategy {
         match self.image_strategy {
@@ -136,7 +157,7 @@ impl ImageWayArgs {
 /// How the image gets there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ImageStrategyArg {
-    /// The cheapest of the others that works; the plan says which, and why
+    /// The cheapest of the others that works; it is said which, and why
     Auto,
     /// The whole image as one archive, layers that are there included
     Simple,

@@ -1,20 +1,16 @@
-//! `tranship image`: images by themselves, from node to node without a registry.
+//! `tranship image`: images by themselves.
 
-use std::time::Instant;
+mod bring;
 
-use futures_util::StreamExt as _;
-use tranship_agent::images::{ExportImage, FoundImage, SettleImage, no_image};
+use tranship_agent::images::{FoundImage, no_image};
 use tranship_core::image::ImageSpec;
 use tranship_core::{Fault, FaultKind, NodeAddress};
-use tranship_wire::WireError;
 
-use super::cp::Meter;
 use super::{Context, serve};
 use crate::cli::{ImageArgs, ImageCommand, ImageLayersArgs, ImageLsArgs};
 use crate::connect::{self, Connection};
 use crate::failure::one_line;
-use crate::progress::Line;
-use crate::render::{bytes, duration_ms, table};
+use crate::render::{bytes, table};
 
 /// What an agent says that it can do.
 const CAPABILITY: &str = "images";
@@ -24,8 +20,10 @@ const SHORT: usize = 19;
 /// Runs one of the forms.
 pub async fn run(context: &Context, args: &ImageArgs) -> Result<(), Fault> {
     match &args.command {
-        ImageCommand::Push(args) => bring(context, &args.images, &args.from, &args.node).await,
-        ImageCommand::Pull(args) => bring(context, &args.images, &args.node, &args.to).await,
+        ImageCommand::Push(args) => {
+            bring::run(context, &args.images, &args.way, &args.from, &args.node).await
+        }
+        ImageCommand::Pull(args) => bring::run(context, &args.images, &args.way, &args.node, &args.to).await,
         ImageCommand::Ls(args) => list(context, args).await,
         ImageCommand::Layers(args) => layers(context, args).await,
         ImageCommand::Serve(args) => serve::run(context, args).await,
@@ -57,182 +55,6 @@ fn tag_of(image: &ImageSpec, reference: &str) -> Option<String> {
     let latest = format!("{bare}:latest");
     let known = |tag: &&String| [reference, bare, latest.as_str()].contains(&tag.as_str());
     image.tags.iter().find(known).cloned()
-}
-
-/// How one image was brought.
-#[derive(serde::Serialize)]
-struct Brought {
-    image: String,
-    id: String,
-    layers: usize,
-    layers_sent: usize,
-    bytes: u64,
-    milliseconds: u64,
-}
-
-async fn bring(
-    context: &Context,
-    images: &[String],
-    from: &NodeAddress,
-    to: &NodeAddress,
-) -> Result<(), Fault> {
-    // An interrupt drops the streams, and the engine there gives up what it had of an image.
-    tokio::select! {
-        done = bring_all(context, images, from, to) => done,
-        _ = tokio::signal::ctrl_c() => {
-            let text = "bringing images over was aborted on request; those that were told of are there";
-            Err(Fault::new("image.aborted", FaultKind::RolledBack, text))
-        }
-    }
-}
-
-/// The id of an image depends on how the engine keeps it.
-async fn same_store(from: &Connection, to: &Connection) -> Result<(), Fault> {
-    let facts = from
-        .client
-        .node()
-        .await
-        .map_err(|f| f.on_node(from.label.clone()))?;
-    let there = to.client.node().await.map_err(|f| f.on_node(to.label.clone()))?;
-    if facts.engine.image_store == there.engine.image_store {
-        return Ok(());
-    }
-    let text = "the engines keep their images in stores of different kinds, in which the same image has different ids";
-    Err(Fault::new("image.store", FaultKind::Environment, text)
-        .with_hint("`docker info` shows the storage driver: set `containerd-snapshotter` alike at both")
-        .on_node(to.label.clone()))
-}
-
-async fn bring_all(
-    context: &Context,
-    images: &[String],
-    from: &NodeAddress,
-    to: &NodeAddress,
-) -> Result<(), Fault> {
-    let (from, to) = (node(context, from).await?, node(context, to).await?);
-    same_store(&from, &to).await?;
-    // All of them are looked for before the first one travels.
-    let mut found = Vec::new();
-    for reference in images {
-        found.push((reference, find(&from, reference).await?));
-    }
-    let mut all = Vec::new();
-    for (reference, found) in found {
-        let brought = one(context, &from, &to, reference, &found).await?;
-        if !context.ui.json {
-            let how = if brought.layers_sent == 0 && brought.bytes == 0 {
-                "is there already".to_owned()
-            } else {
-                format!(
-                    "{} of {} layers sent, {} in {}",
-                    brought.layers_sent,
-                    brought.layers,
-                    bytes(brought.bytes),
-                    duration_ms(brought.milliseconds)
-                )
-            };
-            context.ui.say(&format!("{reference} → {}: {how}", to.label));
-        }
-        all.push(brought);
-    }
-    if context.ui.json {
-        context.ui.json(&all)?;
-    }
-    Ok(())
-}
-
-async fn one(
-    context: &Context,
-    from: &Connection,
-    to: &Connection,
-    reference: &str,
-    found: &FoundImage,
-) -> Result<Brought, Fault> {
-    let begun = Instant::now();
-    let image = &found.image;
-    let tag = tag_of(image, reference);
-    let there = |fault: Fault| fault.on_node(to.label.clone());
-    let mut brought = Brought {
-        image: reference.to_owned(),
-        id: image.id.to_string(),
-        layers: image.layers.len(),
-        layers_sent: 0,
-        bytes: 0,
-        milliseconds: 0,
-    };
-    let held = to.client.find_image(image.id.as_str()).await.map_err(there)?;
-    if held.is_none_or(|held| held.image.incomplete) {
-        let skip = to
-            .client
-            .layers_held(image.known_layers())
-            .await
-            .map_err(there)?
-            .min(image.layers.len());
-        brought.layers_sent = image.layers.len() - skip;
-        let sent = send(context, from, to, reference, found, tag.as_deref(), skip).await;
-        brought.bytes = match sent {
-            // Layers that were there may have gone in between; the whole image does not depend on them.
-            Err(fault) if skip > 0 => {
-                let text =
-                    format!("sending only the missing layers failed ({fault}); sending the whole image");
-                context.ui.say(&text);
-                brought.layers_sent = image.layers.len();
-                send(context, from, to, reference, found, tag.as_deref(), 0).await?
-            }
-            sent => sent?,
-        };
-    }
-    let settle = SettleImage {
-        image: image.id.clone(),
-        layers: image.layers.clone(),
-        tag,
-    };
-    to.client.settle_image(&settle).await.map_err(there)?;
-    brought.milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    Ok(brought)
-}
-
-/// Sends the layers that are missing, and returns the bytes of their archive.
-async fn send(
-    context: &Context,
-    from: &Connection,
-    to: &Connection,
-    reference: &str,
-    found: &FoundImage,
-    tag: Option<&str>,
-    skip: usize,
-) -> Result<u64, Fault> {
-    let ask = ExportImage {
-        image: found.image.id.clone(),
-        tag: tag.map(str::to_owned),
-        skip,
-    };
-    let archive = from.client.export_image(&ask).await;
-    let archive = archive.map_err(|fault| fault.on_node(from.label.clone()))?;
-    let total = found
-        .sizes
-        .get(skip)
-        .map_or_else(String::new, |size| format!(" of {}", bytes(*size)));
-    let mut meter = Meter::new(Line::new(&context.ui)).titled(format!("{reference}{total}: "));
-    let sent = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
-    let counter = std::sync::Arc::clone(&sent);
-    let source = from.label.clone();
-    let archive = archive.map(move |part| {
-        let part = part.map_err(|error| WireError::into_fault(error).on_node(source.clone()))?;
-        let length = part.len() as u64;
-        let now = counter.fetch_add(length, std::sync::atomic::Ordering::Relaxed) + length;
-        meter.at(now);
-        Ok::<_, Fault>(part)
-    });
-    let taken_in = to.client.import_image(archive).await;
-    taken_in.map_err(|fault| {
-        if fault.node.is_some() {
-            fault
-        } else {
-            fault.on_node(to.label.clone())
-        }
-    })?;
-    Ok(sent.load(std::sync::atomic::Ordering::Relaxed))
 }
 
 /// Prints the images of a node: a line for every tag, and one for an image without a tag.

@@ -8,7 +8,7 @@ use tranship_migrate::MoveOptions;
 use tranship_migrate::plan::{Plan, PlanInput, plan};
 
 use super::Context;
-use crate::cli::{ImageStrategyArg, ModeArg, MoveArgs, OnSourceArg, PlanArgs};
+use crate::cli::{ModeArg, MoveArgs, OnSourceArg, PlanArgs};
 use crate::connect::{self, Connection};
 use crate::render;
 
@@ -229,17 +229,7 @@ fn check_arguments(moves: &MoveArgs) -> Result<(), Fault> {
         )
         .with_hint("use --mode stateless, or --on-source stop"));
     }
-    let strategy = moves.image.image_strategy;
-    if moves.image.registry.is_some()
-        && !matches!(strategy, ImageStrategyArg::Auto | ImageStrategyArg::Registry)
-    {
-        return Err(Fault::new(
-            "usage.registry",
-            FaultKind::Usage,
-            "--registry is of no use with this --image-strategy",
-        )
-        .with_hint("use --image-strategy registry, or auto"));
-    }
+    moves.image.check()?;
     if moves.from == moves.to {
         return Err(Fault::new(
             "usage.same-node",

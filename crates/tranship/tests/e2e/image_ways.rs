@@ -9,21 +9,21 @@ use tranship_testkit::testbed::{Link, Node, NodeProcess};
 use crate::world::{World, finish, inspect, is_running, wait_until};
 
 /// Two layers of 9 MB over busybox, of which `app:base` has the lower one.
-const BUILD: &str = "mkdir -p /srv/build && cd /srv/build && head -c 9000000 /dev/urandom > one && head -c 9000000 /dev/urandom > two && \
+pub const BUILD: &str = "mkdir -p /srv/build && cd /srv/build && head -c 9000000 /dev/urandom > one && head -c 9000000 /dev/urandom > two && \
     printf 'FROM tranship-test/busybox:1\nCOPY one /one\n' > base && printf 'FROM app:base\nCOPY two /two\nCMD [\"sleep\",\"9999\"]\nSTOPSIGNAL KILL\n' > top && \
     export DOCKER_BUILDKIT=0; docker build -q -t app:base -f base . && docker build -q -t app:1 -f top .";
 
 /// Bytes of the upper layer, and of both.
-const ONE: std::ops::Range<u64> = 9_000_000..10_000_000;
-const ALL: std::ops::Range<u64> = 18_000_000..32_000_000;
+pub const ONE: std::ops::Range<u64> = 9_000_000..10_000_000;
+pub const ALL: std::ops::Range<u64> = 18_000_000..32_000_000;
 
-fn id(node: &Node, reference: &str) -> String {
+pub fn id(node: &Node, reference: &str) -> String {
     let format = "{{.Id}} {{.RootFS.Layers}}";
     node.exec_ok(["docker", "image", "inspect", "--format", format, reference])
         .unwrap()
 }
 
-fn tags(node: &Node) -> String {
+pub fn tags(node: &Node) -> String {
     let listed = node.sh("docker images --format '{{.Repository}}:{{.Tag}}' | sort");
     listed.unwrap()
 }
@@ -62,7 +62,7 @@ fn there_and_forgotten(world: &World, image: &str, options: &[&str]) -> u64 {
 }
 
 /// What came of layers and is not the engine's yet.
-fn spooled(node: &Node) -> String {
+pub fn spooled(node: &Node) -> String {
     node.sh("find /var/lib/tranship -path '*/layers/*' -type f ! -name lock")
         .unwrap()
 }
@@ -206,9 +206,9 @@ fn write(node: &Node, path: &str, text: &str) {
 }
 
 /// `docker-registry` on a node, with TLS and a password; it ends with this.
-struct DockerRegistry {
+pub struct DockerRegistry {
     process: NodeProcess,
-    name: String,
+    pub name: String,
 }
 
 impl Drop for DockerRegistry {
@@ -219,7 +219,7 @@ impl Drop for DockerRegistry {
 }
 
 impl DockerRegistry {
-    fn begin(world: &World, node: &Node) -> Self {
+    pub fn begin(world: &World, node: &Node) -> Self {
         let name = node.name().to_owned();
         let made = rcgen::generate_simple_self_signed(vec![name.clone()]).unwrap();
         write(node, "/root/registry.crt", &made.cert.pem());
@@ -244,7 +244,7 @@ impl DockerRegistry {
         }
     }
 
-    fn log_in(&self, node: &Node) {
+    pub fn log_in(&self, node: &Node) {
         let script = format!(
             "export HOME=/root; printf pass-word-1 | docker login -u me --password-stdin {}",
             self.name
@@ -252,7 +252,7 @@ impl DockerRegistry {
         node.sh(&script).unwrap();
     }
 
-    fn get(&self, node: &Node, path: &str) -> String {
+    pub fn get(&self, node: &Node, path: &str) -> String {
         let script = format!("curl -sk -u me:pass-word-1 https://{}/v2/{path}", self.name);
         node.sh(&script).unwrap()
     }

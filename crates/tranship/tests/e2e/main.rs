@@ -31,6 +31,7 @@ mod cp_elements;
 mod cp_races;
 mod failures;
 mod fidelity;
+mod image_push_ways;
 mod image_ways;
 mod images;
 mod journals;

@@ -1,0 +1,118 @@
+//! Images by themselves that go by other ways than one archive: the halves of a node, which the caller brings together.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+use tranship_core::fault::FaultKind;
+use tranship_core::ids::Digest;
+use tranship_core::image::ImageSpec;
+use tranship_core::storage::Pipe;
+use tranship_core::{Fault, MigrationId};
+use tranship_migrate::images::{Came, ImageOrigin};
+
+use super::no_image;
+use crate::server::regardless;
+use crate::state::Agent;
+
+/// Asks the node where an image is to answer what comes by a stream that the caller carries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServeImage {
+    /// The name under which the stream was handed over.
+    pub stream: MigrationId,
+    /// The image's id.
+    pub image: Digest,
+}
+
+/// Asks the node where an image is to bring it to a registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushImage {
+    /// The image's id.
+    pub image: Digest,
+    /// The registry: `[http://]HOST[:PORT][/PATH]`.
+    pub registry: String,
+    /// Else it is only looked whether the registry has the image.
+    pub may_push: bool,
+}
+
+/// What became of a [`PushImage`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushedImage {
+    /// Where the image is to be had.
+    pub origin: ImageOrigin,
+    /// Bytes of layers that went to the registry.
+    pub bytes: u64,
+}
+
+/// Asks a node to fetch an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchImage {
+    /// The name under which the stream to the source was handed over, if it comes from there.
+    pub stream: Option<MigrationId>,
+    /// The image, as the source has it: nothing else is taken in.
+    pub image: ImageSpec,
+    /// Where it is to be had.
+    pub origin: ImageOrigin,
+}
+
+impl Agent {
+    async fn whole_image(&self, id: &Digest) -> Result<ImageSpec, Fault> {
+        let found = self.engine().image(id.as_str()).await?;
+        found
+            .filter(|image| !image.incomplete)
+            .ok_or_else(|| no_image(id.as_str()))
+    }
+
+    fn stream_of(&self, id: &MigrationId) -> Option<Pipe> {
+        Some(Box::new(self.outgoing.take_relay(id)?))
+    }
+
+    /// Answers what the other end of a stream asks about an image, until it has asked everything.
+    ///
+    /// # Errors
+    /// `image.not-found`, `image.stream`; what the engine says of a layer that it cannot give out.
+    pub async fn serve_image(&self, asked: &ServeImage) -> Result<(), Fault> {
+        let Some(pipe) = self.stream_of(&asked.stream) else {
+            return Err(Fault::new(
+                "image.stream",
+                FaultKind::Environment,
+                "there is no stream on which the image could be asked for",
+            ));
+        };
+        let image = self.whole_image(&asked.image).await?;
+        let images = &self.registry.ports().images;
+        images.serve(&image, pipe, Arc::default()).await
+    }
+
+    /// Brings an image to a registry, without what is there.
+    ///
+    /// # Errors
+    /// `image.not-found`; what the registry or the engine says.
+    pub async fn push_image(&self, asked: &PushImage) -> Result<PushedImage, Fault> {
+        let image = self.whole_image(&asked.image).await?;
+        let sent = Arc::new(AtomicU64::new(0));
+        let images = &self.registry.ports().images;
+        let pushing = images.push(&image, &asked.registry, asked.may_push, Arc::clone(&sent));
+        Ok(PushedImage {
+            origin: pushing.await?,
+            bytes: sent.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Fetches an image without the layers that are here, compares it, and hands it to the engine. What came of layers when
+    /// this breaks off stays for the next call.
+    ///
+    /// # Errors
+    /// What the source, the registry or the engine says.
+    pub async fn fetch_image(self: &Arc<Self>, asked: FetchImage) -> Result<Came, Fault> {
+        let pipe = asked.stream.and_then(|id| self.stream_of(&id));
+        let image = &asked.image;
+        let held = self.engine().layers_held(image.known_layers()).await?;
+        let images = &self.registry.ports().images;
+        let (archive, came) = images.fetch(image, held, &asked.origin, pipe).await?;
+        // An engine that has the whole archive goes on taking it in, whoever leaves.
+        let agent = Arc::clone(self);
+        regardless(async move { agent.import_image(archive).await }).await?;
+        Ok(came)
+    }
+}

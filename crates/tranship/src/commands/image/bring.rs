@@ -1,0 +1,433 @@
+//! `tranship image push` and `pull`: each image by the way that was asked for, or by the cheapest one that works.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use tranship_agent::images::ways::{FetchImage, PushImage, ServeImage};
+use tranship_agent::images::{ExportImage, FoundImage, SettleImage};
+use tranship_core::node::NodeFacts;
+use tranship_core::{Fault, FaultKind, NodeAddress};
+use tranship_migrate::images::{Came, Choice, ImageOrigin, ImageWay, is_no_way, served_and_taken};
+use tranship_migrate::{ImageStrategy, MoveOptions};
+use tranship_wire::WireError;
+use tranship_wire::relay::{RelayCounts, relay};
+
+use super::{find, node, tag_of};
+use crate::cli::ImageWayArgs;
+use crate::commands::Context;
+use crate::commands::cp::Meter;
+use crate::commands::plan::new_id;
+use crate::connect::Connection;
+use crate::progress::Line;
+use crate::render::{bytes, duration_ms};
+
+/// What an agent says if it brings images by other ways than one archive.
+const WAYS: &str = "images.ways";
+/// How often it is said how far a stream of layers is.
+const SHOWN: Duration = Duration::from_millis(200);
+
+/// How one image was brought.
+#[derive(serde::Serialize)]
+struct Brought {
+    image: String,
+    id: String,
+    /// The way that it took, and why.
+    image_way: ImageWay,
+    layers: usize,
+    layers_sent: usize,
+    /// Bytes that came to the node.
+    bytes: u64,
+    /// Bytes that went to a registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pushed_bytes: Option<u64>,
+    milliseconds: u64,
+}
+
+/// Brings images from one node to another.
+pub(super) async fn run(
+    context: &Context,
+    images: &[String],
+    way: &ImageWayArgs,
+    from: &NodeAddress,
+    to: &NodeAddress,
+) -> Result<(), Fault> {
+    way.check()?;
+    // An interrupt drops the streams, and the engine there gives up what it had of an image.
+    tokio::select! {
+        done = bring_all(context, images, way, from, to) => done,
+        _ = tokio::signal::ctrl_c() => {
+            let text = "bringing images over was aborted on request; those that were told of are there";
+            Err(Fault::new("image.aborted", FaultKind::RolledBack, text))
+        }
+    }
+}
+
+async fn bring_all(
+    context: &Context,
+    images: &[String],
+    way: &ImageWayArgs,
+    from: &NodeAddress,
+    to: &NodeAddress,
+) -> Result<(), Fault> {
+    let ends = Ends::connect(context, way, from, to).await?;
+    // All of them are looked for, and the ways of all, before the first one travels.
+    let mut found = Vec::new();
+    for reference in images {
+        let image = find(&ends.from, reference).await?;
+        ends.choose(&image).await?;
+        found.push((reference, image));
+    }
+    let mut all = Vec::new();
+    for (reference, found) in found {
+        let brought = ends.bring(reference, &found).await?;
+        if !context.ui.json {
+            context.ui.say(&brought.in_words(&ends.to.label));
+        }
+        all.push(brought);
+    }
+    if context.ui.json {
+        context.ui.json(&all)?;
+    }
+    Ok(())
+}
+
+impl Brought {
+    fn in_words(&self, to: &str) -> String {
+        if self.layers_sent == 0 && self.bytes == 0 && self.pushed_bytes.unwrap_or_default() == 0 {
+            return format!("{} → {to}: is there already", self.image);
+        }
+        let pushed = match self.pushed_bytes {
+            Some(pushed) => format!(" ({} went to the registry)", bytes(pushed)),
+            None => String::new(),
+        };
+        format!(
+            "{} → {to}: {} of {} layers sent, {}{pushed} in {}, by {}: {}",
+            self.image,
+            self.layers_sent,
+            self.layers,
+            bytes(self.bytes),
+            duration_ms(self.milliseconds),
+            self.image_way.strategy,
+            self.image_way.reason,
+        )
+    }
+}
+
+/// The two nodes, and what was asked for.
+struct Ends<'a> {
+    context: &'a Context,
+    options: MoveOptions,
+    from: Connection,
+    to: Connection,
+    source: NodeFacts,
+    destination: NodeFacts,
+}
+
+/// How an image would get there.
+struct Chosen {
+    way: ImageWay,
+    /// It is there, and nothing has to travel.
+    there: bool,
+    /// How many of its lowest layers do not travel.
+    skip: usize,
+}
+
+/// What travelled.
+#[derive(Default)]
+struct Travelled {
+    layers: usize,
+    bytes: u64,
+    pushed: Option<u64>,
+}
+
+impl From<Came> for Travelled {
+    fn from(came: Came) -> Self {
+        Self {
+            layers: came.layers,
+            bytes: came.bytes,
+            pushed: None,
+        }
+    }
+}
+
+async fn facts(node: &Connection) -> Result<NodeFacts, Fault> {
+    let facts = node.client.node().await;
+    facts.map_err(|fault| fault.on_node(node.label.clone()))
+}
+
+impl<'a> Ends<'a> {
+    async fn connect(
+        context: &'a Context,
+        way: &ImageWayArgs,
+        from: &NodeAddress,
+        to: &NodeAddress,
+    ) -> Result<Self, Fault> {
+        let (from, to) = (node(context, from).await?, node(context, to).await?);
+        let (source, destination) = (facts(&from).await?, facts(&to).await?);
+        // The id of an image depends on how the engine keeps it.
+        if source.engine.image_store != destination.engine.image_store {
+            let text = "the engines keep their images in stores of different kinds, in which the same image has different ids";
+            return Err(Fault::new("image.store", FaultKind::Environment, text)
+                .with_hint(
+                    "`docker info` shows the storage driver: set `containerd-snapshotter` alike at both",
+                )
+                .on_node(to.label));
+        }
+        let strategy = way.strategy();
+        let options = MoveOptions {
+            image_strategy: strategy,
+            whole_image: strategy == ImageStrategy::Simple,
+            registry: way.registry.clone(),
+            ..MoveOptions::default()
+        };
+        Ok(Self {
+            context,
+            options,
+            from,
+            to,
+            source,
+            destination,
+        })
+    }
+
+    fn there(&self, fault: Fault) -> Fault {
+        match fault.node {
+            Some(_) => fault,
+            None => fault.on_node(self.to.label.clone()),
+        }
+    }
+
+    fn here(&self, fault: Fault) -> Fault {
+        fault.on_node(self.from.label.clone())
+    }
+
+    /// The way of an image, as a migration would choose it.
+    async fn choose(&self, found: &FoundImage) -> Result<Chosen, Fault> {
+        let image = &found.image;
+        let known = self.to.client.find_image(image.id.as_str()).await;
+        let held = known
+            .map_err(|fault| self.there(fault))?
+            .is_some_and(|known| !known.image.incomplete);
+        let skip = if held {
+            image.layers.len()
+        } else {
+            let held = self.to.client.layers_held(image.known_layers()).await;
+            held.map_err(|fault| self.there(fault))?.min(image.layers.len())
+        };
+        let choice = Choice {
+            options: &self.options,
+            image,
+            source: &self.source,
+            destination: &self.destination,
+            held,
+            skip,
+            bytes: found.sizes.get(skip).copied().unwrap_or(image.size),
+        };
+        let mut way = choice.way();
+        if let Some(refusal) = choice.refusal(&way) {
+            return Err(self.here(refusal.into()));
+        }
+        let there = held && !self.options.whole_image;
+        let otherwise = matches!(way.strategy, ImageStrategy::Layers | ImageStrategy::Registry);
+        if otherwise && !there && !(self.from.can(WAYS) && self.to.can(WAYS)) {
+            let text = "an agent is of a version that brings images as archives only";
+            if !self.options.image_strategy.is_auto() {
+                return Err(Fault::new("image.version", FaultKind::Environment, text)
+                    .with_hint("use the same version of tranship at both ends, or --image-strategy stream"));
+            }
+            way = ImageWay {
+                strategy: ImageStrategy::Stream,
+                reason: text.into(),
+            };
+        }
+        let skip = if self.options.whole_image { 0 } else { skip };
+        Ok(Chosen { way, there, skip })
+    }
+
+    async fn bring(&self, reference: &str, found: &FoundImage) -> Result<Brought, Fault> {
+        let begun = Instant::now();
+        let image = &found.image;
+        let tag = tag_of(image, reference);
+        // What came with the images before need not come again.
+        let Chosen { mut way, there, skip } = self.choose(found).await?;
+        let mut travelled = Travelled::default();
+        if !there {
+            let done = match way.strategy {
+                ImageStrategy::Layers => Some(self.by_layers(reference, found, skip).await),
+                ImageStrategy::Registry => Some(self.by_registry(reference, found).await),
+                ImageStrategy::Auto | ImageStrategy::Simple | ImageStrategy::Stream => None,
+            };
+            travelled = match done {
+                // Nobody asked for this way: where it turns out to be none, there is the one that always works.
+                Some(Err(fault)) if self.options.image_strategy.is_auto() && is_no_way(&fault) => {
+                    way = ImageWay {
+                        strategy: ImageStrategy::Stream,
+                        reason: format!("{} does not work ({fault})", way.strategy),
+                    };
+                    self.by_archive(reference, found, tag.as_deref(), skip).await?
+                }
+                Some(done) => done?,
+                None => self.by_archive(reference, found, tag.as_deref(), skip).await?,
+            };
+        }
+        let settle = SettleImage {
+            image: image.id.clone(),
+            layers: image.layers.clone(),
+            tag,
+        };
+        let settled = self.to.client.settle_image(&settle).await;
+        settled.map_err(|fault| self.there(fault))?;
+        Ok(Brought {
+            image: reference.to_owned(),
+            id: image.id.to_string(),
+            image_way: way,
+            layers: image.layers.len(),
+            layers_sent: travelled.layers,
+            bytes: travelled.bytes,
+            pushed_bytes: travelled.pushed,
+            milliseconds: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    fn meter(&self, reference: &str, found: &FoundImage, skip: usize) -> Meter {
+        let total = found
+            .sizes
+            .get(skip)
+            .map_or_else(String::new, |size| format!(" of {}", bytes(*size)));
+        Meter::new(Line::new(&self.context.ui)).titled(format!("{reference}{total}: "))
+    }
+
+    /// The missing layers, or all of them, as one archive through this process.
+    async fn by_archive(
+        &self,
+        reference: &str,
+        found: &FoundImage,
+        tag: Option<&str>,
+        skip: usize,
+    ) -> Result<Travelled, Fault> {
+        let layers = found.image.layers.len();
+        let (sent, skip) = match self.send(reference, found, tag, skip).await {
+            // Layers that were there may have gone in between; the whole image does not depend on them.
+            Err(fault) if skip > 0 => {
+                let text =
+                    format!("sending only the missing layers failed ({fault}); sending the whole image");
+                self.context.ui.say(&text);
+                (self.send(reference, found, tag, 0).await?, 0)
+            }
+            sent => (sent?, skip),
+        };
+        Ok(Travelled {
+            layers: layers - skip,
+            bytes: sent,
+            pushed: None,
+        })
+    }
+
+    /// Sends an archive without the lowest layers, and returns its bytes.
+    async fn send(
+        &self,
+        reference: &str,
+        found: &FoundImage,
+        tag: Option<&str>,
+        skip: usize,
+    ) -> Result<u64, Fault> {
+        let ask = ExportImage {
+            image: found.image.id.clone(),
+            tag: tag.map(str::to_owned),
+            skip,
+        };
+        let archive = self.from.client.export_image(&ask).await;
+        let archive = archive.map_err(|fault| self.here(fault))?;
+        let mut meter = self.meter(reference, found, skip);
+        let sent = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&sent);
+        let source = self.from.label.clone();
+        let archive = archive.map(move |part| {
+            let part = part.map_err(|error| WireError::into_fault(error).on_node(source.clone()))?;
+            let length = part.len() as u64;
+            let now = counter.fetch_add(length, Ordering::Relaxed) + length;
+            meter.at(now);
+            Ok::<_, Fault>(part)
+        });
+        let taken_in = self.to.client.import_image(archive).await;
+        taken_in.map_err(|fault| self.there(fault))?;
+        Ok(sent.load(Ordering::Relaxed))
+    }
+
+    /// The destination asks the source for what it lacks, over a stream that this process carries.
+    async fn by_layers(&self, reference: &str, found: &FoundImage, skip: usize) -> Result<Travelled, Fault> {
+        let stream = new_id()?;
+        let from = self.from.client.relay_stream(&stream).await;
+        let from = from.map_err(|fault| self.here(fault))?;
+        let to = self.to.client.relay_stream(&stream).await;
+        let to = to.map_err(|fault| self.there(fault))?;
+        let counts = Arc::new(RelayCounts::default());
+        let carried = async {
+            if let Err(error) = relay(from, to, &counts).await {
+                tracing::debug!("the stream of layers ended: {error}");
+            }
+            // Both ends see for themselves that it ended.
+            std::future::pending::<Result<Came, Fault>>().await
+        };
+        let mut meter = self.meter(reference, found, skip);
+        let shown = async {
+            loop {
+                tokio::time::sleep(SHOWN).await;
+                meter.at(counts.forward());
+            }
+        };
+        let serve = ServeImage {
+            stream: stream.clone(),
+            image: found.image.id.clone(),
+        };
+        let fetch = FetchImage {
+            stream: Some(stream),
+            image: found.image.clone(),
+            origin: ImageOrigin::Source,
+        };
+        let serving = async {
+            let served = self.from.client.serve_image(&serve).await;
+            served.map_err(|fault| self.here(fault))
+        };
+        let taking = async {
+            let came = self.to.client.fetch_image(&fetch).await;
+            came.map_err(|fault| self.there(fault))
+        };
+        let came = tokio::select! {
+            came = served_and_taken(serving, taking) => came,
+            never = carried => never,
+            never = shown => never,
+        };
+        Ok(came?.into())
+    }
+
+    /// To a registry and from there: neither passes through this process.
+    async fn by_registry(&self, reference: &str, found: &FoundImage) -> Result<Travelled, Fault> {
+        let registry = self.options.registry.clone().unwrap_or_default();
+        let push = PushImage {
+            image: found.image.id.clone(),
+            registry: registry.clone(),
+            // Whoever leaves the choice to us does not want everything to travel twice.
+            may_push: !self.options.image_strategy.is_auto(),
+        };
+        let pushed = self.from.client.push_image(&push).await;
+        let pushed = pushed.map_err(|fault| self.here(fault))?;
+        if pushed.bytes > 0 {
+            let text = format!("{reference}: {} went to {registry}", bytes(pushed.bytes));
+            self.context.ui.say(&text);
+        }
+        let fetch = FetchImage {
+            stream: None,
+            image: found.image.clone(),
+            origin: pushed.origin,
+        };
+        let came = self.to.client.fetch_image(&fetch).await;
+        let came = came.map_err(|fault| self.there(fault))?;
+        Ok(Travelled {
+            pushed: Some(pushed.bytes),
+            ..came.into()
+        })
+    }
+}
