@@ -113,6 +113,9 @@ pub struct PlannedHook {
 pub struct Member {
     /// Its image and what travels of it.
     pub transfer: ImageTransfer,
+    /// How its image gets there; in plans of earlier versions, as that of the container that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_way: Option<ImageWay>,
     /// How it is made at the destination.
     pub create: CreateRequest,
     /// The restart policy that it has, and gets back there.
@@ -177,6 +180,7 @@ impl Plan {
     pub fn members(&self) -> Vec<Member> {
         let mut members = vec![Member {
             transfer: self.transfer.clone(),
+            image_way: Some(self.image_way.clone()),
             create: self.create.clone(),
             restart_policy: self.restart_policy.clone(),
             health_timeout_ms: self.health_timeout_ms,
@@ -358,6 +362,7 @@ fn plan_group(
         group.prediction.bytes = group.prediction.bytes.saturating_add(companion.prediction.bytes);
         group.companions.push(Member {
             transfer: companion.transfer,
+            image_way: Some(companion.image_way),
             create: companion.create,
             restart_policy: companion.restart_policy,
             health_timeout_ms: companion.health_timeout_ms,

@@ -21,7 +21,8 @@ impl Departure {
         member: &Member,
         opened: &Opened,
     ) -> Option<Result<(), Fault>> {
-        let strategy = self.plan().image_way.strategy;
+        let way = member.image_way.as_ref().unwrap_or(&self.plan().image_way);
+        let strategy = way.strategy;
         if index == 0 && matches!(strategy, ImageStrategy::Layers | ImageStrategy::Registry) {
             self.record.plan.transfer.skip_layers =
                 opened.layers_held.min(member.transfer.image.layers.len());

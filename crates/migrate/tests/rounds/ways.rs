@@ -114,6 +114,39 @@ async fn two_that_share_an_image_fetch_it_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn each_of_several_has_its_own_way() {
+    for from_registry in ["web", "worker"] {
+        let options = MoveOptions {
+            registry: Some("r:5000".into()),
+            ..cold()
+        };
+        let world = group(&options, &["web", "worker"], |spec| {
+            if spec.name == from_registry {
+                spec.image = memory::image("own:1", 2);
+                spec.image.repo_digests = vec![format!("r:5000/own@sha256:{}", "0".repeat(64))];
+            }
+        });
+        let members = world.plan.members();
+        let ways: Vec<_> = members
+            .iter()
+            .map(|m| m.image_way.as_ref().unwrap().strategy)
+            .collect();
+        let mut expected = [ImageStrategy::Stream, ImageStrategy::Registry];
+        if from_registry == "web" {
+            expected.reverse();
+        }
+        assert_eq!(ways, expected);
+        let record = world.run().await;
+        assert_eq!(record.state, DepartureState::Complete, "{:?}", record.fault);
+        assert_eq!(
+            (world.link.count("image from"), world.link.count("image")),
+            (1, 1),
+            "{from_registry}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_way_that_nobody_asked_for_may_turn_out_to_be_none() {
     for (registry, how, streams) in [
         ("r:5000", None, 0),

@@ -44,7 +44,15 @@ pub fn lines(ui: &Ui, plan: &Plan) -> Vec<String> {
         row(element.at.kind().to_string().as_str(), element_row(element));
     }
     for member in &plan.companions {
-        row("with", member.create.spec.name.clone());
+        let name = &member.create.spec.name;
+        let by = match &member.image_way {
+            // An image that they share travels once.
+            Some(way) if member.transfer.image.id != plan.transfer.image.id => {
+                format!(", its image by {}: {}", way.strategy, one_line(&way.reason))
+            }
+            _ => String::new(),
+        };
+        row("with", format!("{name}{by}"));
     }
     for planned in &plan.hooks {
         let place = match planned.hook.place {
