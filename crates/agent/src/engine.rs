@@ -68,6 +68,7 @@ passed_on! {
     layer(image: &ImageSpec, index: usize, offset: u64) -> ByteStream;
     image_blobs(images: &[Digest]) -> Option<Vec<ImageBlob>>;
     image_blob(blob: &ImageBlob, part: Range<u64>) -> ByteStream;
+    blobs_lacking(blobs: &[Digest]) -> Vec<Digest>;
     layers_held(layers: &[Digest]) -> usize;
     archive_sizes(image: &ImageSpec, tag: Option<&str>) -> Vec<u64>;
     export_image(image: &ImageSpec, tag: Option<&str>, skip: usize) -> ImageArchive;

@@ -1,6 +1,7 @@
 //! Ways of images beside one archive: a node as the registry of one image at the end of a stream, and registries of others.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tranship_core::engine::ByteStream;
 use tranship_core::fault::FaultKind;
 use tranship_core::ids::Digest;
+use tranship_core::image::ImageBlob;
 use tranship_core::storage::Pipe;
 use tranship_core::{Engine, EngineError, Fault, ImageSpec};
 use tranship_migrate::images::{Came, ImageOrigin, ImageWays};
@@ -208,8 +210,15 @@ impl ImageWays for NodeImages {
                 (client, repository, Reference::Digest(manifest.clone()))
             }
         };
-        let wanted = Wanted { image, held };
-        let fetched = client.fetch(&repository, &reference, wanted, &store).await;
+        let images = EngineImages(Arc::clone(&self.engine));
+        // An engine that keeps blobs is given those: put together from plain layers, it would be another image.
+        let fetched = match images.blobs(&[]).await? {
+            Some(_) => client.fetch_kept(&repository, image, &images, &store).await,
+            None => {
+                let wanted = Wanted { image, held };
+                client.fetch(&repository, &reference, wanted, &store).await
+            }
+        };
         let fetched = fetched.map_err(Fault::from)?;
         let came = Came {
             layers: fetched.layers,
@@ -248,6 +257,15 @@ impl OneImage {
         })
     }
 
+    /// Keeps what broke off first.
+    fn keep(&self) -> impl Fn(&EngineError) + Send + 'static {
+        let failed = Arc::clone(&self.failed);
+        move |error| {
+            let mut first = failed.lock().unwrap_or_else(PoisonError::into_inner);
+            first.get_or_insert_with(|| error.clone());
+        }
+    }
+
     fn only_read<T>() -> Result<T, EngineError> {
         Err(EngineError::Unsupported {
             message: "this image is only read".into(),
@@ -273,13 +291,23 @@ impl Images for OneImage {
     }
     async fn layer(&self, image: &ImageSpec, index: usize, offset: u64) -> Result<ByteStream, EngineError> {
         self.check(&image.id)?;
-        let failed = Arc::clone(&self.failed);
-        let keep = move |error: &EngineError| {
-            let mut first = failed.lock().unwrap_or_else(PoisonError::into_inner);
-            first.get_or_insert_with(|| error.clone());
-        };
+        let keep = self.keep();
         let layer = self.engine.layer(image, index, offset).await.inspect_err(&keep)?;
         Ok(Box::pin(layer.inspect_err(keep)))
+    }
+    async fn blobs(&self, images: &[Digest]) -> Result<Option<Vec<ImageBlob>>, EngineError> {
+        let only = images.iter().filter(|id| **id == self.image.id);
+        self.engine.blobs(&only.cloned().collect::<Vec<_>>()).await
+    }
+    async fn blob(&self, blob: &ImageBlob, part: Range<u64>) -> Result<ByteStream, EngineError> {
+        let keep = self.keep();
+        let opened = self.engine.blob(blob, part).await;
+        // Of other platforms, not all has to be here.
+        let opened = opened.inspect_err(|error| match error {
+            EngineError::NotFound { .. } => {}
+            error => keep(error),
+        })?;
+        Ok(Box::pin(opened.inspect_err(keep)))
     }
     async fn held(&self, _layers: &[Digest]) -> Result<usize, EngineError> {
         Self::only_read()

@@ -290,6 +290,13 @@ pub trait Engine: Send + Sync {
         })
     }
 
+    /// Which of these blobs are not here, where the engine keeps blobs.
+    async fn blobs_lacking(&self, blobs: &[Digest]) -> Result<Vec<Digest>, EngineError> {
+        Err(EngineError::Unsupported {
+            message: format!("this engine does not say which of {} blobs it has", blobs.len()),
+        })
+    }
+
     /// How many of the lowest `layers` are here, as one stack: by the digests that [`ImageSpec::known_layers`] gives.
     async fn layers_held(&self, layers: &[Digest]) -> Result<usize, EngineError>;
 

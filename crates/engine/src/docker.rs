@@ -346,6 +346,10 @@ impl Engine for DockerEngine {
         self.blob_of(blob, part).await
     }
 
+    async fn blobs_lacking(&self, blobs: &[Digest]) -> Result<Vec<Digest>, EngineError> {
+        self.lacking(blobs).await
+    }
+
     async fn layers_held(&self, layers: &[Digest]) -> Result<usize, EngineError> {
         self.held(layers).await
     }

@@ -147,6 +147,21 @@ impl DockerEngine {
         Ok(export::blob_stream(file, blob.digest.clone(), size, part))
     }
 
+    /// Which of these containerd does not have for the engine.
+    pub(crate) async fn lacking(&self, blobs: &[Digest]) -> Result<Vec<Digest>, EngineError> {
+        let identity = self.identity().await?;
+        let containerd = self.blob_store(&identity).await?;
+        let ask = Ask::new("look for blobs in", "engine", "");
+        let mut lacking = Vec::new();
+        for blob in blobs {
+            let held = containerd.holds(blob).await;
+            if !held.map_err(|error| ask.uncertain(explain(error)))? {
+                lacking.push(blob.clone());
+            }
+        }
+        Ok(lacking)
+    }
+
     async fn blob_store(&self, identity: &Identity) -> Result<Containerd, EngineError> {
         let found = self.containerd(identity).await;
         found.ok_or_else(|| EngineError::Unsupported {

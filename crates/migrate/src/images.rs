@@ -108,7 +108,8 @@ pub trait ImageWays: Send + Sync {
         sent: Arc<AtomicU64>,
     ) -> Result<ImageOrigin, Fault>;
 
-    /// At the destination: fetches the image without its `held` lowest layers, and gives it as an archive for the engine once every
+    /// At the destination: fetches the image without its `held` lowest layers, or without the blobs that the engine holds where it
+    /// keeps blobs, and gives it as an archive for the engine once every
     /// byte of it was compared. The pipe is there where the origin is the source.
     async fn fetch(
         &self,
@@ -270,7 +271,7 @@ impl Choice<'_> {
         self.image.repo_digests.iter().any(known)
     }
 
-    /// Whether an engine keeps images as they were packed: put together from plain layers, one would be another image there.
+    /// Whether an engine keeps images as blobs, as they were packed.
     fn packed(&self) -> bool {
         [self.source, self.destination]
             .iter()
@@ -280,7 +281,15 @@ impl Choice<'_> {
     /// What speaks against single layers.
     fn obstacle(&self) -> Option<&'static str> {
         if self.packed() {
-            return Some("with containerd's image store, images travel as archives only");
+            let both = [self.source, self.destination].map(|node| &node.engine);
+            // Stores of different kinds are a conflict of their own.
+            return match both
+                .map(|engine| engine.image_store == ImageStore::Containerd && engine.containerd_seen)
+            {
+                [true, true] => None,
+                [false, _] => Some("the source's agent cannot read single blobs from containerd"),
+                [_, false] => Some("the destination's agent cannot ask containerd which blobs it has"),
+            };
         }
         if !self.source.direct_layers {
             return Some("the source's agent cannot read single layers from its engine's storage");
@@ -307,7 +316,7 @@ impl Choice<'_> {
         let by_layers = match way.strategy {
             ImageStrategy::Layers => true,
             ImageStrategy::Registry => match &self.options.registry {
-                Some(registry) => self.packed() || !self.is_from(registry),
+                Some(registry) => !self.is_from(registry),
                 None => {
                     return Some(Refusal {
                         code: "image.registry",
@@ -318,11 +327,17 @@ impl Choice<'_> {
             },
             _ => false,
         };
-        let message = self.obstacle().filter(|_| by_layers)?;
+        let (message, remedy) = if way.strategy == ImageStrategy::Registry && self.packed() {
+            let text = "with containerd's image store, images do not travel by way of a registry";
+            (text, "use --image-strategy layers or stream")
+        } else {
+            let obstacle = self.obstacle().filter(|_| by_layers)?;
+            (obstacle, "use --image-strategy stream")
+        };
         Some(Refusal {
             code: "image.strategy",
             message,
-            remedy: "use --image-strategy stream",
+            remedy,
         })
     }
 }

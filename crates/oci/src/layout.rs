@@ -258,7 +258,7 @@ impl Registry {
     }
 }
 
-fn spooled(digest: &Digest, blob: Arc<BlobFile>) -> Blob {
+pub(crate) fn spooled(digest: &Digest, blob: Arc<BlobFile>) -> Blob {
     let length = blob.length;
     Blob {
         digest: digest.clone(),

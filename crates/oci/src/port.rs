@@ -35,6 +35,12 @@ pub trait Images: Send + Sync + 'static {
             message: format!("blobs are not read here: {}", blob.digest),
         })
     }
+    /// [`Engine::blobs_lacking`]
+    async fn lacking(&self, blobs: &[Digest]) -> Result<Vec<Digest>, EngineError> {
+        Err(EngineError::Unsupported {
+            message: format!("nobody says here which of {} blobs are there", blobs.len()),
+        })
+    }
     /// [`Engine::layers_held`]
     async fn held(&self, layers: &[Digest]) -> Result<usize, EngineError>;
     /// [`Engine::import_image`]
@@ -71,6 +77,9 @@ impl Images for EngineImages {
     }
     async fn blob(&self, blob: &ImageBlob, part: Range<u64>) -> Result<ByteStream, EngineError> {
         self.0.image_blob(blob, part).await
+    }
+    async fn lacking(&self, blobs: &[Digest]) -> Result<Vec<Digest>, EngineError> {
+        self.0.blobs_lacking(blobs).await
     }
     async fn held(&self, layers: &[Digest]) -> Result<usize, EngineError> {
         self.0.layers_held(layers).await

@@ -57,6 +57,27 @@ fn auto_takes_the_cheapest_and_says_why() {
         spoil(&mut sides);
         assert_eq!(sides.plan().image_way.strategy, Stream);
     }
+    // With containerd's store at both ends as well, as long as both agents can ask it.
+    let containerd = |s: &mut Sides| {
+        large(s);
+        for engine in [&mut s.source.engine, &mut s.survey.node.engine] {
+            engine.image_store = ImageStore::Containerd;
+            engine.containerd_seen = true;
+        }
+        s.source.direct_layers = false;
+    };
+    chosen(containerd, Layers, "is kept if the link breaks");
+    for spoil in [
+        (|s: &mut Sides| s.source.engine.containerd_seen = false) as fn(&mut Sides),
+        |s| s.survey.node.engine.containerd_seen = false,
+    ] {
+        let mut sides = sides();
+        containerd(&mut sides);
+        spoil(&mut sides);
+        assert_eq!(sides.plan().image_way.strategy, Stream);
+        sides.options.image_strategy = Layers;
+        assert!(codes(&sides.plan(), Severity::Conflict).contains(&"image.strategy"));
+    }
     // A registry that has the image spares the source; any other one would have to be filled first.
     chosen(from("r:5000"), Registry, "nothing is sent from the source");
     chosen(
@@ -91,15 +112,19 @@ fn what_was_asked_for_is_done_or_refused() {
         s.options.registry = Some("r:5000".into());
         for engine in [&mut s.source.engine, &mut s.survey.node.engine] {
             engine.image_store = ImageStore::Containerd;
+            engine.containerd_seen = true;
         }
     };
     chosen(packed, Stream, "travel twice");
-    for strategy in [Layers, Registry] {
-        let mut sides = sides();
-        packed(&mut sides);
-        sides.options.image_strategy = strategy;
-        assert!(codes(&sides.plan(), Severity::Conflict).contains(&"image.strategy"));
-    }
+    let layers = |s: &mut Sides| {
+        packed(s);
+        s.options.image_strategy = Layers;
+    };
+    chosen(layers, Layers, "asked for");
+    let mut by_registry = sides();
+    packed(&mut by_registry);
+    by_registry.options.image_strategy = Registry;
+    assert!(codes(&by_registry.plan(), Severity::Conflict).contains(&"image.strategy"));
     for strategy in [Layers, Registry] {
         for blind in [true, false] {
             let ask = |s: &mut Sides| {

@@ -17,13 +17,14 @@ use super::{BodyStream, Client, ClientError};
 use crate::archive::{self, Layer};
 use crate::document::{self, Descriptor, LARGEST, LARGEST_CONFIG, Pushed, media};
 use crate::error::OciError;
+use crate::held::Document;
 use crate::layer;
 use crate::name::{Reference, Repository};
 use crate::registry::CONTENT_DIGEST;
 use crate::spool::{BlobFile, Shared};
 
 /// How many layers are fetched at once.
-const PARALLEL: usize = 4;
+pub(super) const PARALLEL: usize = 4;
 
 /// What of an image is wanted.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +37,7 @@ pub struct Wanted<'a> {
 
 /// An image that came, every byte compared.
 pub struct Fetched {
-    /// It as an archive in `docker save` form, without the layers that are here already.
+    /// It as an archive for the engine, without what is here already.
     pub archive: ByteStream,
     /// How many layers came.
     pub layers: usize,
@@ -124,7 +125,7 @@ impl Client {
         })
     }
 
-    fn other(&self, message: String) -> ClientError {
+    pub(super) fn other(&self, message: String) -> ClientError {
         ClientError::OtherImage {
             registry: self.name(),
             message,
@@ -138,7 +139,8 @@ impl Client {
         reference: &Reference,
         image: &ImageSpec,
     ) -> Result<(Descriptor, Vec<Descriptor>), ClientError> {
-        let manifests = match self.document(repository, reference, None).await? {
+        let (_, document) = self.document(repository, reference, None).await?;
+        let manifests = match document? {
             Pushed::Manifest { config, layers } => return Ok((config, layers)),
             Pushed::Attestation { .. } => return Err(self.other("an attestation, and no image".into())),
             Pushed::Index(manifests) => manifests,
@@ -151,7 +153,8 @@ impl Client {
             return Err(self.other(format!("none for {}/{}", image.os, image.architecture)));
         };
         let reference = Reference::Digest(descriptor.digest.clone());
-        match self.document(repository, &reference, Some(descriptor)).await? {
+        let (_, document) = self.document(repository, &reference, Some(descriptor)).await?;
+        match document? {
             Pushed::Manifest { config, layers } => Ok((config, layers)),
             Pushed::Index(_) | Pushed::Attestation { .. } => Err(self.nonsense(
                 "an index",
@@ -160,12 +163,13 @@ impl Client {
         }
     }
 
-    async fn document(
+    /// A manifest or an index, compared with what it is known by, and what is in it; or why it is not one that is taken in.
+    pub(super) async fn document(
         &self,
         repository: &Repository,
         reference: &Reference,
         described: Option<&Descriptor>,
-    ) -> Result<Pushed, ClientError> {
+    ) -> Result<(Document, Result<Pushed, OciError>), ClientError> {
         let written = match reference {
             Reference::Tag(tag) => tag.as_str(),
             Reference::Digest(digest) => digest.as_str(),
@@ -197,17 +201,33 @@ impl Client {
             return Err(self.length(what, described.size, bytes.len() as u64));
         }
         let kind = text(&headers, &header::CONTENT_TYPE);
-        let (kind, pushed) = document::read(kind, &bytes)?;
+        let (media_type, pushed) = match document::read(kind, &bytes) {
+            Ok((kind, pushed)) => (kind, Ok(pushed)),
+            Err(error) => (kind.unwrap_or_default().to_owned(), Err(error)),
+        };
         if let Some(described) = described
-            && described.media_type != kind
+            && pushed.is_ok()
+            && described.media_type != media_type
         {
-            let message = format!("it is {kind:?}, and was said to be {:?}", described.media_type);
+            let message = format!(
+                "it is {media_type:?}, and was said to be {:?}",
+                described.media_type
+            );
             return Err(self.nonsense(&what, message));
         }
-        Ok(pushed)
+        let document = Document {
+            media_type,
+            digest: found,
+            bytes,
+        };
+        Ok((document, pushed))
     }
 
-    async fn config(&self, repository: &Repository, config: &Descriptor) -> Result<Bytes, ClientError> {
+    pub(super) async fn config(
+        &self,
+        repository: &Repository,
+        config: &Descriptor,
+    ) -> Result<Bytes, ClientError> {
         let what = format!("configuration {}", config.digest);
         let path = format!("/v2/{}/blobs/{}", repository.as_str(), config.digest);
         let ask = Ask::new(Method::GET, path, &what, &pull_scope(repository));
@@ -278,7 +298,7 @@ impl Client {
     }
 
     /// A blob, from the store or into it. What broke off goes on where it stands.
-    async fn blob(
+    pub(super) async fn blob(
         &self,
         repository: &Repository,
         descriptor: &Descriptor,
@@ -438,9 +458,9 @@ impl Client {
 }
 
 /// Drops layers of the store.
-struct Release {
-    store: Arc<Store>,
-    digests: Vec<Digest>,
+pub(super) struct Release {
+    pub(super) store: Arc<Store>,
+    pub(super) digests: Vec<Digest>,
 }
 
 impl Drop for Release {
@@ -460,7 +480,7 @@ fn announced(headers: &http::HeaderMap) -> Option<u64> {
 }
 
 /// Compares a blob with the layer that it should be, and returns the length of its plain tar. What is plain has been compared.
-async fn compared(
+pub(super) async fn compared(
     descriptor: &Descriptor,
     blob: &Arc<BlobFile>,
     diff_id: &Digest,

@@ -10,12 +10,14 @@
 //! | `request` | one request: credentials, redirects, patience |
 //! | `auth` | what a registry asks for, and tokens |
 //! | `fetch`, `store` | images from there |
+//! | `kept` | images from there, for an engine that keeps blobs |
 //! | `push` | images to there |
 
 mod address;
 mod auth;
 mod error;
 mod fetch;
+mod kept;
 mod push;
 mod request;
 mod store;

@@ -9,6 +9,10 @@
 #[allow(dead_code, reason = "shared with the tests of the registry")]
 mod common;
 mod fetching;
+mod kept;
 mod liars;
 mod pushing;
 mod server;
+#[path = "../registry/store.rs"]
+#[allow(dead_code, reason = "shared with the tests of the registry")]
+mod store;

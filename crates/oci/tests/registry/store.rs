@@ -216,6 +216,10 @@ impl Images for Store {
         }
         Ok(Box::pin(stream::iter(pieces)))
     }
+    async fn lacking(&self, blobs: &[Digest]) -> Result<Vec<Digest>, EngineError> {
+        let lacks = |blob: &&Digest| !self.has(blob);
+        Ok(blobs.iter().filter(lacks).cloned().collect())
+    }
     async fn held(&self, _layers: &[Digest]) -> Result<usize, EngineError> {
         unsupported()
     }

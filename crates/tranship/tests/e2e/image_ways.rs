@@ -28,13 +28,13 @@ pub fn tags(node: &Node) -> String {
     listed.unwrap()
 }
 
-fn run_web(node: &Node, image: &str) {
+pub fn run_web(node: &Node, image: &str) {
     node.exec_ok(["docker", "run", "-d", "--name", "web", "--network", "none", image])
         .unwrap();
 }
 
 /// Moves `web` to `b` and returns how many bytes `b` received; then it is back at `a`, and the image gone from `b`.
-fn there_and_forgotten(world: &World, image: &str, options: &[&str]) -> u64 {
+pub fn there_and_forgotten(world: &World, image: &str, options: &[&str]) -> u64 {
     let received = || world.b.link_bytes().unwrap().received;
     let before = received();
     world
@@ -67,7 +67,7 @@ pub fn spooled(node: &Node) -> String {
         .unwrap()
 }
 
-fn warm_up(world: &World) {
+pub fn warm_up(world: &World) {
     // The agents are there, so that only the image is counted.
     world.run(&["doctor", "ssh://root@a", "ssh://root@b"]);
 }
@@ -139,7 +139,7 @@ fn every_way_brings_the_same_image_and_only_what_is_missing() {
 }
 
 /// Resets every connection between the agents for a while.
-fn break_connections(node: &Node) {
+pub fn break_connections(node: &Node) {
     // All that is not ssh.
     let rule = "INPUT -p tcp ! --dport 22 -j REJECT --reject-with tcp-reset";
     node.sh(&format!("iptables -I {rule} && sleep 2; iptables -D {rule}"))

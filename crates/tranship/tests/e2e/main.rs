@@ -21,6 +21,7 @@ mod commands;
 mod conflicts;
 mod connections;
 mod containerd;
+mod containerd_layers;
 mod cp;
 mod cp_across;
 mod cp_broken;

@@ -8,7 +8,7 @@ use crate::registry::{GUARDED, Serving, guard, id, log_in, pull_over_an_end};
 use crate::world::{World, inspect, untagged_image, wait_until};
 
 /// Makes of `app:1` the image `said:1` as BuildKit does: an index of it and of an attestation.
-const SAID: &str = r#"
+pub const SAID: &str = r#"
 set -e
 rm -rf /srv/said && mkdir /srv/said && cd /srv/said
 docker save app:1 | tar x
