@@ -22,7 +22,8 @@ use tranship_core::storage::Pipe;
 use tranship_core::{Engine, EngineError, Fault, ImageSpec};
 use tranship_migrate::images::{Came, ImageOrigin, ImageWays};
 use tranship_oci::client::{
-    Address, BodyStream, Client, ClientError, NoLogins, Patience, Payload, Store, Transport, Wanted,
+    Address, BodyStream, Client, ClientError, NoLogins, Patience, Payload, Platforms, Store, Transport,
+    Wanted,
 };
 use tranship_oci::name::{Reference, Repository, Tag};
 use tranship_oci::port::{EngineImages, Images};
@@ -143,13 +144,20 @@ impl ImageWays for NodeImages {
             repository: repository.as_str().to_owned(),
             manifest,
         };
+        let images: Arc<dyn Images> = Arc::new(EngineImages(Arc::clone(&self.engine)));
+        let keeps_blobs = images.blobs(&[]).await?.is_some();
         let mut near = Vec::new();
         for known in &image.repo_digests {
             let Some((repository, manifest)) = of_registry(&address, known) else {
                 continue;
             };
             // It may have been deleted there; whoever may not look may still be let in elsewhere.
-            if client.has(&repository, &manifest, image).await.unwrap_or(false) {
+            let has = match keeps_blobs {
+                true if manifest == image.id => client.has_kept(&repository, image).await,
+                true => Ok(false),
+                false => client.has(&repository, &manifest, image).await,
+            };
+            if has.unwrap_or(false) {
                 return Ok(origin(&repository, manifest));
             }
             near.push(repository);
@@ -159,8 +167,10 @@ impl ImageWays for NodeImages {
             return Err(Fault::new("registry.not-found", FaultKind::Environment, text));
         }
         let repository = address.repository(TRANSPORT).map_err(Fault::from)?;
-        let images: Arc<dyn Images> = Arc::new(EngineImages(Arc::clone(&self.engine)));
-        let pushed = client.push(&repository, &near, &images, image, &sent).await;
+        let pushed = match keeps_blobs {
+            true => client.push_kept(&repository, &near, &images, image, &sent).await,
+            false => client.push(&repository, &near, &images, image, &sent).await,
+        };
         let pushed = pushed.map_err(Fault::from)?;
         Ok(origin(&repository, pushed.manifest))
     }
@@ -213,7 +223,15 @@ impl ImageWays for NodeImages {
         let images = EngineImages(Arc::clone(&self.engine));
         // An engine that keeps blobs is given those: put together from plain layers, it would be another image.
         let fetched = match images.blobs(&[]).await? {
-            Some(_) => client.fetch_kept(&repository, image, &images, &store).await,
+            Some(_) => {
+                // A registry may have an image for many platforms, of which the source has one.
+                let platforms = match origin {
+                    ImageOrigin::Source => Platforms::All,
+                    ImageOrigin::Registry { .. } => Platforms::Own,
+                };
+                let wanted = (image, platforms);
+                client.fetch_kept(&repository, wanted, &images, &store).await
+            }
             None => {
                 let wanted = Wanted { image, held };
                 client.fetch(&repository, &reference, wanted, &store).await

@@ -236,7 +236,7 @@ impl Choice<'_> {
         }
         if let Some(registry) = &self.options.registry
             && self.is_from(registry)
-            && !self.packed()
+            && !(self.packed() && self.obstacle().is_some())
         {
             let reason = format!("it came from {registry}: nothing is sent from the source");
             return way(ImageStrategy::Registry, reason);
@@ -316,7 +316,8 @@ impl Choice<'_> {
         let by_layers = match way.strategy {
             ImageStrategy::Layers => true,
             ImageStrategy::Registry => match &self.options.registry {
-                Some(registry) => !self.is_from(registry),
+                // What containerd lacks is asked of it also where a registry has everything.
+                Some(registry) => self.packed() || !self.is_from(registry),
                 None => {
                     return Some(Refusal {
                         code: "image.registry",
@@ -327,17 +328,11 @@ impl Choice<'_> {
             },
             _ => false,
         };
-        let (message, remedy) = if way.strategy == ImageStrategy::Registry && self.packed() {
-            let text = "with containerd's image store, images do not travel by way of a registry";
-            (text, "use --image-strategy layers or stream")
-        } else {
-            let obstacle = self.obstacle().filter(|_| by_layers)?;
-            (obstacle, "use --image-strategy stream")
-        };
+        let message = self.obstacle().filter(|_| by_layers)?;
         Some(Refusal {
             code: "image.strategy",
             message,
-            remedy,
+            remedy: "use --image-strategy stream",
         })
     }
 }

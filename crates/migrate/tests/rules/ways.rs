@@ -106,7 +106,7 @@ fn what_was_asked_for_is_done_or_refused() {
     }
     assert_ne!(sides().plan().image_way.strategy, Auto);
     conflicts(|s| s.options.image_strategy = Registry, &["image.registry"]);
-    // What came from a registry would be another image for containerd, put together from plain layers.
+    // What came from a registry is for containerd what it was, as long as it can be asked what it lacks.
     let packed = |s: &mut Sides| {
         s.report.spec.image.repo_digests = vec![format!("r:5000/app@{}", s.report.spec.image.id)];
         s.options.registry = Some("r:5000".into());
@@ -115,16 +115,23 @@ fn what_was_asked_for_is_done_or_refused() {
             engine.containerd_seen = true;
         }
     };
-    chosen(packed, Stream, "travel twice");
-    let layers = |s: &mut Sides| {
+    chosen(packed, Registry, "nothing is sent from the source");
+    for strategy in [Layers, Registry] {
+        let asked = |s: &mut Sides| {
+            packed(s);
+            s.options.image_strategy = strategy;
+        };
+        chosen(asked, strategy, "asked for");
+        let mut blind = sides();
+        asked(&mut blind);
+        blind.survey.node.engine.containerd_seen = false;
+        assert!(codes(&blind.plan(), Severity::Conflict).contains(&"image.strategy"));
+    }
+    let blind = |s: &mut Sides| {
         packed(s);
-        s.options.image_strategy = Layers;
+        s.source.engine.containerd_seen = false;
     };
-    chosen(layers, Layers, "asked for");
-    let mut by_registry = sides();
-    packed(&mut by_registry);
-    by_registry.options.image_strategy = Registry;
-    assert!(codes(&by_registry.plan(), Severity::Conflict).contains(&"image.strategy"));
+    chosen(blind, Stream, "travel twice");
     for strategy in [Layers, Registry] {
         for blind in [true, false] {
             let ask = |s: &mut Sides| {

@@ -110,6 +110,16 @@ pub enum ClientError {
         /// In which way.
         message: String,
     },
+    /// An image that is not all here, and not all there.
+    #[error("{registry} would refuse the image {image}: it names {lacking}, which is neither here nor there")]
+    Partial {
+        /// The registry.
+        registry: String,
+        /// The image.
+        image: String,
+        /// What is missing.
+        lacking: String,
+    },
     /// An answer that makes no sense.
     #[error("{registry} answers {what} in a way that makes no sense: {message}")]
     Answer {
@@ -167,6 +177,7 @@ impl Explain for ClientError {
             Self::Length { .. } => "registry.length",
             Self::TooLarge { .. } => "registry.too-large",
             Self::OtherImage { .. } => "registry.other-image",
+            Self::Partial { .. } => "registry.partial",
             Self::Answer { .. } => "registry.answer",
             Self::Address { .. } => "registry.address",
             Self::Credentials { .. } => "registry.credentials",
@@ -183,6 +194,9 @@ impl Explain for ClientError {
             }
             Self::Denied { registry, .. } => {
                 format!("`docker login {registry}` on that node, as the user of its agent")
+            }
+            Self::Partial { .. } => {
+                "an index is pushed whole or not at all, and of this one not all platforms are here; use --image-strategy layers or stream".into()
             }
             Self::Busy { .. } => "try again later, or use --image-strategy stream".into(),
             Self::Insecure { .. } => {

@@ -15,7 +15,7 @@ use super::request::{Ask, text};
 use super::store::Store;
 use super::{BodyStream, Client, ClientError};
 use crate::archive::{self, Layer};
-use crate::document::{self, Descriptor, LARGEST, LARGEST_CONFIG, Pushed, media};
+use crate::document::{self, Descriptor, LARGEST, LARGEST_CONFIG, Pushed};
 use crate::error::OciError;
 use crate::held::Document;
 use crate::layer;
@@ -177,14 +177,7 @@ impl Client {
         let what = format!("manifest {}:{written}", repository.as_str());
         let path = format!("/v2/{}/manifests/{written}", repository.as_str());
         let mut ask = Ask::new(Method::GET, path, &what, &pull_scope(repository));
-        for kind in [
-            media::MANIFEST,
-            media::DOCKER_MANIFEST,
-            media::INDEX,
-            media::DOCKER_LIST,
-        ] {
-            ask.headers.append(header::ACCEPT, HeaderValue::from_static(kind));
-        }
+        ask.accept_documents();
         let (headers, bytes) = self.small(&ask, LARGEST).await?;
         let found = Digest::of(&bytes);
         let announced = text(&headers, &CONTENT_DIGEST);

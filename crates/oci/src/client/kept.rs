@@ -25,6 +25,15 @@ use crate::spool::BlobFile;
 /// Most blobs of one image, for all its platforms: as many as are read of one where it is kept.
 const MOST_BLOBS: usize = 4096;
 
+/// What of an index is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Platforms {
+    /// The image that the engine runs, and what is said of images.
+    Own,
+    /// All that is there.
+    All,
+}
+
 /// A blob that documents of the image name.
 struct Named {
     descriptor: Descriptor,
@@ -64,10 +73,20 @@ impl Parts {
         }
         Ok(())
     }
+
+    /// What need not be there.
+    fn add_all(&mut self, config: &Descriptor, layers: &[Descriptor]) -> Result<(), OciError> {
+        let mut named = layers.iter().chain([config]);
+        named.try_for_each(|descriptor| self.add(descriptor, None))
+    }
+}
+
+fn is_of(platform: &Platform, image: &ImageSpec) -> bool {
+    platform.os == image.os && platform.architecture == image.architecture
 }
 
 impl Client {
-    /// Fetches the blobs of an image that the engine behind `images` lacks, of all platforms that are there. Documents and blobs are
+    /// Fetches the blobs of an image that the engine behind `images` lacks, of these platforms. Documents and blobs are
     /// compared with their digests, which begin with the image's id, and layers of the image that the engine runs are unpacked and
     /// compared with its configuration, before the archive is handed out.
     ///
@@ -76,11 +95,11 @@ impl Client {
     pub async fn fetch_kept(
         &self,
         repository: &Repository,
-        image: &ImageSpec,
+        (image, platforms): (&ImageSpec, Platforms),
         images: &dyn Images,
         store: &Arc<Store>,
     ) -> Result<Fetched, ClientError> {
-        let (root, parts) = self.parts(repository, image).await?;
+        let (root, parts) = self.parts(repository, image, platforms).await?;
         let all: Vec<Digest> = parts.blobs.keys().cloned().collect();
         let lacking = images.lacking(&all).await.map_err(OciError::from)?;
         let lacking: BTreeSet<Digest> = lacking.into_iter().collect();
@@ -120,6 +139,18 @@ impl Client {
         })
     }
 
+    /// Whether a repository has this very image as it is kept.
+    ///
+    /// # Errors
+    /// Any [`ClientError`] but that it is not there, or another image.
+    pub async fn has_kept(&self, repository: &Repository, image: &ImageSpec) -> Result<bool, ClientError> {
+        match self.parts(repository, image, Platforms::Own).await {
+            Ok(_) => Ok(true),
+            Err(ClientError::NotFound { .. } | ClientError::OtherImage { .. }) => Ok(false),
+            Err(other) => Err(other),
+        }
+    }
+
     /// A blob, compared; `None` if it is not there and need not be.
     async fn named(
         &self,
@@ -144,6 +175,7 @@ impl Client {
         &self,
         repository: &Repository,
         image: &ImageSpec,
+        platforms: Platforms,
     ) -> Result<(Document, Parts), ClientError> {
         let reference = Reference::Digest(image.id.clone());
         let (root, pushed) = self.document(repository, &reference, None).await?;
@@ -151,14 +183,14 @@ impl Client {
         match pushed? {
             Pushed::Manifest { config, layers } => {
                 let named = (&config, &layers[..]);
-                self.manifest_parts(repository, image, None, named, &mut parts)
-                    .await?;
+                self.own_parts(repository, image, None, named, &mut parts).await?;
             }
             Pushed::Attestation { .. } => {}
             Pushed::Index(manifests) => {
                 let mut seen = BTreeSet::new();
                 for descriptor in manifests.iter().filter(|m| seen.insert(&m.digest)) {
-                    self.child(repository, image, descriptor, &mut parts).await?;
+                    let wanted = (image, platforms);
+                    self.child(repository, wanted, descriptor, &mut parts).await?;
                 }
             }
         }
@@ -175,10 +207,16 @@ impl Client {
     async fn child(
         &self,
         repository: &Repository,
-        image: &ImageSpec,
+        (image, platforms): (&ImageSpec, Platforms),
         descriptor: &Descriptor,
         parts: &mut Parts,
     ) -> Result<(), ClientError> {
+        let others = platforms == Platforms::All;
+        let platform = descriptor.platform.as_ref();
+        // What is said of an image is for no platform.
+        if !others && !platform.is_none_or(|p| is_of(p, image) || p.os == "unknown") {
+            return Ok(());
+        }
         let reference = Reference::Digest(descriptor.digest.clone());
         let (document, pushed) = match self.document(repository, &reference, Some(descriptor)).await {
             Err(ClientError::NotFound { .. }) => return Ok(()),
@@ -186,15 +224,16 @@ impl Client {
         };
         match pushed {
             Ok(Pushed::Manifest { config, layers }) => {
-                let platform = descriptor.platform.as_ref();
                 let named = (&config, &layers[..]);
-                self.manifest_parts(repository, image, platform, named, parts)
-                    .await?;
+                let own = self.own_parts(repository, image, platform, named, parts);
+                match (own.await?, others) {
+                    (true, _) => {}
+                    (false, true) => parts.add_all(&config, &layers)?,
+                    (false, false) => return Ok(()),
+                }
             }
             Ok(Pushed::Attestation { config, layers }) => {
-                for named in layers.iter().chain([&config]) {
-                    parts.add(named, None)?;
-                }
+                parts.add_all(&config, &layers)?;
             }
             // It is no image, and no reason to refuse the one beside it.
             Ok(Pushed::Index(_)) => {}
@@ -206,26 +245,23 @@ impl Client {
         Ok(())
     }
 
-    async fn manifest_parts(
+    /// Takes in a manifest if it is that of the image that the engine runs. Whether it is.
+    async fn own_parts(
         &self,
         repository: &Repository,
         image: &ImageSpec,
         platform: Option<&Platform>,
         (config, layers): (&Descriptor, &[Descriptor]),
         parts: &mut Parts,
-    ) -> Result<(), ClientError> {
-        let may_be = !parts.own
-            && layers.len() == image.layers.len()
-            && platform.is_none_or(|p| p.os == image.os && p.architecture == image.architecture);
+    ) -> Result<bool, ClientError> {
+        let may_be =
+            !parts.own && layers.len() == image.layers.len() && platform.is_none_or(|p| is_of(p, image));
         let own = match may_be {
             true => self.own_config(repository, image, config).await?,
             false => None,
         };
         let Some(bytes) = own else {
-            for named in layers.iter().chain([config]) {
-                parts.add(named, None)?;
-            }
-            return Ok(());
+            return Ok(false);
         };
         parts.own = true;
         for (layer, diff_id) in layers.iter().zip(&image.layers) {
@@ -236,7 +272,7 @@ impl Client {
             digest: config.digest.clone(),
             bytes,
         });
-        Ok(())
+        Ok(true)
     }
 
     /// The configuration, if it is that of the image that the engine runs.

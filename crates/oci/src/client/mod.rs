@@ -12,6 +12,7 @@
 //! | `fetch`, `store` | images from there |
 //! | `kept` | images from there, for an engine that keeps blobs |
 //! | `push` | images to there |
+//! | `push_kept` | images to there, from an engine that keeps blobs |
 
 mod address;
 mod auth;
@@ -19,6 +20,7 @@ mod error;
 mod fetch;
 mod kept;
 mod push;
+mod push_kept;
 mod request;
 mod store;
 
@@ -34,6 +36,7 @@ pub use self::address::Address;
 pub use self::auth::{Login, Logins, NoLogins};
 pub use self::error::ClientError;
 pub use self::fetch::{Fetched, Wanted};
+pub use self::kept::Platforms;
 pub use self::push::Pushed;
 pub use self::store::Store;
 

@@ -8,17 +8,19 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use tranship_core::ids::Digest;
+use tranship_core::image::ImageBlob;
 use tranship_core::{EngineError, ImageSpec};
 
 use super::request::{Ask, text};
 use super::{Client, ClientError, Payload};
 use crate::document::{self, Form, media};
 use crate::error::OciError;
+use crate::held::Document;
 use crate::name::{Reference, Repository};
 use crate::port::Images;
 
 /// How many layers are sent at once.
-const PARALLEL: usize = 3;
+pub(super) const PARALLEL: usize = 3;
 
 /// An image that a registry has now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,13 +34,18 @@ pub struct Pushed {
 }
 
 /// What is sent.
-enum Content<'a> {
+pub(super) enum Content<'a> {
     Full(Bytes),
     Layer {
         images: &'a Arc<dyn Images>,
         image: &'a ImageSpec,
         index: usize,
         length: u64,
+    },
+    /// A blob as the engine keeps it.
+    Kept {
+        images: &'a Arc<dyn Images>,
+        blob: &'a ImageBlob,
     },
 }
 
@@ -47,6 +54,7 @@ impl Content<'_> {
         match self {
             Self::Full(bytes) => bytes.len() as u64,
             Self::Layer { length, .. } => *length,
+            Self::Kept { blob, .. } => blob.size,
         }
     }
 }
@@ -106,7 +114,12 @@ impl Client {
             .await?;
         let content = Content::Full(config);
         self.put_blob(repository, near, &image.id, &content, sent).await?;
-        self.put_manifest(repository, &digest, manifest).await?;
+        let document = Document {
+            media_type: media::MANIFEST.to_owned(),
+            digest: digest.clone(),
+            bytes: manifest,
+        };
+        self.put_manifest(repository, document).await?;
         Ok(Pushed {
             manifest: digest,
             layers: count.into_inner(),
@@ -133,7 +146,7 @@ impl Client {
     }
 
     /// Sends a blob, unless it is there. Whether it was sent.
-    async fn put_blob(
+    pub(super) async fn put_blob(
         &self,
         repository: &Repository,
         near: &[Repository],
@@ -228,56 +241,53 @@ impl Client {
     ) -> Result<(Payload, Failure), ClientError> {
         let failure = Failure::default();
         let (sent, taken) = (Arc::clone(sent), Arc::clone(taken));
-        let payload = match content {
+        let opened = match content {
             Content::Full(bytes) => {
                 sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 taken.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                Payload::Full(bytes.clone())
+                return Ok((Payload::Full(bytes.clone()), failure));
             }
             Content::Layer {
-                images,
-                image,
-                index,
-                length,
-            } => {
-                let layer = images.layer(image, *index, 0).await.map_err(OciError::from)?;
-                let failed = Arc::clone(&failure);
-                let stream = layer.map(move |piece| match piece {
-                    Ok(piece) => {
-                        sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                        taken.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                        Ok(piece)
-                    }
-                    Err(error) => {
-                        let message = error.to_string();
-                        if let Ok(mut failed) = failed.lock() {
-                            *failed = Some(error);
-                        }
-                        Err(std::io::Error::other(message))
-                    }
-                });
-                Payload::Stream {
-                    length: *length,
-                    stream: Box::pin(stream),
-                }
+                images, image, index, ..
+            } => images.layer(image, *index, 0).await,
+            Content::Kept { images, blob } => images.blob(blob, 0..blob.size).await,
+        };
+        let failed = Arc::clone(&failure);
+        let stream = opened.map_err(OciError::from)?.map(move |piece| match piece {
+            Ok(piece) => {
+                sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                taken.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                Ok(piece)
             }
+            Err(error) => {
+                let message = error.to_string();
+                if let Ok(mut failed) = failed.lock() {
+                    *failed = Some(error);
+                }
+                Err(std::io::Error::other(message))
+            }
+        });
+        let payload = Payload::Stream {
+            length: content.length(),
+            stream: Box::pin(stream),
         };
         Ok((payload, failure))
     }
 
     /// Puts a manifest by its digest, so that it has no tag that would have to be taken away again.
-    async fn put_manifest(
+    pub(super) async fn put_manifest(
         &self,
         repository: &Repository,
-        digest: &Digest,
-        manifest: Bytes,
+        document: Document,
     ) -> Result<(), ClientError> {
+        let digest = &document.digest;
         let what = format!("manifest {digest}");
         let path = format!("/v2/{}/manifests/{digest}", repository.as_str());
         let mut ask = Ask::new(Method::PUT, path, &what, &push_scope(repository, &[]));
-        ask.headers
-            .insert(header::CONTENT_TYPE, HeaderValue::from_static(media::MANIFEST));
-        ask.body = manifest;
+        let kind = HeaderValue::from_str(&document.media_type);
+        let kind = kind.map_err(|_| self.nonsense(&what, "no media type"))?;
+        ask.headers.insert(header::CONTENT_TYPE, kind);
+        ask.body = document.bytes;
         let answer = self.ask(&ask).await?;
         match answer.status() {
             StatusCode::CREATED | StatusCode::OK => Ok(()),
@@ -289,7 +299,7 @@ impl Client {
 /// What failed while a body was made.
 type Failure = Arc<std::sync::Mutex<Option<EngineError>>>;
 
-fn push_scope(repository: &Repository, near: &[Repository]) -> String {
+pub(super) fn push_scope(repository: &Repository, near: &[Repository]) -> String {
     let mut scope = format!("repository:{}:pull,push", repository.as_str());
     for near in near.iter().filter(|near| *near != repository) {
         scope.push_str(&format!(" repository:{}:pull", near.as_str()));

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::auth::{Challenge, secret};
 use super::{BodyStream, Client, ClientError, Payload};
+use crate::document::media;
 
 /// How often a request is led on.
 const REDIRECTS: usize = 5;
@@ -47,6 +48,19 @@ impl Ask {
             body: Bytes::new(),
             what: what.into(),
             scope: scope.to_owned(),
+        }
+    }
+
+    /// Of documents, those that are understood are asked for.
+    pub(super) fn accept_documents(&mut self) {
+        for kind in [
+            media::MANIFEST,
+            media::DOCKER_MANIFEST,
+            media::INDEX,
+            media::DOCKER_LIST,
+        ] {
+            self.headers
+                .append(header::ACCEPT, HeaderValue::from_static(kind));
         }
     }
 }

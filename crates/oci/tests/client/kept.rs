@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use http::{Method, Response};
@@ -11,7 +11,7 @@ use tranship_core::ImageSpec;
 use tranship_core::fault::Explain as _;
 use tranship_core::ids::Digest;
 use tranship_oci::Registry;
-use tranship_oci::client::{BodyStream, Client, ClientError, Fetched, Store as Came};
+use tranship_oci::client::{BodyStream, Client, ClientError, Fetched, Platforms, Store as Came};
 use tranship_oci::document::media;
 use tranship_oci::name::Repository;
 use tranship_oci::port::Images;
@@ -68,7 +68,7 @@ impl Pair {
     async fn fetch(&self, image: &ImageSpec) -> Result<Fetched, ClientError> {
         let repository = Repository::new("image").unwrap();
         self.client
-            .fetch_kept(&repository, image, &self.to, &self.came)
+            .fetch_kept(&repository, (image, Platforms::All), &self.to, &self.came)
             .await
     }
 
@@ -303,4 +303,61 @@ async fn an_image_of_endless_blobs_is_refused_before_they_come() {
     let pair = Pair::honest(from, &id);
     pair.refuses(&own(&id, &image), "oci.too-many").await;
     assert_eq!(pair.server.count(&Method::GET, "/blobs/"), 0);
+}
+
+#[tokio::test]
+async fn a_registry_gets_what_it_lacks_and_gives_the_image_that_runs() {
+    let (image, from) = (image(), Store::default());
+    let mine = from.image(&image, gzip);
+    let other = from.image(&Image::new("other", &[noise(7, 5000)]), gzip);
+    let text = index(&[(&mine.0, mine.1, "amd64"), (&other.0, other.1, "s390x")]);
+    let id = from.put(text);
+    from.tag_as("app:1", &id);
+    let all = blobs(&from);
+    let (there, spool) = (Arc::new(Store::default()), tempfile::tempdir().unwrap());
+    let registry = Registry::writing(Arc::clone(&there) as _, None, &spool.path().join("s"), limits());
+    let server = Arc::new(Server::new(registry.unwrap()));
+    let address = "reg.example".parse().unwrap();
+    let client = Client::new(address, Arc::clone(&server) as _, Arc::new(Me), patience());
+    let repository = Repository::new("tranship").unwrap();
+    let (from, wanted) = (Arc::new(from), own(&id, &image));
+    let push = async |wanted: &ImageSpec| {
+        let images = Arc::clone(&from) as Arc<dyn Images>;
+        let sent = Arc::new(AtomicU64::new(0));
+        client.push_kept(&repository, &[], &images, wanted, &sent).await
+    };
+    assert!(!client.has_kept(&repository, &wanted).await.unwrap());
+    let pushed = push(&wanted).await.unwrap();
+    assert_eq!((&pushed.manifest, pushed.layers), (&id, 6));
+    assert_eq!(blobs(&there), all);
+    assert!(client.has_kept(&repository, &wanted).await.unwrap());
+    assert!(
+        !client
+            .has_kept(&repository, &own(&id, &Image::new("x", &[])))
+            .await
+            .unwrap()
+    );
+    let again = push(&wanted).await.unwrap();
+    assert_eq!((again.layers, again.bytes), (0, 0));
+
+    // Of the registry's platforms, only the one that runs comes.
+    let (to, spool) = (Store::default(), tempfile::tempdir().unwrap());
+    let came = Arc::new(Came::open(&spool.path().join("s"), limits()).unwrap());
+    let fetched = client
+        .fetch_kept(&repository, (&wanted, Platforms::Own), &to, &came)
+        .await
+        .unwrap();
+    assert_eq!(fetched.layers, 3);
+    to.import(fetched.archive).await.unwrap();
+    assert!(to.has(&id) && to.has(&mine.0) && !to.has(&other.0));
+    assert_eq!(blobs(&to).len(), 6);
+
+    // An index of which not all is here is refused before anything is sent.
+    let elsewhere = Digest::of(b"elsewhere");
+    let sparse = from.put(index(&[(&mine.0, mine.1, "amd64"), (&elsewhere, 9, "arm64")]));
+    from.tag_as("app:2", &sparse);
+    let before = server.count(&Method::POST, "");
+    let error = push(&own(&sparse, &image)).await.unwrap_err();
+    assert_eq!(error.code(), "registry.partial", "{error}");
+    assert_eq!(server.count(&Method::POST, ""), before);
 }

@@ -36,7 +36,7 @@ printf XXXXXXXX | dd of="$file" bs=1 seek=4000000 conv=notrunc 2>/dev/null
 [ "$before" = "$(stat -c %s "$file")" ] && [ "sha256:$(sha256sum "$file" | cut -d' ' -f1)" != "sha256:$(basename "$file")" ]
 "#;
 
-fn made() -> Option<World> {
+pub fn made() -> Option<World> {
     let world = World::with(both())?;
     world.a.load_image("busybox").unwrap();
     world.a.sh(BUILD).unwrap();
@@ -47,13 +47,13 @@ fn made() -> Option<World> {
 
 const LAYERS: [&str; 2] = ["--image-strategy", "layers"];
 
-fn push(world: &World, image: &str) {
+pub fn push(world: &World, image: &str) {
     let args = ["image", "push", image, "ssh://root@b", "--from", "ssh://root@a"];
     world.run(&args).expect(0);
 }
 
 /// The names in an image's archive.
-fn archive(node: &Node, image: &str) -> String {
+pub fn archive(node: &Node, image: &str) -> String {
     node.sh(&format!("docker save {image} | tar t | sort")).unwrap()
 }
 

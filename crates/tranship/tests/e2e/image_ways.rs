@@ -253,7 +253,11 @@ impl DockerRegistry {
     }
 
     pub fn get(&self, node: &Node, path: &str) -> String {
-        let script = format!("curl -sk -u me:pass-word-1 https://{}/v2/{path}", self.name);
+        let accept = "Accept: application/vnd.oci.image.manifest.v1+json, application/json";
+        let script = format!(
+            "curl -sk -H '{accept}' -u me:pass-word-1 https://{}/v2/{path}",
+            self.name
+        );
         node.sh(&script).unwrap()
     }
 }

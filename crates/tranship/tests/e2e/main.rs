@@ -22,6 +22,7 @@ mod conflicts;
 mod connections;
 mod containerd;
 mod containerd_layers;
+mod containerd_registry;
 mod cp;
 mod cp_across;
 mod cp_broken;
