@@ -521,7 +521,7 @@ impl Engine for DockerEngine {
 
     async fn start(&self, container: &ContainerId) -> Result<(), EngineError> {
         let ask = Ask::new("start", "container", container.as_str());
-        self.let_go(container, &ask).await?;
+        self.let_go(container).await?;
         let started = self
             .docker
             .start_container(container.as_str(), None::<query::StartContainerOptions>)

@@ -127,7 +127,8 @@ pub(crate) async fn wait_until_ready(
                 first_seen_running = None;
                 tokio::time::sleep(AFTER_THE_END).await;
                 match engine.start(container).await {
-                    Ok(()) => {}
+                    // The start itself may take long, and it has all its time from here.
+                    Ok(()) => begun = tokio::time::Instant::now(),
                     Err(error) if engine_away(&error) => {}
                     Err(error) => return Err(error.into()),
                 }

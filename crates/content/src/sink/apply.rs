@@ -95,6 +95,11 @@ impl Apply {
         self.counts.content + self.pending.content
     }
 
+    /// Tells what failed of what is under way.
+    pub(super) fn look(&mut self) -> Result<(), SinkError> {
+        self.pending.look()
+    }
+
     /// Waits for what is under way.
     pub(super) fn settle(&mut self) -> Result<(), SinkError> {
         self.pending.settle()
@@ -527,6 +532,14 @@ impl Apply {
         self.counts.literal += size;
         self.renewed.insert(xxh3_64(&entry.path));
         let directory = self.directories.share(&self.place)?;
+        let base = base.map(|base| Entry {
+            // Nothing is taken from it.
+            kind: EntryKind::File {
+                size: 0,
+                extents: Vec::new(),
+            },
+            ..base
+        });
         self.pending.file(Job {
             directory,
             entry,

@@ -14,7 +14,7 @@ use super::error::{SinkError, failed};
 use super::place::Place;
 use super::pool::{Job, Made, Pool};
 use super::record::{Held, Output};
-use crate::entry::{Entry, EntryKind};
+use crate::entry::{Entry, EntryKind, Extent};
 use crate::tree::{Facts, TreeSummary};
 
 /// Files that are handed to a thread at once, at most.
@@ -22,8 +22,8 @@ const BATCH: usize = 32;
 /// Bytes of content that are handed to a thread at once, about.
 const BATCH_BYTES: usize = 256 << 10;
 /// Batches, entries and directories that wait, at most.
-const WAITING: usize = 256;
-/// Bytes of files that wait, at most, before the next one joins them.
+const WAITING: usize = 128;
+/// Bytes of files and entries that wait, at most, before the next one joins them.
 const WAITING_BYTES: usize = 8 << 20;
 /// Directories that stay open for what is being made in them, at most.
 const DIRECTORIES: usize = 64;
@@ -52,10 +52,27 @@ impl Left {
     }
 }
 
-enum Item {
+enum Work {
     Entry(Box<(Entry, Facts)>),
-    Batch { made: Receiver<Made>, bytes: usize },
+    Batch(Receiver<Made>),
     Leave(Left),
+}
+
+/// Something that waits, and how many bytes it keeps in memory, about.
+struct Item {
+    work: Work,
+    bytes: usize,
+}
+
+/// How many bytes an entry keeps in memory, about.
+fn weight(entry: &Entry) -> usize {
+    let more = match &entry.kind {
+        EntryKind::File { extents, .. } => size_of::<Extent>() * extents.len(),
+        EntryKind::Symlink { target } | EntryKind::Hardlink { target } => target.len(),
+        _ => 0,
+    };
+    let attributes = entry.xattrs.iter().map(|(name, value)| name.len() + value.len());
+    size_of::<Entry>() + entry.path.len() + more + attributes.sum::<usize>()
 }
 
 /// Files that no thread has yet, and the threads.
@@ -97,7 +114,7 @@ pub(super) struct Pending {
     waiting: VecDeque<Item>,
     /// Files that come after all that waits.
     batch: Batch,
-    /// Bytes of the batches that wait.
+    /// Bytes of all that waits.
     bytes: usize,
     directories: usize,
     /// Bytes of content that were put in place.
@@ -130,12 +147,13 @@ impl Pending {
         if self.is_idle() {
             return Ok(self.output.push(entry, facts)?);
         }
-        self.wait_for(Item::Entry(Box::new((entry.clone(), *facts))))
+        let bytes = weight(entry);
+        self.wait_for(Work::Entry(Box::new((entry.clone(), *facts))), bytes)
     }
 
     /// A file that has to be made.
     pub(super) fn file(&mut self, job: Job) -> Result<(), SinkError> {
-        self.batch.bytes += size_of::<Job>() + job.entry.path.len() + job.bytes.len();
+        self.batch.bytes += weight(&job.entry) + job.base.as_ref().map_or(0, weight) + job.bytes.len();
         self.batch.jobs.push(job);
         if self.batch.is_full() {
             self.hand_over()?;
@@ -149,7 +167,14 @@ impl Pending {
             return left.settle(&self.place);
         }
         self.directories += 1;
-        self.wait_for(Item::Leave(left))
+        let bytes = weight(&left.entry);
+        self.wait_for(Work::Leave(left), bytes)
+    }
+
+    /// Lets nothing lie, and takes what is done. What failed is told here, too.
+    pub(super) fn look(&mut self) -> Result<(), SinkError> {
+        self.hand_over()?;
+        self.drain()
     }
 
     /// Waits until nothing is under way.
@@ -172,36 +197,39 @@ impl Pending {
             return Ok(());
         }
         let (made, bytes) = self.batch.hand_over(&self.place)?;
-        self.bytes += bytes;
-        self.enqueue(Item::Batch { made, bytes })
+        self.enqueue(Work::Batch(made), bytes)
     }
 
-    fn wait_for(&mut self, item: Item) -> Result<(), SinkError> {
+    fn wait_for(&mut self, work: Work, bytes: usize) -> Result<(), SinkError> {
         self.hand_over()?;
-        self.enqueue(item)
+        self.enqueue(work, bytes)
     }
 
-    fn enqueue(&mut self, item: Item) -> Result<(), SinkError> {
-        self.waiting.push_back(item);
+    fn enqueue(&mut self, work: Work, bytes: usize) -> Result<(), SinkError> {
+        self.bytes += bytes;
+        self.waiting.push_back(Item { work, bytes });
+        self.drain()
+    }
+
+    /// Takes what is done from the front, and as much more as makes room.
+    fn drain(&mut self) -> Result<(), SinkError> {
         while let Some(item) = self.waiting.pop_front() {
             let full = self.waiting.len() >= WAITING
                 || self.bytes >= WAITING_BYTES
                 || self.directories >= DIRECTORIES;
-            let Item::Batch { made, bytes } = item else {
-                self.take(item)?;
-                continue;
-            };
-            if full {
-                self.take(Item::Batch { made, bytes })?;
-                continue;
-            }
-            match made.try_recv() {
-                Ok(files) => self.write(files, bytes)?,
-                Err(TryRecvError::Empty) => {
-                    self.waiting.push_front(Item::Batch { made, bytes });
-                    return Ok(());
-                }
-                Err(TryRecvError::Disconnected) => return Err(GONE),
+            match &item.work {
+                Work::Batch(made) if !full => match made.try_recv() {
+                    Ok(files) => {
+                        self.bytes -= item.bytes;
+                        self.write(files)?;
+                    }
+                    Err(TryRecvError::Empty) => {
+                        self.waiting.push_front(item);
+                        return Ok(());
+                    }
+                    Err(TryRecvError::Disconnected) => return Err(GONE),
+                },
+                _ => self.take(item)?,
             }
         }
         Ok(())
@@ -209,21 +237,21 @@ impl Pending {
 
     /// Takes the first that waits, and waits for it where it is not done.
     fn take(&mut self, item: Item) -> Result<(), SinkError> {
-        match item {
-            Item::Entry(entry) => Ok(self.output.push(&entry.0, &entry.1)?),
-            Item::Batch { made, bytes } => {
+        self.bytes -= item.bytes;
+        match item.work {
+            Work::Entry(entry) => Ok(self.output.push(&entry.0, &entry.1)?),
+            Work::Batch(made) => {
                 let files = made.recv().map_err(|_| GONE)?;
-                self.write(files, bytes)
+                self.write(files)
             }
-            Item::Leave(left) => {
+            Work::Leave(left) => {
                 self.directories -= 1;
                 left.settle(&self.place)
             }
         }
     }
 
-    fn write(&mut self, files: Made, bytes: usize) -> Result<(), SinkError> {
-        self.bytes -= bytes;
+    fn write(&mut self, files: Made) -> Result<(), SinkError> {
         for (entry, facts) in files? {
             if let EntryKind::File { size, .. } = entry.kind {
                 self.content += size;

@@ -66,11 +66,13 @@ impl Pool {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         for _ in 0..processors.min(MOST) {
             let (place, queue) = (place.clone(), queue.clone());
-            let thread = std::thread::Builder::new()
-                .name("sink-files".into())
-                .spawn(move || work(&place, &queue))
-                .map_err(SinkError::Thread)?;
-            pool.threads.push(thread);
+            let thread = std::thread::Builder::new().name("sink-files".into());
+            match thread.spawn(move || work(&place, &queue)) {
+                Ok(thread) => pool.threads.push(thread),
+                // As many as the system lets have do as well.
+                Err(_) if !pool.threads.is_empty() => break,
+                Err(error) => return Err(SinkError::Thread(error)),
+            }
         }
         Ok(pool)
     }

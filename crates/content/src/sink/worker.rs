@@ -116,7 +116,10 @@ impl<'a> Worker<'a> {
                     }
                 },
             };
-            let Some(task) = task else { return Ok(()) };
+            let Some(task) = task else {
+                // The link is gone. What arrived comes to be in place all the same: the next round need not send it.
+                return apply.as_mut().map_or(Ok(()), Apply::settle);
+            };
             match task {
                 Task::Operations(body) => {
                     let apply = match &mut apply {
@@ -128,6 +131,7 @@ impl<'a> Worker<'a> {
                         self.shared.entries.store(apply.counts.changed, Ordering::Relaxed);
                         self.shared.bytes.store(apply.in_place(), Ordering::Relaxed);
                     }
+                    apply.look()?;
                 }
                 Task::Done => {
                     pass += 1;
@@ -137,6 +141,7 @@ impl<'a> Worker<'a> {
                         Some(apply) => {
                             let (applied, counted) = apply.finish()?;
                             counts = counted;
+                            self.shared.bytes.store(counts.content, Ordering::Relaxed);
                             now = Some((applied.summary, applied.held));
                             root = applied.root;
                             applied.again

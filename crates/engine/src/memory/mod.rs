@@ -266,7 +266,7 @@ impl DockerEngine {
             }
             _ => {}
         }
-        self.let_go(container, &ask).await?;
+        self.let_go(container).await?;
         if !dump.is_of_this_boot() || !dump.images().join(INVENTORY).exists() {
             return Err(ask.failed("there is no dump of it, or the machine was started anew since"));
         }
