@@ -421,7 +421,7 @@ impl<'a> Ends<'a> {
         let fetch = FetchImage {
             stream: None,
             image: found.image.clone(),
-            origin: pushed.origin,
+            origin: expected(pushed.origin, &registry).map_err(|fault| self.here(fault))?,
         };
         let came = self.to.client.fetch_image(&fetch).await;
         let came = came.map_err(|fault| self.there(fault))?;
@@ -429,5 +429,54 @@ impl<'a> Ends<'a> {
             pushed: Some(pushed.bytes),
             ..came.into()
         })
+    }
+}
+
+/// Only the registry that was named is asked: the destination shows names and passwords to it, and the source does not choose to whom.
+fn expected(origin: ImageOrigin, registry: &str) -> Result<ImageOrigin, Fault> {
+    let text = match &origin {
+        ImageOrigin::Registry { address, .. } if address == registry => return Ok(origin),
+        ImageOrigin::Registry { address, .. } => {
+            format!("the image was to go to {registry}, and the source says that it is at {address:?}")
+        }
+        ImageOrigin::Source => {
+            format!("the image was to go to {registry}, and the source says that it has it itself")
+        }
+    };
+    Err(
+        Fault::new("source.registry", FaultKind::Environment, text).with_hint(
+            "nothing was asked of any other registry; an agent that answers so is not to be trusted with images",
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tranship_core::ids::Digest;
+
+    #[test]
+    fn a_source_does_not_choose_the_registry() {
+        let at = |address: &str| ImageOrigin::Registry {
+            address: address.into(),
+            repository: "tranship".into(),
+            manifest: Digest::of(b"m"),
+        };
+        assert_eq!(expected(at("r:5000"), "r:5000").unwrap(), at("r:5000"));
+        for lie in [
+            at("http://r:5000"),
+            at("r:5001"),
+            at("r:5000/"),
+            at("R:5000"),
+            at("evil"),
+            at(""),
+            ImageOrigin::Source,
+        ] {
+            let fault = expected(lie, "r:5000").unwrap_err();
+            assert_eq!(fault.code, "source.registry");
+            assert!(fault.hint.is_some());
+            // Another way would have the same source.
+            assert!(!is_no_way(&fault));
+        }
     }
 }
