@@ -154,7 +154,8 @@ pub async fn served_and_taken(
             };
         }
         served = &mut serving => match served {
-            Err(why) if is_of_the_source(&why) => return Err(why),
+            // A layer that broke off may have come at the next try: whether the image is there, only the destination knows.
+            Err(why) if is_of_the_source(&why) => return taking.await.map_err(|_| why),
             // The destination has asked everything, or sees for itself that the stream broke.
             Err(fault) => tracing::debug!("a stream of layers ended: {fault}"),
             Ok(()) => {}
@@ -334,5 +335,43 @@ impl Choice<'_> {
             message,
             remedy: "use --image-strategy stream",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(code: &str) -> Fault {
+        Fault::new(code, FaultKind::Environment, code)
+    }
+
+    async fn both(served: Result<(), Fault>, taken: Result<Came, Fault>) -> Result<Came, String> {
+        let serving = std::future::ready(served);
+        let taking = async {
+            // The source is through long before the destination's engine has the image.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            taken
+        };
+        served_and_taken(serving, taking)
+            .await
+            .map_err(|fault| fault.code)
+    }
+
+    #[tokio::test]
+    async fn what_the_destination_has_counts_and_the_source_says_why_not() {
+        let came = Came { layers: 1, bytes: 2 };
+        let lost = || Err(fault("registry.lost"));
+        assert_eq!(both(Ok(()), Ok(came)).await, Ok(came));
+        // A layer that could not be read once, and then could.
+        assert_eq!(both(Err(fault("engine.failed")), Ok(came)).await, Ok(came));
+        assert_eq!(
+            both(Err(fault("image.corrupt")), lost()).await,
+            Err("image.corrupt".to_owned())
+        );
+        assert_eq!(
+            both(Err(fault("wire.lost")), lost()).await,
+            Err("registry.lost".to_owned())
+        );
     }
 }
