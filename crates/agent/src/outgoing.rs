@@ -3,11 +3,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use http::{HeaderMap, Method};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tranship_core::engine::ByteStream;
 use tranship_core::fault::FaultKind;
@@ -22,10 +24,19 @@ use tranship_wire::tls::{self, DialTimes, Dialled, PeerKey, PeerOffer, TlsError}
 
 use crate::api::{Reached, Route};
 
+/// How long a stream waits for whoever it is for. That is seconds, but a source may have to ask slow engines before it speaks.
+const WAITS: Duration = Duration::from_secs(10 * 60);
+
+/// A stream that a caller carries, and since when.
+struct Offered {
+    stream: Duplex,
+    at: Instant,
+}
+
 /// Streams that callers carry, waiting for the migration that they are for.
 pub struct Outgoing {
     key: PeerKey,
-    relays: Mutex<HashMap<MigrationId, Duplex>>,
+    relays: Mutex<HashMap<MigrationId, Offered>>,
 }
 
 impl Outgoing {
@@ -38,18 +49,21 @@ impl Outgoing {
         })
     }
 
-    fn relays(&self) -> std::sync::MutexGuard<'_, HashMap<MigrationId, Duplex>> {
+    fn relays(&self) -> std::sync::MutexGuard<'_, HashMap<MigrationId, Offered>> {
         self.relays.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a stream that a caller carries.
+    /// Keeps a stream that a caller carries. Those that nobody took and whose callers are gone, or wait for too long, make way.
     pub fn offer_relay(&self, id: MigrationId, stream: Duplex) {
-        self.relays().insert(id, stream);
+        let at = Instant::now();
+        let mut relays = self.relays();
+        relays.retain(|_, offered| !offered.stream.is_closed() && offered.at.elapsed() < WAITS);
+        relays.insert(id, Offered { stream, at });
     }
 
     /// The stream that a caller handed over under this name.
     pub(crate) fn take_relay(&self, id: &MigrationId) -> Option<Duplex> {
-        self.relays().remove(id)
+        self.relays().remove(id).map(|offered| offered.stream)
     }
 
     /// Tries the direct way and closes it again.
@@ -254,5 +268,55 @@ impl Destination for RemoteDestination {
 
     async fn state(&self) -> Result<Option<ArrivalState>, Fault> {
         self.step("state", &()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{Request, Response};
+    use hyper::body::Incoming as RequestBody;
+    use tranship_wire::PeerIdentity;
+    use tranship_wire::h2::{self, Body, Handler, ServerOptions};
+
+    struct Door(Arc<Outgoing>);
+
+    #[async_trait]
+    impl Handler for Door {
+        async fn handle(&self, request: Request<RequestBody>, _peer: &PeerIdentity) -> Response<Body> {
+            let id = request.uri().path().trim_start_matches('/').parse().unwrap();
+            let (response, stream) = h2::duplex_response(request);
+            self.0.offer_relay(id, stream);
+            response
+        }
+    }
+
+    #[tokio::test]
+    async fn streams_whose_callers_are_gone_make_way_for_others() {
+        let outgoing = Outgoing::new(PeerKey::generate().unwrap());
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let door = Arc::new(Door(Arc::clone(&outgoing)));
+        let served = tokio::spawn(async move {
+            let options = ServerOptions::default();
+            h2::serve_connection(far, door, PeerIdentity::Stdio, &options, CancellationToken::new()).await
+        });
+        let client = Client::connect(near, &ClientOptions::new("the agent"))
+            .await
+            .unwrap();
+        let ids = ["one", "two", "three"].map(|name| MigrationId::new(name).unwrap());
+        let [one, two, three] = &ids;
+        let gone = client.duplex(&format!("/{one}")).await.unwrap();
+        let waits = client.duplex(&format!("/{two}")).await.unwrap();
+        assert_eq!(outgoing.relays().len(), 2);
+        drop(gone);
+        let closed = || outgoing.relays()[one].stream.is_closed();
+        while !closed() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let newer = client.duplex(&format!("/{three}")).await.unwrap();
+        assert!(outgoing.take_relay(one).is_none());
+        assert!(outgoing.take_relay(two).is_some() && outgoing.take_relay(three).is_some());
+        drop((waits, newer));
+        served.abort();
     }
 }

@@ -78,6 +78,13 @@ impl Duplex {
         Self { incoming, outgoing }
     }
 
+    /// Whether the other end has gone, as far as that is known without reading: nothing that is written gets there any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        let sender = self.outgoing.outgoing.get_ref();
+        sender.is_none_or(mpsc::Sender::is_closed)
+    }
+
     /// The two halves, for use by two tasks at once and without copying. A sender that is dropped before its end breaks
     /// off both directions; when the receiving half is dropped, what still comes is thrown away and sending goes on.
     #[must_use]
