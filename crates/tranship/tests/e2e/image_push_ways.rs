@@ -83,6 +83,8 @@ fn every_way_pushes_the_same_image_and_only_what_is_missing() {
         .expect(0)
         .json();
     assert_eq!(said[0]["bytes"], 0);
+    assert_eq!(said[0]["there"], true, "{said}");
+    assert!(said[0].get("image_way").is_none(), "{said}");
     assert!(received(&world) - before < 1_000_000);
     assert_eq!(spooled(&world.b), "");
 }
@@ -126,6 +128,8 @@ fn layers_that_images_share_travel_once() {
     };
     let said = pull(&["--image-strategy", "layers"]);
     assert_eq!(numbers(&said, "layers_sent"), [3, 0], "{said}");
+    assert_eq!(said[1]["there"], false, "{said}");
+    assert_eq!(said[1]["image_way"]["strategy"], "layers", "{said}");
     assert_eq!(id(&world.a, "app:base"), id(&world.b, "app:base"));
     assert_eq!(spooled(&world.b), "");
 }
@@ -221,6 +225,14 @@ fn a_layer_that_the_source_cannot_give_out_is_told_by_the_source() {
         .expect(1)
         .saying(&["image.corrupt", "damaged", "ssh://root@a"]);
     assert_eq!(world.b.inventory().unwrap(), before);
+    // What came before it is there, and told of.
+    let said = push(&world, &["app:base", "app:1"], &["--image-strategy", "layers"])
+        .expect(1)
+        .saying(&["image.corrupt"])
+        .json();
+    assert_eq!(said.as_array().unwrap().len(), 1, "{said}");
+    assert_eq!(said[0]["image"], "app:base");
+    assert_eq!(id(&world.a, "app:base"), id(&world.b, "app:base"));
 }
 
 #[test]

@@ -33,8 +33,11 @@ const SHOWN: Duration = Duration::from_millis(200);
 struct Brought {
     image: String,
     id: String,
+    /// It was there before, and nothing travelled but its tag.
+    there: bool,
     /// The way that it took, and why.
-    image_way: ImageWay,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_way: Option<ImageWay>,
     layers: usize,
     layers_sent: usize,
     /// Bytes that came to the node.
@@ -54,22 +57,29 @@ pub(super) async fn run(
     to: &NodeAddress,
 ) -> Result<(), Fault> {
     way.check()?;
+    let mut all = Vec::new();
     // An interrupt drops the streams, and the engine there gives up what it had of an image.
-    tokio::select! {
-        done = bring_all(context, images, way, from, to) => done,
+    let done = tokio::select! {
+        done = bring_all(context, images, way, (from, to), &mut all) => done,
         _ = tokio::signal::ctrl_c() => {
             let text = "bringing images over was aborted on request; those that were told of are there";
             Err(Fault::new("image.aborted", FaultKind::RolledBack, text))
         }
+    };
+    // What is there is told of also where a later one failed.
+    if context.ui.json && (done.is_ok() || !all.is_empty()) {
+        let told = context.ui.json(&all);
+        return done.and(told);
     }
+    done
 }
 
 async fn bring_all(
     context: &Context,
     images: &[String],
     way: &ImageWayArgs,
-    from: &NodeAddress,
-    to: &NodeAddress,
+    (from, to): (&NodeAddress, &NodeAddress),
+    all: &mut Vec<Brought>,
 ) -> Result<(), Fault> {
     let ends = Ends::connect(context, way, from, to).await?;
     // All of them are looked for, and the ways of all, before the first one travels.
@@ -79,7 +89,6 @@ async fn bring_all(
         ends.choose(&image).await?;
         found.push((reference, image));
     }
-    let mut all = Vec::new();
     for (reference, found) in found {
         let brought = ends.bring(reference, &found).await?;
         if !context.ui.json {
@@ -87,17 +96,14 @@ async fn bring_all(
         }
         all.push(brought);
     }
-    if context.ui.json {
-        context.ui.json(&all)?;
-    }
     Ok(())
 }
 
 impl Brought {
     fn in_words(&self, to: &str) -> String {
-        if self.layers_sent == 0 && self.bytes == 0 && self.pushed_bytes.unwrap_or_default() == 0 {
+        let Some(way) = self.image_way.as_ref().filter(|_| !self.there) else {
             return format!("{} → {to}: is there already", self.image);
-        }
+        };
         let pushed = match self.pushed_bytes {
             Some(pushed) => format!(" ({} went to the registry)", bytes(pushed)),
             None => String::new(),
@@ -109,8 +115,8 @@ impl Brought {
             self.layers,
             bytes(self.bytes),
             duration_ms(self.milliseconds),
-            self.image_way.strategy,
-            self.image_way.reason,
+            way.strategy,
+            way.reason,
         )
     }
 }
@@ -261,7 +267,9 @@ impl<'a> Ends<'a> {
             };
             travelled = match done {
                 // Nobody asked for this way: where it turns out to be none, there is the one that always works.
-                Some(Err(fault)) if self.options.image_strategy.is_auto() && is_no_way(&fault) => {
+                Some(Err(fault))
+                    if self.options.image_strategy.is_auto() && is_none(way.strategy, &fault) =>
+                {
                     way = ImageWay {
                         strategy: ImageStrategy::Stream,
                         reason: format!("{} does not work ({fault})", way.strategy),
@@ -282,7 +290,8 @@ impl<'a> Ends<'a> {
         Ok(Brought {
             image: reference.to_owned(),
             id: image.id.to_string(),
-            image_way: way,
+            there,
+            image_way: (!there).then_some(way),
             layers: image.layers.len(),
             layers_sent: travelled.layers,
             bytes: travelled.bytes,
@@ -432,6 +441,11 @@ impl<'a> Ends<'a> {
     }
 }
 
+/// Whether a fault speaks against the way that was taken, and not against the link: an archive would go over the same one.
+fn is_none(way: ImageStrategy, fault: &Fault) -> bool {
+    is_no_way(fault) && !(way == ImageStrategy::Layers && fault.code == "registry.lost")
+}
+
 /// Only the registry that was named is asked: the destination shows names and passwords to it, and the source does not choose to whom.
 fn expected(origin: ImageOrigin, registry: &str) -> Result<ImageOrigin, Fault> {
     let text = match &origin {
@@ -476,7 +490,47 @@ mod tests {
             assert_eq!(fault.code, "source.registry");
             assert!(fault.hint.is_some());
             // Another way would have the same source.
-            assert!(!is_no_way(&fault));
+            assert!(!is_none(ImageStrategy::Registry, &fault));
         }
+    }
+
+    #[test]
+    fn a_lost_link_is_no_way_that_does_not_work() {
+        let fault = |code: &str| Fault::new(code, FaultKind::Environment, code);
+        for (code, layers, registry) in [
+            ("registry.lost", false, true),
+            ("registry.not-found", true, true),
+            ("image.strategy", true, true),
+            ("engine.failed", true, true),
+            ("wire.lost", false, false),
+        ] {
+            assert_eq!(is_none(ImageStrategy::Layers, &fault(code)), layers, "{code}");
+            assert_eq!(is_none(ImageStrategy::Registry, &fault(code)), registry, "{code}");
+        }
+    }
+
+    #[test]
+    fn an_image_of_which_only_the_configuration_came_was_not_there() {
+        let brought = |there: bool| Brought {
+            image: "app:1".into(),
+            id: "sha256:1".into(),
+            there,
+            image_way: (!there).then(|| ImageWay {
+                strategy: ImageStrategy::Layers,
+                reason: "as asked for".into(),
+            }),
+            layers: 2,
+            layers_sent: 0,
+            bytes: 0,
+            pushed_bytes: None,
+            milliseconds: 1,
+        };
+        let (came, was) = (brought(false), brought(true));
+        assert!(came.in_words("b").contains("0 of 2 layers sent"));
+        assert!(came.in_words("b").ends_with("by layers: as asked for"));
+        assert_eq!(was.in_words("b"), "app:1 → b: is there already");
+        let was = serde_json::to_value(&was).unwrap();
+        assert_eq!(was["there"], true);
+        assert!(was.get("image_way").is_none(), "{was}");
     }
 }
