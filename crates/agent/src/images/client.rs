@@ -94,7 +94,7 @@ impl AgentClient {
         self.post("/v1/images/push", asked).await
     }
 
-    /// At the destination: fetches an image. Dropping it ends it, unless the engine has begun to take the image in.
+    /// At the destination: fetches an image. Dropping it ends it, unless the engine there has all of the image already.
     ///
     /// # Errors
     /// As [`AgentClient::hello`]; what the registry or the other end of the stream says.

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures_util::{StreamExt as _, stream};
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tranship_core::engine::ByteStream;
 use tranship_core::fault::FaultKind;
 use tranship_core::ids::Digest;
 use tranship_core::image::ImageSpec;
 use tranship_core::storage::Pipe;
-use tranship_core::{Fault, MigrationId};
+use tranship_core::{EngineError, Fault, MigrationId};
 use tranship_migrate::images::{Came, ImageOrigin};
 
 use super::no_image;
@@ -100,7 +103,8 @@ impl Agent {
     }
 
     /// Fetches an image without the layers that are here, compares it, and hands it to the engine. What came of layers when
-    /// this breaks off stays for the next call.
+    /// this breaks off stays for the next call, unless the engine has begun to take the image in. Of what it does not have all of, it
+    /// keeps nothing.
     ///
     /// # Errors
     /// What the source, the registry or the engine says.
@@ -110,9 +114,51 @@ impl Agent {
         let held = self.engine().layers_held(image.known_layers()).await?;
         let images = &self.registry.ports().images;
         let (archive, came) = images.fetch(image, held, &asked.origin, pipe).await?;
-        // An engine that has the whole archive goes on taking it in, whoever leaves.
+        // Dropped with this future, and so when the caller leaves. The engine is waited for all the same: it goes on with an archive
+        // that it has all of, and is broken off in one that it has not.
+        let here = CancellationToken::new();
+        let archive = while_here(archive, here.clone());
+        let _here = here.drop_guard();
         let agent = Arc::clone(self);
         regardless(async move { agent.import_image(archive).await }).await?;
         Ok(came)
+    }
+}
+
+/// The archive, ending with an error once its caller has left.
+fn while_here(archive: ByteStream, left: CancellationToken) -> ByteStream {
+    let told = left.clone().cancelled_owned();
+    let end = stream::once(async move {
+        left.is_cancelled().then(|| {
+            Err(EngineError::Uncertain {
+                action: "take in the image".into(),
+                message: "whoever asked for the image has left".into(),
+            })
+        })
+    });
+    Box::pin(archive.take_until(told).chain(end.filter_map(std::future::ready)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    #[tokio::test]
+    async fn an_archive_ends_badly_when_its_caller_leaves_and_well_when_it_stays() {
+        let piece = || Ok(Bytes::from_static(b"piece"));
+        let stays = CancellationToken::new();
+        let whole = while_here(Box::pin(stream::iter([piece(), piece()])), stays);
+        let whole: Vec<_> = whole.collect().await;
+        assert!(whole.len() == 2 && whole.iter().all(Result::is_ok), "{whole:?}");
+
+        let leaves = CancellationToken::new();
+        let endless = stream::iter([piece()]).chain(stream::pending());
+        let mut broken = while_here(Box::pin(endless), leaves.clone());
+        assert!(broken.next().await.unwrap().is_ok());
+        drop(leaves.drop_guard());
+        let error = broken.next().await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("has left"), "{error}");
+        assert!(broken.next().await.is_none());
     }
 }
