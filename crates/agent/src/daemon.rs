@@ -130,7 +130,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Fa
                 }
             },
             _ = tick.tick() => {
-                if !agent.idle(0) {
+                if !agent.done() {
                     idle_since = tokio::time::Instant::now();
                 } else if config.idle.is_some_and(|idle| idle_since.elapsed() >= idle) {
                     break;

@@ -244,6 +244,10 @@ impl ImageWays for NodeImages {
         };
         Ok((fetched.archive, came))
     }
+
+    fn keeps(&self) -> bool {
+        self.store.get().is_some_and(|store| store.keeps())
+    }
 }
 
 /// The repository and the digest of `host/repository@digest`, if it is of this registry.

@@ -87,6 +87,8 @@ impl Agent {
     /// # Errors
     /// What the engine says; nothing is kept then.
     pub async fn import_image(&self, archive: ByteStream) -> Result<(), Fault> {
+        // It goes on when the caller's connection is gone.
+        let _loading = self.loading();
         Ok(self.engine().import_image(archive).await?)
     }
 

@@ -54,6 +54,8 @@ pub struct Agent {
     pub(crate) sending: Sending,
     /// Connections of callers.
     connections: AtomicUsize,
+    /// Images that the engine takes in, whoever waits for it.
+    loading: AtomicUsize,
 }
 
 impl Agent {
@@ -78,6 +80,7 @@ impl Agent {
             guids,
             sending: Sending::default(),
             connections: AtomicUsize::new(0),
+            loading: AtomicUsize::new(0),
         })
     }
 
@@ -282,6 +285,20 @@ impl Agent {
             && self.incoming.open() == 0
             && self.copies.busy() == 0
             && self.sending.busy() == 0
+            && self.loading.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether it may end by itself. What came of layers ends with it, and waits a while for whoever goes on with it; an agent of another
+    /// build need not wait for that.
+    #[must_use]
+    pub fn done(&self) -> bool {
+        self.idle(0) && !self.registry.ports().images.keeps()
+    }
+
+    /// Counts an image that the engine takes in until the guard is dropped.
+    pub(crate) fn loading(&self) -> LoadGuard<'_> {
+        self.loading.fetch_add(1, Ordering::Relaxed);
+        LoadGuard(&self.loading)
     }
 }
 
@@ -307,5 +324,14 @@ pub struct ConnectionGuard(Arc<Agent>);
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An image that the engine takes in.
+pub(crate) struct LoadGuard<'a>(&'a AtomicUsize);
+
+impl Drop for LoadGuard<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

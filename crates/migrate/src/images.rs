@@ -118,6 +118,11 @@ pub trait ImageWays: Send + Sync {
         origin: &ImageOrigin,
         pipe: Option<Pipe>,
     ) -> Result<(ByteStream, Came), Fault>;
+
+    /// Whether something that came is kept here for whoever goes on with it. It is not for ever.
+    fn keeps(&self) -> bool {
+        false
+    }
 }
 
 pub(crate) fn unsupported() -> Fault {

@@ -282,6 +282,12 @@ impl Spool {
         self.state().uploads.contains_key(id)
     }
 
+    /// Whether there are uploads or blobs.
+    pub(crate) fn keeps(&self) -> bool {
+        let state = self.state();
+        !(state.uploads.is_empty() && state.blobs.is_empty())
+    }
+
     /// Gives an upload up.
     pub(crate) fn give_up(&self, id: &str) {
         self.state().uploads.remove(id);

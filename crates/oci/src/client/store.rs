@@ -48,6 +48,12 @@ impl Store {
         });
     }
 
+    /// Whether there is something of a layer that nobody has given up yet.
+    #[must_use]
+    pub fn keeps(&self) -> bool {
+        self.spool.keeps()
+    }
+
     pub(super) fn slot(&self, digest: &Digest) -> Slot {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(slots.entry(digest.clone()).or_default())
@@ -75,5 +81,35 @@ impl Store {
         if let Some(id) = slot.take() {
             self.spool.give_up(&id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn it_keeps_what_came_until_that_is_made_an_image_of_or_nobody_goes_on_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits {
+            idle: Duration::ZERO,
+            ..Limits::default()
+        };
+        let store = Store::open(directory.path(), limits).unwrap();
+        assert!(!store.keeps());
+        let mut slot = None;
+        let (id, upload) = store.upload(&mut slot).unwrap();
+        assert!(store.keeps());
+        let nothing = Digest::of(b"");
+        store.spool.finish(&id, &upload, &nothing).await.unwrap();
+        assert!(store.keeps());
+        store.spool.drop_blob(&nothing);
+        assert!(!store.keeps());
+        let mut slot = None;
+        store.upload(&mut slot).unwrap();
+        assert!(store.keeps());
+        store.sweep();
+        assert!(!store.keeps());
     }
 }
