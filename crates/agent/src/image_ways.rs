@@ -25,6 +25,7 @@ use tranship_oci::client::{
     Address, BodyStream, Client, ClientError, NoLogins, Patience, Payload, Platforms, Store, Transport,
     Wanted,
 };
+use tranship_oci::document::is_for_config;
 use tranship_oci::name::{Reference, Repository, Tag};
 use tranship_oci::port::{EngineImages, Images};
 use tranship_oci::{Answer, Limits, Registry};
@@ -345,7 +346,8 @@ impl Images for OneImage {
     }
 }
 
-/// Answers, and counts what goes out.
+/// Answers, and counts what goes out of layers. A configuration is asked for at every try, also by one that comes no farther: whoever
+/// counts on the sum would try for ever.
 struct Counted {
     registry: Registry,
     sent: Arc<AtomicU64>,
@@ -359,11 +361,14 @@ impl Handler for Counted {
         let response = self.registry.answer(Request::from_parts(parts, stream)).await;
         let sent = Arc::clone(&self.sent);
         response.map(|answer| match answer {
+        let accepts = parts.headers.get_all(http::header::ACCEPT).iter();
+        let for_config = is_for_config(accepts.filter_map(|value| value.to_str().ok()));
             Answer::Full(bytes) => h2::full_body(bytes),
             Answer::Stream(stream) => h2::stream_body(stream.inspect(move |piece| {
                 if let Ok(piece) = piece {
                     sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
                 }
+            Answer::Stream(stream) if for_config => h2::stream_body(stream),
             })),
         })
     }

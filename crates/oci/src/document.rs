@@ -98,6 +98,12 @@ impl Form {
 }
 
 /// Something that a manifest names.
+/// Whether a request that accepts this is for a configuration. Where blobs are kept, it looks like any other.
+#[must_use]
+pub fn is_for_config<'a>(mut headers: impl Iterator<Item = &'a str>) -> bool {
+    headers.any(|header| [media::CONFIG, media::DOCKER_CONFIG].contains(&header.trim()))
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
@@ -501,6 +507,14 @@ mod tests {
     fn the_form_follows_what_is_accepted() {
         let form = |headers: &[&str]| Form::accepted(headers.iter().copied());
         assert_eq!(form(&[]), Form::Oci);
+    #[test]
+    fn a_configuration_is_known_by_what_is_accepted() {
+        let asked = |headers: &[&str]| is_for_config(headers.iter().copied());
+        assert!(asked(&[media::CONFIG, "*/*"]));
+        assert!(asked(&[media::DOCKER_CONFIG]));
+        assert!(!asked(&["*/*"]) && !asked(&[]) && !asked(&[media::MANIFEST]));
+    }
+
         assert_eq!(form(&["*/*"]), Form::Oci);
         assert_eq!(form(&[media::DOCKER_MANIFEST]), Form::Docker);
         assert_eq!(

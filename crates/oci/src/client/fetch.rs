@@ -223,7 +223,8 @@ impl Client {
     ) -> Result<Bytes, ClientError> {
         let what = format!("configuration {}", config.digest);
         let path = format!("/v2/{}/blobs/{}", repository.as_str(), config.digest);
-        let ask = Ask::new(Method::GET, path, &what, &pull_scope(repository));
+        let mut ask = Ask::new(Method::GET, path, &what, &pull_scope(repository));
+        ask.accept_config();
         // `check_manifest` has seen to its size.
         let limit = usize::try_from(config.size.min(LARGEST_CONFIG)).unwrap_or(usize::MAX);
         let (_, bytes) = match self.small(&ask, limit).await {

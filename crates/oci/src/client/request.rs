@@ -66,6 +66,14 @@ impl Ask {
 }
 
 impl Client {
+
+    /// Says that a blob is asked for as a configuration, as containerd does. Few look at it.
+    pub(super) fn accept_config(&mut self) {
+        for kind in [media::CONFIG, media::DOCKER_CONFIG, "*/*"] {
+            self.headers
+                .append(header::ACCEPT, HeaderValue::from_static(kind));
+        }
+    }
     /// Asks, with what the registry wants to see first, following where it leads and waiting where it is busy. Any status but those
     /// of these is an answer.
     pub(super) async fn ask(&self, ask: &Ask) -> Result<Response<BodyStream>, ClientError> {

@@ -12,7 +12,7 @@ use tranship_core::fault::Explain as _;
 use tranship_core::ids::Digest;
 use tranship_oci::Registry;
 use tranship_oci::client::{BodyStream, Client, ClientError, Fetched, Platforms, Store as Came};
-use tranship_oci::document::media;
+use tranship_oci::document::{is_for_config, media};
 use tranship_oci::name::Repository;
 use tranship_oci::port::Images;
 
@@ -279,6 +279,20 @@ async fn layers_that_do_not_unpack_to_what_the_configuration_says_are_refused() 
         let layer = from.put(packed);
         let id = from.put(manifest_of(&image, &[(layer, size)], "+gzip"));
         Pair::honest(from, &id).refuses(&own(&id, &image), code).await;
+    }
+}
+
+#[tokio::test]
+async fn a_configuration_is_asked_for_as_one() {
+    let (image, from) = (image(), Store::default());
+    let (id, _) = from.image(&image, gzip);
+    let pair = Pair::honest(from, &id);
+    pair.take(&own(&id, &image)).await;
+    for seen in pair.server.seen.lock().unwrap().iter() {
+        let accepts = seen.headers.get_all(http::header::ACCEPT).iter();
+        let as_config = is_for_config(accepts.filter_map(|value| value.to_str().ok()));
+        let is_config = seen.url.ends_with(&format!("/blobs/{}", image.id()));
+        assert_eq!(as_config, is_config, "{}", seen.url);
     }
 }
 
