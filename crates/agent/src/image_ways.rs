@@ -152,16 +152,20 @@ impl ImageWays for NodeImages {
             let Some((repository, manifest)) = of_registry(&address, known) else {
                 continue;
             };
-            // It may have been deleted there; whoever may not look may still be let in elsewhere.
             let has = match keeps_blobs {
                 true if manifest == image.id => client.has_kept(&repository, image).await,
-                true => Ok(false),
+                true => continue,
                 false => client.has(&repository, &manifest, image).await,
             };
-            if has.unwrap_or(false) {
-                return Ok(origin(&repository, manifest));
+            match has {
+                Ok(true) => return Ok(origin(&repository, manifest)),
+                // It may have been deleted there.
+                Ok(false) => near.push(repository),
+                // Whoever may not look may still be let in elsewhere, and asks for nothing from here.
+                Err(error) => {
+                    tracing::debug!(repository = repository.as_str(), %error, "a repository that cannot be looked at")
+                }
             }
-            near.push(repository);
         }
         if !may_push {
             let text = format!("{registry} does not have the image {} any more", image.id);
@@ -357,18 +361,18 @@ struct Counted {
 impl Handler for Counted {
     async fn handle(&self, request: Request<RequestBody>, _peer: &PeerIdentity) -> Response<Body> {
         let (parts, body) = request.into_parts();
+        let accepts = parts.headers.get_all(http::header::ACCEPT).iter();
+        let for_config = is_for_config(accepts.filter_map(|value| value.to_str().ok()));
         let stream = h2::read_stream(Request::from_parts(parts.clone(), body));
         let response = self.registry.answer(Request::from_parts(parts, stream)).await;
         let sent = Arc::clone(&self.sent);
         response.map(|answer| match answer {
-        let accepts = parts.headers.get_all(http::header::ACCEPT).iter();
-        let for_config = is_for_config(accepts.filter_map(|value| value.to_str().ok()));
             Answer::Full(bytes) => h2::full_body(bytes),
+            Answer::Stream(stream) if for_config => h2::stream_body(stream),
             Answer::Stream(stream) => h2::stream_body(stream.inspect(move |piece| {
                 if let Ok(piece) = piece {
                     sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
                 }
-            Answer::Stream(stream) if for_config => h2::stream_body(stream),
             })),
         })
     }

@@ -73,10 +73,10 @@ pub struct Patience {
     pub busy: Duration,
     /// How long an answer, or the next bytes of a body either way, may take.
     pub pause: Duration,
-    /// How long a manifest or configuration may take, with all that the registry wants before; and the answer to a layer that was sent
-    /// whole.
+    /// How long a manifest or configuration may take, with all that the registry wants before; and the answer to a layer or manifest
+    /// that was sent whole.
     pub document: Duration,
-    /// How often a blob may break off without having got on.
+    /// How often a blob may break off without having got on, and a manifest in any way.
     pub tries: u32,
     /// How long to wait after it broke off.
     pub breath: Duration,

@@ -187,7 +187,11 @@ impl Client {
         let mut location = None;
         for from in near.iter().filter(|from| *from != repository) {
             let path = format!("/v2/{name}/blobs/uploads/?mount={digest}&from={}", from.as_str());
-            let answer = self.ask(&Ask::new(Method::POST, path, &what, &scope)).await?;
+            let answer = match self.ask(&Ask::new(Method::POST, path, &what, &scope)).await {
+                // Whoever may not read there may still write here.
+                Err(ClientError::Denied { .. }) => continue,
+                other => other?,
+            };
             match answer.status() {
                 StatusCode::CREATED => return Ok(false),
                 StatusCode::ACCEPTED => {
@@ -288,10 +292,23 @@ impl Client {
         let kind = kind.map_err(|_| self.nonsense(&what, "no media type"))?;
         ask.headers.insert(header::CONTENT_TYPE, kind);
         ask.body = document.bytes;
-        let answer = self.ask(&ask).await?;
-        match answer.status() {
-            StatusCode::CREATED | StatusCode::OK => Ok(()),
-            _ => Err(self.refusal(answer, &what).await),
+        // Some unpack all the layers before they answer.
+        ask.pause = Some(self.patience.document);
+        let mut tries = 1;
+        loop {
+            let error = match self.ask(&ask).await {
+                Ok(answer) if matches!(answer.status(), StatusCode::CREATED | StatusCode::OK) => {
+                    return Ok(());
+                }
+                Ok(answer) => self.refusal(answer, &what).await,
+                Err(error) => error,
+            };
+            if !error.passes() || tries >= self.patience.tries {
+                return Err(error);
+            }
+            // By its digest, the same again is no other one.
+            tries += 1;
+            tokio::time::sleep(self.patience.breath).await;
         }
     }
 }

@@ -37,6 +37,8 @@ pub(super) struct Ask {
     pub(super) what: String,
     /// For tokens: `repository:NAME:pull`.
     pub(super) scope: String,
+    /// How long the answer may take, where that is not as usual.
+    pub(super) pause: Option<Duration>,
 }
 
 impl Ask {
@@ -48,6 +50,7 @@ impl Ask {
             body: Bytes::new(),
             what: what.into(),
             scope: scope.to_owned(),
+            pause: None,
         }
     }
 
@@ -63,9 +66,6 @@ impl Ask {
                 .append(header::ACCEPT, HeaderValue::from_static(kind));
         }
     }
-}
-
-impl Client {
 
     /// Says that a blob is asked for as a configuration, as containerd does. Few look at it.
     pub(super) fn accept_config(&mut self) {
@@ -74,6 +74,9 @@ impl Client {
                 .append(header::ACCEPT, HeaderValue::from_static(kind));
         }
     }
+}
+
+impl Client {
     /// Asks, with what the registry wants to see first, following where it leads and waiting where it is busy. Any status but those
     /// of these is an answer.
     pub(super) async fn ask(&self, ask: &Ask) -> Result<Response<BodyStream>, ClientError> {
@@ -93,7 +96,8 @@ impl Client {
                     .headers_mut()
                     .insert(header::AUTHORIZATION, credentials.clone());
             }
-            let response = self.exchange(request).await?;
+            let pause = ask.pause.unwrap_or(self.patience.pause);
+            let response = self.exchange(request, pause).await?;
             match response.status() {
                 StatusCode::UNAUTHORIZED if at_home => {
                     // What was right may have run out; what was got for this very request, and is refused, is wrong.
@@ -178,8 +182,12 @@ impl Client {
         }
     }
 
-    async fn exchange(&self, request: Request<Payload>) -> Result<Response<BodyStream>, ClientError> {
-        match timeout(self.patience.pause, self.transport.send(request)).await {
+    async fn exchange(
+        &self,
+        request: Request<Payload>,
+        pause: Duration,
+    ) -> Result<Response<BodyStream>, ClientError> {
+        match timeout(pause, self.transport.send(request)).await {
             Ok(sent) => sent.map_err(|error| self.lost(&error)),
             Err(_) => Err(self.lost(&"no answer came")),
         }
@@ -316,7 +324,7 @@ impl Client {
         if let Some(basic) = basic {
             request.headers_mut().insert(header::AUTHORIZATION, basic);
         }
-        let response = self.exchange(request).await?;
+        let response = self.exchange(request, self.patience.pause).await?;
         if !response.status().is_success() {
             return Err(self.denied(ask));
         }

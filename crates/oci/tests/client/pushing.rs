@@ -108,6 +108,86 @@ async fn layers_of_other_repositories_are_mounted() {
 }
 
 #[tokio::test]
+async fn whoever_may_not_read_elsewhere_sends_the_layer() {
+    let image = Image::new("app", &[noise(1, 1000)]);
+    let source = Engine::with(&[("app:1", &image)]);
+    for status in [401, 403] {
+        let (there, spool) = (Engine::with(&[]), tempfile::tempdir().unwrap());
+        let registry = writing(Arc::clone(&there), None, &spool.path().join("s"));
+        let node = Node::new(Server::lying(registry, move |seen, _| {
+            let challenge = [("www-authenticate", "Basic realm=\"x\"")];
+            let elsewhere = seen.url.contains("from=secret");
+            elsewhere.then(|| answer(status, &challenge, ""))
+        }));
+        let pushed = push(&node, &source, &image, &["secret"]).await.unwrap();
+        assert_eq!(pushed.layers, 1);
+        assert!(there.find(image.id().as_str()).await.unwrap().is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manifest_is_put_again_and_its_answer_waited_for() {
+    let image = Image::new("app", &[noise(1, 1000)]);
+    let source = Engine::with(&[("app:1", &image)]);
+    // Seconds until the answer, what it is, how often it is before it is right, and what comes of it.
+    for (after, status, wrong, code) in [
+        (290, 201, 0, None),
+        (0, 503, 3, None),
+        (0, 503, 9, Some("registry.status")),
+        (0, 400, 9, Some("registry.status")),
+        (301, 201, 0, Some("registry.lost")),
+    ] {
+        let spool = tempfile::tempdir().unwrap();
+        let slow = Arc::new(Slow {
+            server: Server::new(writing(Engine::with(&[]), None, &spool.path().join("s"))),
+            after: Duration::from_secs(after),
+            status,
+            wrong,
+            puts: AtomicUsize::default(),
+        });
+        let address = "reg.example".parse().unwrap();
+        let client = Client::new(address, Arc::clone(&slow) as _, Arc::new(Me), patience());
+        let images: Arc<dyn Images> = Arc::clone(&source) as _;
+        let (repository, sent) = (Repository::new("tranship").unwrap(), Arc::default());
+        let pushed = client.push(&repository, &[], &images, &spec(&image), &sent).await;
+        assert_eq!(
+            pushed.err().map(|error| error.code()),
+            code,
+            "{after} {status} {wrong}"
+        );
+        let puts = if status == 400 { 1 } else { 4 };
+        let tries = slow.puts.load(Ordering::Relaxed);
+        assert_eq!(
+            tries,
+            if after == 290 { 1 } else { puts },
+            "{after} {status} {wrong}"
+        );
+    }
+}
+
+/// Answers manifests late, and so for the first `wrong` of them.
+struct Slow {
+    server: Server,
+    after: Duration,
+    status: u16,
+    wrong: usize,
+    puts: AtomicUsize,
+}
+
+#[async_trait]
+impl Transport for Slow {
+    async fn send(&self, request: Request<Payload>) -> std::io::Result<Response<BodyStream>> {
+        if request.method() != Method::PUT || !request.uri().path().contains("/manifests/") {
+            return self.server.send(request).await;
+        }
+        let before = self.puts.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(self.after).await;
+        let status = if before < self.wrong { self.status } else { 201 };
+        Ok(answer(status, &[], ""))
+    }
+}
+
+#[tokio::test]
 async fn refusals_end_it() {
     let image = Image::new("app", &[noise(1, 1000)]);
     let source = Engine::with(&[("app:1", &image)]);
