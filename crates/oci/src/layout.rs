@@ -80,26 +80,10 @@ impl Registry {
         layers: &[Descriptor],
         diff_ids: &[Digest],
     ) -> Result<(), OciError> {
-        let packed = layers.iter().map(|layer| {
-            let packed = document::is_packed(&layer.media_type);
-            packed.ok_or_else(|| {
-                refused(format!(
-                    "layers of the kind {:?} are not taken in by an engine that keeps blobs: containerd does not unpack them",
-                    layer.media_type
-                ))
-            })
-        });
-        let packed: Vec<bool> = packed.collect::<Result<_, _>>()?;
+        let packed: Vec<bool> = layers.iter().map(said_packed).collect::<Result<_, _>>()?;
         let compared = self.compared(spool, layers, diff_ids).await?;
         for ((layer, said), descriptor) in compared.iter().zip(packed).zip(layers) {
-            // What is said to be packed and is not is taken for what it is, and Docker's classic store pushes such: it calls layers that
-            // a registry has already packed, without having sent them.
-            if layer.packed && !said {
-                return Err(refused(format!(
-                    "{} is packed, unlike {:?}: containerd would not unpack it",
-                    descriptor.digest, descriptor.media_type
-                )));
-            }
+            check_packed(descriptor, layer.packed, said)?;
         }
         // What the engine holds it finds by itself.
         let mut blobs: Vec<Blob> = layers
@@ -256,6 +240,28 @@ impl Registry {
         let found = self.held.images.find(id.as_str()).await?;
         Ok(found.is_some_and(|image| image.id == *id))
     }
+}
+
+/// Whether a layer is said to be packed; those of kinds that containerd does not unpack are refused.
+pub(crate) fn said_packed(layer: &Descriptor) -> Result<bool, OciError> {
+    document::is_packed(&layer.media_type).ok_or_else(|| {
+        refused(format!(
+            "layers of the kind {:?} are not taken in by an engine that keeps blobs: containerd does not unpack them",
+            layer.media_type
+        ))
+    })
+}
+
+/// Compares what a layer is with what it is said to be. What is said to be packed and is not is taken for what it is, and Docker's classic
+/// store pushes such: it calls layers that a registry has already packed, without having sent them.
+pub(crate) fn check_packed(layer: &Descriptor, packed: bool, said: bool) -> Result<(), OciError> {
+    if packed && !said {
+        return Err(refused(format!(
+            "{} is packed, unlike {:?}: containerd would not unpack it",
+            layer.digest, layer.media_type
+        )));
+    }
+    Ok(())
 }
 
 pub(crate) fn spooled(digest: &Digest, blob: Arc<BlobFile>) -> Blob {

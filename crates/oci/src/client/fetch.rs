@@ -87,13 +87,13 @@ impl Client {
             .values()
             .fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
         store.spool.room(total)?;
-        let came = AtomicU64::new(0);
+        let (came, unpacked) = (AtomicU64::new(0), AtomicU64::new(0));
         let found: BTreeMap<Digest, (Arc<BlobFile>, u64)> = stream::iter(missing.clone())
             .map(|(diff_id, descriptor)| {
-                let came = &came;
+                let (came, unpacked) = (&came, &unpacked);
                 async move {
                     let blob = self.blob(repository, &descriptor, store, came).await?;
-                    let length = compared(&descriptor, &blob, &diff_id, store).await?;
+                    let (length, _) = compared(&descriptor, &blob, &diff_id, store, unpacked).await?;
                     Ok::<_, ClientError>((diff_id, (blob, length)))
                 }
             })
@@ -473,17 +473,21 @@ fn announced(headers: &http::HeaderMap) -> Option<u64> {
     text(headers, &header::CONTENT_LENGTH)?.parse().ok()
 }
 
-/// Compares a blob with the layer that it should be, and returns the length of its plain tar. What is plain has been compared.
+/// Compares a blob with the layer that it should be, after others of its image that had `total` bytes unpacked. Returns the length of
+/// its plain tar, and whether it is packed. What is plain has been compared, and has its room already.
 pub(super) async fn compared(
     descriptor: &Descriptor,
     blob: &Arc<BlobFile>,
     diff_id: &Digest,
     store: &Store,
-) -> Result<u64, ClientError> {
+    total: &AtomicU64,
+) -> Result<(u64, bool), ClientError> {
     if descriptor.digest == *diff_id {
-        return Ok(blob.length);
+        return Ok((blob.length, false));
     }
-    let room = store.spool.room(0)?;
+    let before = total.load(Ordering::Relaxed);
+    let whole = store.spool.room(before)?;
+    let room = whole.saturating_sub(before);
     let limits = store.spool.limits.clone();
     let (digest, blob, diff_id) = (descriptor.digest.clone(), Arc::clone(blob), diff_id.clone());
     let verified = tokio::task::spawn_blocking(move || {
@@ -491,9 +495,53 @@ pub(super) async fn compared(
         layer::verify(&digest, packed, &diff_id, &limits, room)
     })
     .await;
-    let (length, _) = verified.map_err(|error| OciError::Spool {
+    let (length, packed) = verified.map_err(|error| OciError::Spool {
         action: "unpack a layer",
         source: std::io::Error::other(error),
     })??;
-    Ok(length)
+    // Those that were unpacked meanwhile did not know of this one.
+    let all = total.fetch_add(length, Ordering::Relaxed).saturating_add(length);
+    if all > whole {
+        let digest = descriptor.digest.to_string();
+        return Err(OciError::Bomb { digest, limit: whole }.into());
+    }
+    Ok((length, packed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spool::Limits;
+
+    #[tokio::test]
+    async fn layers_of_one_image_have_one_room() {
+        let (plain, directory) = (vec![7_u8; 50_000], tempfile::tempdir().unwrap());
+        let packed: Bytes = zstd::encode_all(&plain[..], 3).unwrap().into();
+        let limits = Limits {
+            free: 0,
+            ..Limits::default()
+        };
+        let store = Store::open(&directory.path().join("s"), limits).unwrap();
+        let digest = Digest::of(&packed);
+        let (id, upload) = store.upload(&mut None).unwrap();
+        let body = stream::iter([Ok::<_, std::io::Error>(packed.clone())]);
+        store.spool.append(&upload, None, None, body).await.unwrap();
+        store.spool.finish(&id, &upload, &digest).await.unwrap();
+        let blob = store.spool.blob(&digest).unwrap();
+        let descriptor: Descriptor = serde_json::from_value(serde_json::json!({
+            "mediaType": "x", "digest": digest, "size": packed.len(),
+        }))
+        .unwrap();
+        let (diff_id, total) = (Digest::of(&plain), AtomicU64::new(0));
+        for count in 1..=3 {
+            let found = compared(&descriptor, &blob, &diff_id, &store, &total).await;
+            assert_eq!(found.unwrap(), (50_000, true));
+            assert_eq!(total.load(Ordering::Relaxed), count * 50_000);
+        }
+        // However little each of them takes.
+        total.store(u64::MAX / 2, Ordering::Relaxed);
+        let found = compared(&descriptor, &blob, &diff_id, &store, &total).await;
+        let refused = matches!(found, Err(ClientError::Oci(OciError::NoSpace { .. })));
+        assert!(refused, "{found:?}");
+    }
 }

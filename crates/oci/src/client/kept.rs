@@ -17,7 +17,7 @@ use crate::archive;
 use crate::document::{self, Descriptor, Platform, Pushed};
 use crate::error::OciError;
 use crate::held::Document;
-use crate::layout::spooled;
+use crate::layout::{check_packed, said_packed, spooled};
 use crate::name::{Reference, Repository};
 use crate::port::Images;
 use crate::spool::BlobFile;
@@ -37,8 +37,9 @@ pub enum Platforms {
 /// A blob that documents of the image name.
 struct Named {
     descriptor: Descriptor,
-    /// What it has to be unpacked, where it is a layer of the image that the engine runs. Others may be missing at the other side.
-    diff_ids: Option<BTreeSet<Digest>>,
+    /// What it has to be unpacked, and whether it is said to be packed, where it is a layer of the image that the engine runs. Others may
+    /// be missing at the other side.
+    diff_ids: Option<BTreeSet<(Digest, bool)>>,
 }
 
 /// What an image consists of, by its documents.
@@ -69,7 +70,10 @@ impl Parts {
             });
         }
         if let Some(diff_id) = diff_id {
-            named.diff_ids.get_or_insert_default().insert(diff_id.clone());
+            // One that containerd cannot unpack would leave an image that is not listed.
+            let said = said_packed(descriptor)?;
+            let diff_ids = named.diff_ids.get_or_insert_default();
+            diff_ids.insert((diff_id.clone(), said));
         }
         Ok(())
     }
@@ -113,11 +117,11 @@ impl Client {
         let total = needed.fold(0_u64, |sum, named| sum.saturating_add(named.descriptor.size));
         store.spool.room(total)?;
         let layers = missing.iter().filter(|named| named.diff_ids.is_some()).count();
-        let came = AtomicU64::new(0);
+        let (came, unpacked) = (AtomicU64::new(0), AtomicU64::new(0));
         let found: Vec<Option<(Digest, Arc<BlobFile>)>> = stream::iter(missing)
             .map(|named: Named| {
-                let came = &came;
-                async move { self.named(repository, &named, store, came).await }
+                let counts = (&came, &unpacked);
+                async move { self.named(repository, &named, store, counts).await }
             })
             .buffer_unordered(PARALLEL)
             .try_collect()
@@ -157,15 +161,16 @@ impl Client {
         repository: &Repository,
         named: &Named,
         store: &Store,
-        came: &AtomicU64,
+        (came, unpacked): (&AtomicU64, &AtomicU64),
     ) -> Result<Option<(Digest, Arc<BlobFile>)>, ClientError> {
         let descriptor = &named.descriptor;
         let blob = match self.blob(repository, descriptor, store, came).await {
             Err(ClientError::NotFound { .. }) if named.diff_ids.is_none() => return Ok(None),
             other => other?,
         };
-        for diff_id in named.diff_ids.iter().flatten() {
-            compared(descriptor, &blob, diff_id, store).await?;
+        for (diff_id, said) in named.diff_ids.iter().flatten() {
+            let (_, packed) = compared(descriptor, &blob, diff_id, store, unpacked).await?;
+            check_packed(descriptor, packed, *said)?;
         }
         Ok(Some((descriptor.digest.clone(), blob)))
     }

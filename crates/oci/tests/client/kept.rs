@@ -283,6 +283,23 @@ async fn layers_that_do_not_unpack_to_what_the_configuration_says_are_refused() 
 }
 
 #[tokio::test]
+async fn what_containerd_would_not_unpack_is_refused() {
+    let image = Image::new("app", &[noise(1, 3000)]);
+    // Packed though its kind is not; and of a kind that it does not know.
+    for (suffix, asked) in [("", 1), (".gzip", 0)] {
+        let from = Store::default();
+        from.put(image.config.clone());
+        let packed = gzip(&image.layers[0]);
+        let size = packed.len();
+        let layer = from.put(packed);
+        let id = from.put(manifest_of(&image, &[(layer.clone(), size)], suffix));
+        let pair = Pair::honest(from, &id);
+        pair.refuses(&own(&id, &image), "oci.manifest").await;
+        assert_eq!(pair.asked(&layer), asked, "{suffix:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_configuration_is_asked_for_as_one() {
     let (image, from) = (image(), Store::default());
     let (id, _) = from.image(&image, gzip);
