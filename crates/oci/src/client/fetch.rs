@@ -343,11 +343,15 @@ impl Client {
                     tokio::time::sleep(self.patience.breath).await;
                 }
                 Err(error) => {
-                    let lied = matches!(
+                    // Nobody goes on with what lied, or is not there: others would have no room beside many of those.
+                    let useless = matches!(
                         error,
-                        ClientError::Digest { .. } | ClientError::Length { .. } | ClientError::Answer { .. }
+                        ClientError::Digest { .. }
+                            | ClientError::Length { .. }
+                            | ClientError::Answer { .. }
+                            | ClientError::NotFound { .. }
                     );
-                    if lied {
+                    if useless {
                         store.drop_upload(&mut slot);
                         store.forget(digest);
                     }
