@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tranship_core::ids::Digest;
 
 use crate::error::OciError;
+use crate::keys;
 
 /// Largest manifest or index that is taken in, in bytes, as the distribution specification advises.
 pub const LARGEST: usize = 4 << 20;
@@ -97,13 +98,13 @@ impl Form {
     }
 }
 
-/// Something that a manifest names.
 /// Whether a request that accepts this is for a configuration. Where blobs are kept, it looks like any other.
 #[must_use]
 pub fn is_for_config<'a>(mut headers: impl Iterator<Item = &'a str>) -> bool {
     headers.any(|header| [media::CONFIG, media::DOCKER_CONFIG].contains(&header.trim()))
 }
 
+/// Something that a manifest names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
@@ -213,11 +214,12 @@ fn invalid(message: impl Into<String>) -> OciError {
 /// Reads a manifest or an index, and returns it with its media type.
 ///
 /// # Errors
-/// [`OciError::Manifest`] where the content type and the document disagree, where it could be read as both kinds (CVE-2021-41190),
-/// and where it is of a kind that an engine has no use for.
+/// [`OciError::Manifest`] where the content type and the document disagree, where it could be read as both kinds (CVE-2021-41190) or
+/// otherwise by those who do not look at the case of names, and where it is of a kind that an engine has no use for.
 pub fn read(content_type: Option<&str>, bytes: &[u8]) -> Result<(String, Pushed), OciError> {
     let theirs: Theirs =
         serde_json::from_slice(bytes).map_err(|error| invalid(format!("not a manifest: {error}")))?;
+    keys::check(bytes, &keys::DOCUMENT).map_err(|error| invalid(error.to_string()))?;
     if theirs.schema_version != 2 {
         return Err(invalid("only schema version 2 is known"));
     }
@@ -374,6 +376,7 @@ pub struct ImageConfig {
 pub fn read_config(bytes: &[u8]) -> Result<ImageConfig, OciError> {
     let config: Config = serde_json::from_slice(bytes)
         .map_err(|error| invalid(format!("not the configuration of an image: {error}")))?;
+    keys::check(bytes, &keys::CONFIG).map_err(|error| invalid(format!("in the configuration, {error}")))?;
     if config.rootfs.r#type != "layers" {
         return Err(invalid(
             "the configuration has a root file system of an unknown kind",
@@ -432,6 +435,7 @@ mod tests {
             (Some(media::MANIFEST), manifest(r#","manifests":[]"#)),
             (Some(media::MANIFEST), manifest(r#","fsLayers":[]"#)),
             (Some(media::MANIFEST), manifest(r#","layers":[]"#)),
+            (Some(media::MANIFEST), manifest(r#","Layers":[]"#)),
             (Some(media::MANIFEST), manifest("").replace(":2,", ":1,")),
             (Some(media::MANIFEST), manifest("").replace("sha256", "md5")),
             (Some(media::MANIFEST), manifest("").replace("+gzip", "+lzma")),
@@ -504,10 +508,6 @@ mod tests {
     }
 
     #[test]
-    fn the_form_follows_what_is_accepted() {
-        let form = |headers: &[&str]| Form::accepted(headers.iter().copied());
-        assert_eq!(form(&[]), Form::Oci);
-    #[test]
     fn a_configuration_is_known_by_what_is_accepted() {
         let asked = |headers: &[&str]| is_for_config(headers.iter().copied());
         assert!(asked(&[media::CONFIG, "*/*"]));
@@ -515,6 +515,10 @@ mod tests {
         assert!(!asked(&["*/*"]) && !asked(&[]) && !asked(&[media::MANIFEST]));
     }
 
+    #[test]
+    fn the_form_follows_what_is_accepted() {
+        let form = |headers: &[&str]| Form::accepted(headers.iter().copied());
+        assert_eq!(form(&[]), Form::Oci);
         assert_eq!(form(&["*/*"]), Form::Oci);
         assert_eq!(form(&[media::DOCKER_MANIFEST]), Form::Docker);
         assert_eq!(

@@ -19,7 +19,7 @@
 //! | `push`, `layout`, `upload`, `spool`, `layer` | what comes in |
 //! | [`client`] | the other side: images from registries, one layer at a time, and to them |
 //! | `archive` | images as `docker load` takes them |
-//! | [`name`], [`document`], [`range`] | what is in a request, read strictly |
+//! | [`name`], [`document`], `keys`, [`range`] | what is in a request, read strictly |
 //! | [`access`] | who may |
 
 pub mod access;
@@ -28,6 +28,7 @@ pub mod client;
 pub mod document;
 mod error;
 mod held;
+mod keys;
 mod layer;
 mod layout;
 pub mod name;
