@@ -440,6 +440,10 @@ fn check(from_reader: &Receiver<Message>, offset: u64, to_stream: &mpsc::Sender<
                 let begin = length;
                 length += bytes.len() as u64;
                 if length <= offset {
+                    // Nothing is sent yet by which it would be seen that nobody waits any more.
+                    if to_stream.is_closed() {
+                        return;
+                    }
                     continue;
                 }
                 let skip = usize::try_from(offset.saturating_sub(begin)).unwrap_or(usize::MAX);
@@ -501,6 +505,19 @@ mod tests {
             assert!(error.is_none(), "{error:?}");
             assert_eq!(bytes, &b"abcdefghi"[usize::try_from(offset).unwrap()..]);
         }
+    }
+
+    #[test]
+    fn nothing_is_read_on_for_nobody() {
+        let (to_check, from_reader) = sync_channel(16);
+        let (to_stream, out) = mpsc::channel(16);
+        to_check.send(Message::LayerBegins).unwrap();
+        for _ in 0..3 {
+            to_check.send(Message::Bytes(b"abc".to_vec())).unwrap();
+        }
+        drop((to_check, out));
+        check(&from_reader, 100, &to_stream);
+        assert_eq!(from_reader.iter().count(), 2, "it ends with the first piece");
     }
 
     #[test]
