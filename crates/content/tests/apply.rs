@@ -9,32 +9,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
-use support::{differences, sync};
-use tempfile::TempDir;
-
-struct Pair {
-    _all: TempDir,
-    from: std::path::PathBuf,
-    to: std::path::PathBuf,
-    work: std::path::PathBuf,
-}
-
-fn pair() -> Pair {
-    let all = tempfile::tempdir_in("/var/tmp").unwrap();
-    let (from, to, work) = (
-        all.path().join("from"),
-        all.path().join("to/root"),
-        all.path().join("work"),
-    );
-    fs::create_dir_all(&from).unwrap();
-    fs::create_dir_all(&to).unwrap();
-    Pair {
-        _all: all,
-        from,
-        to,
-        work,
-    }
-}
+use support::{differences, sides, sync};
 
 fn tool(program: &str, arguments: &[&str], path: &Path) {
     let status = std::process::Command::new(program)
@@ -135,7 +110,7 @@ fn zoo(root: &Path) {
 
 #[test]
 fn everything_arrives_and_nothing_changes_the_second_time() {
-    let pair = pair();
+    let pair = sides();
     zoo(&pair.from);
     let report = sync(&pair.from, &pair.to, &pair.work);
     assert_eq!(differences(&pair.from, &pair.to), "");
@@ -150,7 +125,7 @@ fn everything_arrives_and_nothing_changes_the_second_time() {
 
 #[test]
 fn types_change_into_each_other() {
-    let pair = pair();
+    let pair = sides();
     zoo(&pair.from);
     sync(&pair.from, &pair.to, &pair.work);
     let at = |name: &str| pair.from.join(name);
@@ -179,7 +154,7 @@ fn types_change_into_each_other() {
 
 #[test]
 fn directories_keep_their_times_when_files_in_them_change() {
-    let pair = pair();
+    let pair = sides();
     fs::create_dir_all(pair.from.join("d/e")).unwrap();
     fs::write(pair.from.join("d/e/f"), b"1").unwrap();
     tool("touch", &["-d", "2001-01-01"], &pair.from.join("d/e"));
@@ -195,7 +170,7 @@ fn directories_keep_their_times_when_files_in_them_change() {
 
 #[test]
 fn further_names_follow_their_file() {
-    let pair = pair();
+    let pair = sides();
     fs::write(pair.from.join("a"), b"one").unwrap();
     fs::hard_link(pair.from.join("a"), pair.from.join("b")).unwrap();
     fs::create_dir(pair.from.join("d")).unwrap();

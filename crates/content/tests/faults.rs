@@ -15,30 +15,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use support::{Peer, delta, differences, id, read_tree, sync, tree_id, with_sink};
-use tempfile::TempDir;
+use support::{Peer, Sides, delta, differences, id, read_tree, sides, sync, tree_id, with_sink};
 use tranship_content::entry::{Entry, EntryKind, Timestamp};
 use tranship_content::frame::{FrameReader, FrameWriter};
 use tranship_content::message::{Message, Operation, Wants};
 use tranship_content::sink::{self, SinkOptions};
 use tranship_core::fault::Explain as _;
-
-struct Sides {
-    all: TempDir,
-    from: PathBuf,
-    to: PathBuf,
-    work: PathBuf,
-}
-
-fn sides() -> Sides {
-    let all = tempfile::tempdir_in("/var/tmp").unwrap();
-    let from = all.path().join("from");
-    let to = all.path().join("to/root");
-    let work = all.path().join("work");
-    fs::create_dir_all(&from).unwrap();
-    fs::create_dir_all(&to).unwrap();
-    Sides { all, from, to, work }
-}
 
 /// A sink in a process of its own, for killing it: this very test program, run again.
 struct SinkProcess {

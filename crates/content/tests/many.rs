@@ -6,31 +6,11 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use support::{differences, id, sync, with_sink};
+use support::{differences, id, sides, sync, with_sink};
 use tranship_content::message::{Message, Operation, Wants};
 use tranship_core::fault::Explain as _;
-
-struct Pair {
-    _all: tempfile::TempDir,
-    from: PathBuf,
-    to: PathBuf,
-    work: PathBuf,
-}
-
-fn pair() -> Pair {
-    let all = tempfile::tempdir_in("/var/tmp").unwrap();
-    let [from, to, work] = ["from", "to/root", "work"].map(|name| all.path().join(name));
-    fs::create_dir_all(&from).unwrap();
-    fs::create_dir_all(&to).unwrap();
-    Pair {
-        _all: all,
-        from,
-        to,
-        work,
-    }
-}
 
 /// Directories of files, some of which nobody may write to, with further names of files of other directories and of the same.
 fn fill(root: &Path, directories: usize, files: usize) {
@@ -61,7 +41,7 @@ fn fill(root: &Path, directories: usize, files: usize) {
 
 #[test]
 fn what_several_threads_make_is_what_one_would() {
-    let pair = pair();
+    let pair = sides();
     fill(&pair.from, 150, 40);
     let report = sync(&pair.from, &pair.to, &pair.work);
     assert_eq!(differences(&pair.from, &pair.to), "");
@@ -88,7 +68,7 @@ fn what_several_threads_make_is_what_one_would() {
 
 #[test]
 fn directories_of_one_file_each_do_not_stay_open() {
-    let pair = pair();
+    let pair = sides();
     fill(&pair.from, 1500, 1);
     let open = || fs::read_dir("/proc/self/fd").unwrap().count();
     let (before, mut most) = (open(), 0);
@@ -106,7 +86,7 @@ fn directories_of_one_file_each_do_not_stay_open() {
 
 #[test]
 fn a_lie_among_many_files_is_told_though_nothing_more_comes() {
-    let pair = pair();
+    let pair = sides();
     let (result, ()) = with_sink(&pair.to, &pair.work, |peer| {
         peer.open(Wants::default());
         let mut operations = vec![support::make::root()];

@@ -319,6 +319,7 @@ mod tests {
         times: usize,
         parked: Option<&RestartPolicy>,
         fail: &[(usize, Failure)],
+        timeout_ms: u64,
     ) -> (Result<ContainerStatus, Fault>, usize) {
         let (engine, id) = container(|s| s.status.exit_code = 1);
         engine.fail(fail);
@@ -332,7 +333,7 @@ mod tests {
         tokio::task::yield_now().await;
         let proof = Proof {
             parked,
-            ..proof(30_000)
+            ..proof(timeout_ms)
         };
         let done = wait_until_ready(engine.as_ref(), &id, &proof).await;
         killing.abort();
@@ -345,12 +346,12 @@ mod tests {
         let always = policy("always");
         let no = policy("no");
         for times in 1..=3 {
-            let (done, starts) = dying(times, Some(&always), &[]).await;
+            let (done, starts) = dying(times, Some(&always), &[], 30_000).await;
             assert!(done.is_ok(), "{times}: {done:?}");
             assert_eq!(starts, times);
         }
         for (times, parked, expected) in [(4, Some(&always), 3), (1, Some(&no), 0), (1, None, 0)] {
-            let (done, starts) = dying(times, parked, &[]).await;
+            let (done, starts) = dying(times, parked, &[], 30_000).await;
             let fault = done.unwrap_err();
             assert_eq!((fault.code.as_str(), starts), ("health.exited", expected));
             assert!(fault.message.contains("exited with exit code 1"), "{fault}");
@@ -358,12 +359,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_was_started_again_has_all_its_time_from_there() {
+        // The third start comes after more than two seconds, and what is started has to stay up for one and a half.
+        let (done, starts) = dying(3, Some(&policy("always")), &[], 2_000).await;
+        assert!(done.is_ok(), "{done:?}");
+        assert_eq!(starts, 3);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_start_that_is_refused_is_the_end_and_one_that_nobody_heard_of_is_not() {
         let always = policy("always");
         // The first call looks, the second one starts.
-        let (done, _) = dying(1, Some(&always), &[(1, Failure::Before)]).await;
+        let (done, _) = dying(1, Some(&always), &[(1, Failure::Before)], 30_000).await;
         assert!(done.unwrap_err().message.contains("told to fail"));
-        let (done, starts) = dying(1, Some(&always), &[(1, Failure::After)]).await;
+        let (done, starts) = dying(1, Some(&always), &[(1, Failure::After)], 30_000).await;
         assert!(done.is_ok(), "{done:?}");
         assert_eq!(starts, 1);
     }

@@ -23,6 +23,23 @@ use tranship_core::storage::RoundReport;
 
 pub const PIECE: usize = 64 << 10;
 
+/// A source and a sink, and where the sink keeps its record.
+pub struct Sides {
+    pub all: tempfile::TempDir,
+    pub from: PathBuf,
+    pub to: PathBuf,
+    pub work: PathBuf,
+}
+
+/// Both empty, and not in memory.
+pub fn sides() -> Sides {
+    let all = tempfile::tempdir_in("/var/tmp").unwrap();
+    let [from, to, work] = ["from", "to/root", "work"].map(|name| all.path().join(name));
+    fs::create_dir_all(&from).unwrap();
+    fs::create_dir_all(&to).unwrap();
+    Sides { all, from, to, work }
+}
+
 pub fn id(bytes: &[u8]) -> ChunkId {
     ChunkId(*blake3::hash(bytes).as_bytes())
 }

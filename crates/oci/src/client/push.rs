@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -20,7 +20,7 @@ use crate::name::{Reference, Repository};
 use crate::port::Images;
 
 /// How many layers are sent at once.
-pub(super) const PARALLEL: usize = 3;
+const PARALLEL: usize = 3;
 
 /// An image that a registry has now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,33 +85,21 @@ impl Client {
         let manifest = document::write(Form::Oci, (&image.id, config.len() as u64), &layers)?;
         let digest = Digest::of(&manifest);
         let before = sent.load(Ordering::Relaxed);
-        let count = AtomicUsize::new(0);
         let mut seen = BTreeSet::new();
-        let wanted: Vec<(usize, (Digest, u64))> = layers
-            .iter()
-            .cloned()
+        let contents = layers
+            .into_iter()
             .enumerate()
             .filter(|(_, (digest, _))| seen.insert(digest.clone()))
-            .collect();
-        stream::iter(wanted)
             .map(|(index, (digest, length))| {
-                let count = &count;
-                async move {
-                    let content = Content::Layer {
-                        images,
-                        image,
-                        index,
-                        length,
-                    };
-                    if self.put_blob(repository, near, &digest, &content, sent).await? {
-                        count.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Ok::<_, ClientError>(())
-                }
-            })
-            .buffer_unordered(PARALLEL)
-            .try_collect::<()>()
-            .await?;
+                let content = Content::Layer {
+                    images,
+                    image,
+                    index,
+                    length,
+                };
+                (digest, content)
+            });
+        let count = self.put_blobs(repository, near, contents, sent).await?;
         let content = Content::Full(config);
         self.put_blob(repository, near, &image.id, &content, sent).await?;
         let document = Document {
@@ -122,7 +110,7 @@ impl Client {
         self.put_manifest(repository, document).await?;
         Ok(Pushed {
             manifest: digest,
-            layers: count.into_inner(),
+            layers: count,
             bytes: sent.load(Ordering::Relaxed).saturating_sub(before),
         })
     }
@@ -143,6 +131,26 @@ impl Client {
             Err(ClientError::NotFound { .. } | ClientError::OtherImage { .. }) => Ok(false),
             Err(other) => Err(other),
         }
+    }
+
+    /// Sends blobs, several at once, but for those that are there. How many were sent.
+    pub(super) async fn put_blobs(
+        &self,
+        repository: &Repository,
+        near: &[Repository],
+        blobs: impl Iterator<Item = (Digest, Content<'_>)>,
+        sent: &Arc<AtomicU64>,
+    ) -> Result<usize, ClientError> {
+        let sending: Vec<_> = blobs
+            .map(|(digest, content)| async move {
+                let went = self.put_blob(repository, near, &digest, &content, sent).await?;
+                Ok(usize::from(went))
+            })
+            .collect();
+        stream::iter(sending)
+            .buffer_unordered(PARALLEL)
+            .try_fold(0, |sum, went| std::future::ready(Ok(sum + went)))
+            .await
     }
 
     /// Sends a blob, unless it is there. Whether it was sent.

@@ -3,19 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::TryStreamExt as _;
 use http::{Method, StatusCode};
 use tranship_core::ids::Digest;
 use tranship_core::image::ImageBlob;
 use tranship_core::{EngineError, ImageSpec};
 
-use super::push::{Content, PARALLEL, Pushed, push_scope};
+use super::push::{Content, Pushed, push_scope};
 use super::request::Ask;
 use super::{Client, ClientError};
-use crate::document::{self, Descriptor, LARGEST};
+use crate::document::{self, LARGEST};
 use crate::error::OciError;
 use crate::held::Document;
 use crate::name::Repository;
@@ -27,6 +27,20 @@ struct Kept {
     /// Documents after what they name.
     documents: Vec<Document>,
     blobs: BTreeSet<Digest>,
+}
+
+impl Kept {
+    /// Counts the blobs that a document names.
+    fn name(&mut self, pushed: document::Pushed) {
+        match pushed {
+            document::Pushed::Manifest { config, layers }
+            | document::Pushed::Attestation { config, layers } => {
+                self.blobs.extend(layers.into_iter().map(|layer| layer.digest));
+                self.blobs.insert(config.digest);
+            }
+            document::Pushed::Index(_) => {}
+        }
+    }
 }
 
 impl Client {
@@ -61,31 +75,17 @@ impl Client {
             }
         }
         let before = sent.load(Ordering::Relaxed);
-        let count = AtomicUsize::new(0);
-        let blobs: Vec<ImageBlob> = blobs.into_iter().cloned().collect();
-        stream::iter(blobs)
-            .map(|blob| {
-                let count = &count;
-                async move {
-                    let content = Content::Kept { images, blob: &blob };
-                    if self
-                        .put_blob(repository, near, &blob.digest, &content, sent)
-                        .await?
-                    {
-                        count.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Ok::<_, ClientError>(())
-                }
-            })
-            .buffer_unordered(PARALLEL)
-            .try_collect::<()>()
-            .await?;
+        let contents = blobs.into_iter().map(|blob| {
+            let content = Content::Kept { images, blob };
+            (blob.digest.clone(), content)
+        });
+        let count = self.put_blobs(repository, near, contents, sent).await?;
         for document in kept.documents {
             self.put_manifest(repository, document).await?;
         }
         Ok(Pushed {
             manifest: image.id.clone(),
-            layers: count.into_inner(),
+            layers: count,
             bytes: sent.load(Ordering::Relaxed).saturating_sub(before),
         })
     }
@@ -116,19 +116,11 @@ impl Client {
                         return Err(self.partial(image, &child.digest));
                     };
                     let (document, pushed) = read(images, blob).await?;
-                    if let Some((config, layers)) = named(pushed) {
-                        kept.blobs.extend(layers.into_iter().map(|layer| layer.digest));
-                        kept.blobs.insert(config.digest);
-                    }
+                    kept.name(pushed);
                     kept.documents.push(document);
                 }
             }
-            other => {
-                if let Some((config, layers)) = named(other) {
-                    kept.blobs.extend(layers.into_iter().map(|layer| layer.digest));
-                    kept.blobs.insert(config.digest);
-                }
-            }
+            other => kept.name(other),
         }
         kept.documents.push(root);
         Ok(kept)
@@ -158,15 +150,6 @@ impl Client {
             StatusCode::NOT_FOUND => Ok(false),
             _ => Err(self.refusal(head, &what).await),
         }
-    }
-}
-
-fn named(pushed: document::Pushed) -> Option<(Descriptor, Vec<Descriptor>)> {
-    match pushed {
-        document::Pushed::Manifest { config, layers } | document::Pushed::Attestation { config, layers } => {
-            Some((config, layers))
-        }
-        document::Pushed::Index(_) => None,
     }
 }
 

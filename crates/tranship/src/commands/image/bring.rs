@@ -20,6 +20,7 @@ use crate::commands::Context;
 use crate::commands::cp::Meter;
 use crate::commands::plan::new_id;
 use crate::connect::Connection;
+use crate::interrupts::Interrupts;
 use crate::progress::Line;
 use crate::render::{bytes, duration_ms};
 
@@ -58,10 +59,11 @@ pub(super) async fn run(
 ) -> Result<(), Fault> {
     way.check()?;
     let mut all = Vec::new();
+    let mut signals = Interrupts::unless_ignored()?;
     // An interrupt drops the streams, and the engine there gives up what it had of an image.
     let done = tokio::select! {
         done = bring_all(context, images, way, (from, to), &mut all) => done,
-        _ = tokio::signal::ctrl_c() => {
+        () = signals.next() => {
             let text = "bringing images over was aborted on request; those that were told of are there";
             Err(Fault::new("image.aborted", FaultKind::RolledBack, text))
         }
