@@ -45,7 +45,7 @@
 //! | `GET /v1/checkpoints` | caller | [`crate::checkpoints::CheckpointInfo`]s |
 //! | `POST /v1/checkpoints/create` | caller | [`crate::checkpoints::CreateCheckpoint`] → [`crate::checkpoints::CheckpointCreated`] |
 //! | `POST /v1/checkpoints/restore` | caller | [`crate::checkpoints::RestoreCheckpoint`] → [`crate::checkpoints::CheckpointRestored`] |
-//! | `POST /v1/checkpoints/export` | caller | [`crate::checkpoints::ExportCheckpoint`] → an archive, as in `docs/checkpoint-archive.md` |
+//! | `POST /v1/checkpoints/export` | caller | [`crate::checkpoints::ExportCheckpoint`] → an archive, or an image with it, as in `docs/checkpoint-archive.md` |
 //! | `PUT /v1/checkpoints/import/CONTAINER[/NAME]` | caller | such an archive → [`crate::checkpoints::CheckpointInfo`] |
 //! | `DELETE /v1/checkpoints/CONTAINER/NAME` | caller | removes it for good |
 //! | `POST /v1/retire` | caller | end the agent if it has nothing to do |

@@ -177,6 +177,7 @@ impl Agent {
                 "files.partial",
                 "checkpoints",
                 "checkpoints.archives",
+                "checkpoints.oci",
             ]
             .map(String::from)
             .to_vec(),

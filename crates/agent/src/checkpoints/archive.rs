@@ -151,6 +151,14 @@ pub(super) struct Document {
     pub(super) content: Vec<u8>,
 }
 
+/// What is known of a checkpoint once its images were read.
+pub(super) struct Described {
+    /// The description.
+    text: Vec<u8>,
+    /// Bytes of the images as an archive of their own.
+    inner: u64,
+}
+
 /// A checkpoint that is to be written as an archive.
 pub(super) struct Export {
     /// Its sealed images.
@@ -172,25 +180,48 @@ impl Export {
     /// # Errors
     /// `checkpoint.damaged`, `checkpoint.stream`.
     pub(super) fn write(&self, out: impl Write) -> Result<(), CheckpointError> {
-        let (description, inner) = self.describe()?;
-        let text = serde_json::to_vec(&description).map_err(|error| stream(error.into()))?;
-        if text.len() as u64 > LONGEST_DESCRIPTION {
-            return Err(bad("its description is too long".into()));
-        }
-        let format = if self.compress && self.memory == ArchiveMemory::Unencrypted {
+        let described = self.described()?;
+        let out = self.encoder(BufWriter::with_capacity(BUFFER, out))?;
+        let out = self.write_plain(&described, out)?;
+        out.finish().and_then(|mut out| out.flush()).map_err(stream)
+    }
+
+    /// Whether the archive as a whole is compressed.
+    pub(super) fn is_compressed(&self) -> bool {
+        self.compress && self.memory == ArchiveMemory::Unencrypted
+    }
+
+    /// What the archive is written through.
+    pub(super) fn encoder<W: Write>(&self, out: W) -> Result<Encoder<W>, CheckpointError> {
+        let format = if self.is_compressed() {
             Format::Zstd
         } else {
             Format::Identity
         };
         // At the lowest level: most of what shrinks at all are pages of zeros and of text.
-        let out = Encoder::new(BufWriter::with_capacity(BUFFER, out), format, Some(1));
-        let mut archive = Writer::new(out.map_err(|error| stream(io::Error::other(error)))?);
-        let proof = self.key.prove(&text).map_err(stream)?;
+        Encoder::new(out, format, Some(1)).map_err(|error| stream(io::Error::other(error)))
+    }
+
+    /// The first look at the images.
+    pub(super) fn described(&self) -> Result<Described, CheckpointError> {
+        let (description, inner) = self.describe()?;
+        let text = serde_json::to_vec(&description).map_err(|error| stream(error.into()))?;
+        if text.len() as u64 > LONGEST_DESCRIPTION {
+            return Err(bad("its description is too long".into()));
+        }
+        Ok(Described { text, inner })
+    }
+
+    /// Writes the archive itself: readable ones have the same bytes each time.
+    pub(super) fn write_plain<W: Write>(&self, described: &Described, out: W) -> Result<W, CheckpointError> {
+        let Described { text, inner } = described;
+        let mut archive = Writer::new(out);
+        let proof = self.key.prove(text).map_err(stream)?;
         let mut small = |name: &str, content: &[u8]| {
             let entry = Entry::file(name, 0o600, content.len() as u64);
             archive.append(&entry, &mut &*content).map_err(unwritten)
         };
-        small(DESCRIPTION, &text)?;
+        small(DESCRIPTION, text)?;
         small(PROOF_OF_IT, &proof)?;
         match self.memory {
             ArchiveMemory::Unencrypted => {
@@ -202,16 +233,15 @@ impl Export {
                 self.images_into(&mut archive, DIRECTORY)?;
             }
             ArchiveMemory::Encrypted => {
-                let entry = Entry::file(SEALED, 0o600, sealed_bytes(inner));
+                let entry = Entry::file(SEALED, 0o600, sealed_bytes(*inner));
                 archive.start(&entry).map_err(unwritten)?;
-                let sealing = Sealing::begin(Content(&mut archive), &self.key, &text).map_err(stream)?;
+                let sealing = Sealing::begin(Content(&mut archive), &self.key, text).map_err(stream)?;
                 let mut images = Writer::new(sealing);
                 self.images_into(&mut images, "")?;
                 images.finish().map_err(unwritten)?.finish().map_err(stream)?;
             }
         }
-        let out = archive.finish().map_err(unwritten)?;
-        out.finish().and_then(|mut out| out.flush()).map_err(stream)
+        archive.finish().map_err(unwritten)
     }
 
     /// Describes what will follow, and says how long the images are as an archive of their own.
@@ -294,11 +324,11 @@ impl Export {
     }
 }
 
-fn stream(error: io::Error) -> CheckpointError {
+pub(super) fn stream(error: io::Error) -> CheckpointError {
     CheckpointError::Stream(error)
 }
 
-fn unwritten(error: WriteError) -> CheckpointError {
+pub(super) fn unwritten(error: WriteError) -> CheckpointError {
     stream(images::io_of(error))
 }
 
@@ -317,7 +347,7 @@ impl Write for Counter {
 }
 
 /// The content of the present entry of an archive.
-struct Content<'a, W>(&'a mut Writer<W>);
+pub(super) struct Content<'a, W>(pub(super) &'a mut Writer<W>);
 
 impl<W: Write> Write for Content<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -15,7 +15,7 @@
 //! | `recover` | what is done about those that were left half done, by this agent or one before it |
 //! | `store` | directories, descriptions and notes |
 //! | `seal`, `images` | encryption, and the images of a dump in one file |
-//! | `transfer`, `archive` | checkpoints that leave their node and come back, and their form then |
+//! | `transfer`, `archive`, `oci_image` | checkpoints that leave their node and come back, and their forms then |
 //! | `look` | what files were like |
 
 mod api;
@@ -25,6 +25,7 @@ mod error;
 mod finish;
 mod images;
 mod look;
+mod oci_image;
 mod recover;
 mod restore;
 mod seal;
@@ -105,6 +106,9 @@ pub struct ExportCheckpoint {
     /// Compresses it with zstd. What is encrypted stays as it is.
     #[serde(default)]
     pub compress: bool,
+    /// Writes an image of OCI's whose layer the archive is. Only of what others can read.
+    #[serde(default)]
+    pub oci: bool,
 }
 
 /// Brings a checkpoint back from an archive, which follows.

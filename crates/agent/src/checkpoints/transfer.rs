@@ -18,20 +18,24 @@ use tranship_migrate::failpoint;
 use super::archive::{Document, Export, Incoming, Versions};
 use super::create::{new_id, room_for};
 use super::error::CheckpointError;
+use super::oci_image::{ImageExport, ImageFacts};
 use super::store::{About, Kept, New, Store};
 use super::{
-    CheckpointInfo, Checkpoints, ExportCheckpoint, ImportCheckpoint, blocking, find, info_of, not_found,
-    restore,
+    ArchiveMemory, CheckpointInfo, Checkpoints, ExportCheckpoint, ImportCheckpoint, blocking, find, info_of,
+    not_found, restore,
 };
 use crate::files::bridge::{self, Pieces};
 
 impl Checkpoints {
-    /// A checkpoint as an archive. An error ends the stream before the archive's own end.
+    /// A checkpoint as an archive, or as an image. An error ends the stream before the archive's own end.
     ///
     /// # Errors
-    /// `checkpoint.not-found`; `checkpoint.used` and others where nothing can go on from it any more; `checkpoint.key`; what the engine
-    /// says.
+    /// `checkpoint.not-found`; `checkpoint.used` and others where nothing can go on from it any more; `checkpoint.key`;
+    /// `checkpoint.oci-encrypted`; what the engine says.
     pub async fn export(&self, asked: &ExportCheckpoint) -> Result<Pieces, Fault> {
+        if asked.oci && asked.memory == ArchiveMemory::Encrypted {
+            return Err(oci_encrypted());
+        }
         let store = self.store().await?;
         let named = self.named(&asked.container).await?;
         let kept = find(&store, &asked.container, named.as_ref(), asked.name.as_ref())?
@@ -49,21 +53,32 @@ impl Checkpoints {
             return Err(restore::gone(&kept));
         };
         self.is_worth_a_copy(&kept, &spec).map_err(on)?;
-        let export = Export {
+        let engine = self.engine().facts().await?;
+        let criu = self.engine().live_facts().await?.criu;
+        let facts = ImageFacts::new(&spec, &kept.about, &engine, &criu);
+        let archive = Export {
             file: kept.memory(),
             context: kept.context.clone(),
             about: kept.about.clone(),
             key: self.node_key(false).await?,
             exported_by: Versions {
                 tranship: env!("CARGO_PKG_VERSION").to_owned(),
-                engine: self.engine().facts().await?.version,
-                criu: self.engine().live_facts().await?.criu,
+                engine: engine.version,
+                criu,
             },
             documents: documents(&spec).map_err(on)?,
             memory: asked.memory,
             compress: asked.compress,
         };
-        let pieces = bridge::writer(move |out| export.write(out).map_err(Fault::from));
+        let oci = asked.oci;
+        let pieces = bridge::writer(move |out| {
+            let written = if oci {
+                ImageExport { archive, facts }.write(out)
+            } else {
+                archive.write(out)
+            };
+            written.map_err(Fault::from)
+        });
         pieces.await.map_err(on)
     }
 
@@ -234,6 +249,16 @@ impl Checkpoints {
         self.may_come_back(store, &archived, &spec).await?;
         Ok((new.keep()?, first))
     }
+}
+
+/// An image that nobody but its node can read is of use to no other program.
+fn oci_encrypted() -> Fault {
+    Fault::new(
+        "checkpoint.oci-encrypted",
+        FaultKind::Usage,
+        "a checkpoint becomes an image only unencrypted: no other program could read it",
+    )
+    .with_hint("ask for it with --unencrypted, or leave out --oci")
 }
 
 /// Its restart policy became another one meanwhile.

@@ -35,6 +35,7 @@ pub(crate) use self::request::decode;
 pub use self::request::{Owner, PathRequest};
 pub use self::rewrite::rewrite;
 pub use self::stat::RemoteStat;
+pub(crate) use self::stat::rfc3339;
 use crate::state::Agent;
 use crate::writes::{self, Writing};
 

@@ -79,7 +79,7 @@ impl From<PathStat> for RemoteStat {
 }
 
 /// A time as Go writes it in UTC: without zeros at the end of the fraction.
-fn rfc3339(seconds: i64, nanoseconds: u32) -> String {
+pub(crate) fn rfc3339(seconds: i64, nanoseconds: u32) -> String {
     let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     // Days to a date, by Howard Hinnant's "chrono-compatible low-level date algorithms".
     let shifted = days + 719_468;

@@ -95,6 +95,9 @@ pub struct CheckpointExportArgs {
     /// How it is compressed. What is encrypted is not
     #[arg(long, value_name = "HOW", default_value = "zstd")]
     pub compress: ArchiveCompression,
+    /// Write an image of OCI's, for registries, whose one layer the archive is (skopeo: oci-archive:FILE)
+    #[arg(long, requires = "unencrypted")]
+    pub oci: bool,
 }
 
 /// `tranship checkpoint import`

@@ -14,19 +14,19 @@ use crate::world::{Outcome, World, finish, is_running, reached, wait_until};
 const SCRIPT: &str = "while :; do";
 
 impl World {
-    fn archive(&self, name: &str) -> PathBuf {
+    pub(crate) fn archive(&self, name: &str) -> PathBuf {
         self.state.path().join(name)
     }
 
     /// Exports `web@…` into a file.
-    fn export(&self, what: &str, file: &Path, options: &[&str]) -> Outcome {
+    pub(crate) fn export(&self, what: &str, file: &Path, options: &[&str]) -> Outcome {
         let mut all = vec!["-o", file.to_str().unwrap()];
         all.extend(options);
         self.checkpoint("export", what, &all)
     }
 
     /// Imports a file.
-    fn import(&self, file: &Path, container: &str, options: &[&str]) -> Outcome {
+    pub(crate) fn import(&self, file: &Path, container: &str, options: &[&str]) -> Outcome {
         let mut args = vec!["checkpoint", "import", file.to_str().unwrap(), container];
         args.extend(options);
         self.run(&args)

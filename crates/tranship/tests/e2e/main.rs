@@ -17,6 +17,7 @@ mod world;
 
 mod checkpoint;
 mod checkpoint_archive;
+mod checkpoint_image;
 mod commands;
 mod conflicts;
 mod connections;

@@ -32,6 +32,8 @@ struct Exported {
     file: String,
     bytes: u64,
     memory: ArchiveMemory,
+    /// It is an image.
+    oci: bool,
 }
 
 /// What became of an import that was asked to end. The agent takes back what is not whole; once all of it is on its way, it may be.
@@ -55,13 +57,18 @@ fn others_read_standard_output() -> bool {
         .is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o044 != 0)
 }
 
-/// An agent that knows checkpoints, but no archives of them, is of an earlier version.
-fn knows_archives(node: &Connection) -> Result<(), Fault> {
-    if node.can("checkpoints.archives") {
+/// An agent that knows checkpoints, but no archives or images of them, is of an earlier version.
+fn knows(node: &Connection, oci: bool) -> Result<(), Fault> {
+    let (capability, what) = if oci {
+        ("checkpoints.oci", "images")
+    } else {
+        ("checkpoints.archives", "archives")
+    };
+    if node.can(capability) {
         return Ok(());
     }
     let message = format!(
-        "tranship {} there knows no archives of checkpoints",
+        "tranship {} there knows no {what} of checkpoints",
         node.hello.version
     );
     Err(Fault::new("agent.version", FaultKind::Environment, message)
@@ -88,13 +95,14 @@ pub async fn export(context: &Context, args: &CheckpointExportArgs) -> Result<()
     }
     let address = &args.checkpoint;
     let node = connected(context, &address.node).await?;
-    knows_archives(&node)?;
+    knows(&node, args.oci)?;
     let here = |fault: Fault| fault.on_node(node.label.clone());
     let asked = ExportCheckpoint {
         container: address.container.clone(),
         name: address.name.clone(),
         memory,
         compress: args.compress == ArchiveCompression::Zstd,
+        oci: args.oci,
     };
     let parts = node.client.export_checkpoint(&asked).await.map_err(here)?;
     let parts = parts.map(|part| part.map_err(|error| here(error.into_fault())));
@@ -107,6 +115,7 @@ pub async fn export(context: &Context, args: &CheckpointExportArgs) -> Result<()
         file: output.display().to_string(),
         bytes: total,
         memory,
+        oci: args.oci,
     };
     if memory == ArchiveMemory::Unencrypted {
         context.ui.warn(&format!(
@@ -148,7 +157,7 @@ pub async fn import(context: &Context, args: &CheckpointImportArgs) -> Result<()
     }
     let input = archives::open(&args.input).await?;
     let node = connected(context, &address.node).await?;
-    knows_archives(&node)?;
+    knows(&node, false)?;
     let asked = ImportCheckpoint {
         container: address.container.clone(),
         name: args.name.clone(),
