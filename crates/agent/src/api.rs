@@ -358,8 +358,11 @@ pub struct MigrationView {
     pub source: String,
     /// The destination, as the caller named it.
     pub destination: String,
-    /// `stateless`, `cold` or `warm`.
+    /// `stateless`, `cold`, `warm` or `live`.
     pub mode: String,
+    /// Why `auto` took it, if that chose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode_reason: Option<String>,
     /// The state in the words of the user.
     pub status: String,
     /// State at the source, if this is the source.

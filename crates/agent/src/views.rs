@@ -49,6 +49,7 @@ fn bare_view(plan: &Plan, role: Role, begun_at_ms: u64) -> MigrationView {
         source: plan.source.clone(),
         destination: plan.destination.clone(),
         mode: plan.mode.to_string(),
+        mode_reason: plan.mode_reason().map(str::to_owned),
         status: String::new(),
         departure: None,
         arrival: None,

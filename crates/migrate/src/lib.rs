@@ -10,6 +10,7 @@
 //! * [`Arrival`] is the destination's half: it takes in, proves, and either adopts or discards without a trace.
 
 pub mod arrival;
+mod auto;
 pub mod check;
 pub mod departure;
 pub mod destination;

@@ -11,7 +11,7 @@ use crate::images::ImageStrategy;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ModeRequest {
-    /// Stateless where there is no state to carry; otherwise the user is asked to choose.
+    /// Stateless where there is no state to carry, else live where nothing speaks against it, else cold.
     #[default]
     Auto,
     /// The user vouches that the container keeps no state: it runs there before it stops here.

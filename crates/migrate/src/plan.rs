@@ -10,6 +10,7 @@ use tranship_core::engine::CreateRequest;
 use tranship_core::image::ImageTransfer;
 use tranship_core::node::{ArrivalFacts, ContainerReport, Survey};
 
+use crate::auto;
 use crate::check;
 use crate::elements::{self, ElementPlan, Target};
 use crate::health;
@@ -169,6 +170,13 @@ impl Plan {
         self.findings.iter().filter(|f| f.severity == Severity::Conflict)
     }
 
+    /// Why `auto` took the mode, if it chose between several that carry state.
+    #[must_use]
+    pub fn mode_reason(&self) -> Option<&str> {
+        let reason = self.findings.iter().find(|f| f.code.starts_with("mode."));
+        reason.map(|finding| finding.message.as_str())
+    }
+
     /// The container as the source describes it.
     #[must_use]
     pub fn spec(&self) -> &ContainerSpec {
@@ -247,6 +255,8 @@ pub struct PlanInput<'a> {
     pub survey: &'a Survey,
     /// What the user asked for.
     pub options: &'a MoveOptions,
+    /// Why `auto` does not take live mode, whatever the facts are: what a try has shown.
+    pub not_live: Option<&'a str>,
 }
 
 /// Plans the move of some containers. Never fails: what stands in the way is in the findings.
@@ -266,20 +276,6 @@ pub fn plan(input: &PlanInput<'_>) -> Vec<Plan> {
     plans
 }
 
-/// The mode of a group, and the request as every rule shall see it.
-fn mode_of(options: &MoveOptions, reports: &[ContainerReport]) -> (Mode, ModeRequest) {
-    match options.mode {
-        ModeRequest::Cold => (Mode::Cold, ModeRequest::Cold),
-        ModeRequest::Warm => (Mode::Warm, ModeRequest::Warm),
-        ModeRequest::Live => (Mode::Live, ModeRequest::Live),
-        ModeRequest::Stateless => (Mode::Stateless, ModeRequest::Stateless),
-        ModeRequest::Auto if reports.iter().any(|r| elements::keeps_state(r, options)) => {
-            (Mode::Cold, ModeRequest::Cold)
-        }
-        ModeRequest::Auto => (Mode::Stateless, ModeRequest::Auto),
-    }
-}
-
 /// Whether images are sent whole, also where they are there. With containerd's store that would only give the image a second, dangling
 /// name, where all of it was seen to be there.
 fn sends_whole_image(input: &PlanInput<'_>, arrivals: &[ArrivalFacts]) -> bool {
@@ -294,7 +290,29 @@ fn plan_group(
     id: &MigrationId,
     reports: &[ContainerReport],
 ) -> Option<Plan> {
-    let (mode, request) = mode_of(input.options, reports);
+    let (mode, request) = auto::mode_of(input.options, reports);
+    let group = group_in(input, arrivals, id, reports, (mode, request))?;
+    if input.options.mode != ModeRequest::Auto || mode != Mode::Cold {
+        return Some(group);
+    }
+    let live = group_in(
+        input,
+        arrivals,
+        id,
+        reports,
+        (Mode::Live, ModeRequest::Live),
+    )?;
+    Some(auto::choose(input, reports, group, live))
+}
+
+/// One migration in this mode. `None` where there is no container to plan for.
+fn group_in(
+    input: &PlanInput<'_>,
+    arrivals: &[ArrivalFacts],
+    id: &MigrationId,
+    reports: &[ContainerReport],
+    (mode, request): (Mode, ModeRequest),
+) -> Option<Plan> {
     let options = MoveOptions {
         mode: request,
         whole_image: sends_whole_image(input, arrivals),
@@ -344,14 +362,6 @@ fn plan_group(
     let mut plans = plans.into_iter();
     let mut group = plans.next()?;
     group.options.mode = input.options.mode;
-    if input.options.mode == ModeRequest::Auto && mode == Mode::Cold {
-        group.findings.push(Finding {
-            code: "mode.cold".into(),
-            severity: Severity::Note,
-            message: "it keeps state, so it stops here before it starts there (cold)".into(),
-            remedy: Some("--mode warm pauses it in place of stopping it".into()),
-        });
-    }
     group.hooks = hooks_of(reports, &options, mode, &mut found);
     group.findings.append(&mut found.0);
     for companion in plans {

@@ -130,6 +130,7 @@ fn scene(options: &MoveOptions, change: impl FnOnce(&mut ContainerSpec)) -> Scen
         source_node: &node("a"),
         survey: &survey,
         options,
+        not_live: None,
     })
     .remove(0);
     assert_eq!(plan.conflicts().next(), None);

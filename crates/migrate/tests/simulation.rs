@@ -269,6 +269,7 @@ fn world(seed: u64, mode: ModeRequest) -> Arc<World> {
         source_node: &node("a"),
         survey: &survey,
         options: &options,
+        not_live: None,
     });
     let world = Arc::new(World {
         random: Mutex::new(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),

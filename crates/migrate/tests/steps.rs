@@ -62,6 +62,7 @@ fn scene(options: &MoveOptions, change: impl FnOnce(&mut ContainerSpec)) -> Scen
         source_node: &node("a"),
         survey: &survey,
         options,
+        not_live: None,
     });
     let plan = plans.remove(0);
     assert_eq!(plan.conflicts().next(), None);

@@ -542,7 +542,7 @@ pub struct CompletionsArgs {
 /// How containers move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ModeArg {
-    /// Stateless where there is no state to carry, else you are asked to choose
+    /// Stateless where there is no state to carry, else live where nothing speaks against it, else cold
     Auto,
     /// Run there before stopping here: no downtime. You vouch that there is no state
     Stateless,

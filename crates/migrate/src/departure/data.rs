@@ -50,6 +50,8 @@ pub(super) struct OpenElement {
     memory: Option<ElementAt>,
     /// When it was dumped last, and how long that took.
     dumped: Option<(Instant, Duration)>,
+    /// The newest dump has travelled.
+    dump_sent: bool,
     /// In a mutex that is never waited for, so that the whole can be looked at from several threads.
     source: std::sync::Mutex<Box<dyn ElementSource>>,
     /// The round of the freeze, which met the destination before.
@@ -119,7 +121,11 @@ impl Departure {
             if !element.copied || open || matches!(element.target, Target::Tmpfs { .. }) {
                 continue;
             }
-            let memory = matches!(element.target, Target::Memory { .. });
+            let dumped = match element.target {
+                Target::Memory { member, .. } => Some(self.dumped.get(&member).copied()),
+                _ => None,
+            };
+            let memory = dumped.is_some();
             // An archive is read once, while nothing changes.
             if live && element.route == ElementRoute::Archive {
                 continue;
@@ -152,7 +158,8 @@ impl Departure {
                 label: element.label(),
                 place,
                 memory: memory.then(|| element.at.clone()),
-                dumped: None,
+                dumped: dumped.flatten(),
+                dump_sent: false,
                 source: std::sync::Mutex::new(source),
                 begun: std::sync::Mutex::default(),
             });
@@ -405,6 +412,7 @@ impl Departure {
                 place,
                 memory: None,
                 dumped: None,
+                dump_sent: false,
                 source: std::sync::Mutex::new(source),
                 begun: std::sync::Mutex::default(),
             };
@@ -488,12 +496,14 @@ async fn dumped_and_sent(
         (Step::Round(options), Some(memory)) => {
             // The processes stand still for each dump: not in every round while they run.
             let fresh = element.dumped.is_some_and(|(at, _)| at.elapsed() < DUMP_AGAIN);
-            if fresh && !options.frozen {
+            if !fresh || options.frozen {
+                let begun = Instant::now();
+                ends.engine.dump(memory).await?;
+                element.dumped = Some((Instant::now(), begun.elapsed()));
+            } else if element.dump_sent {
                 return Ok(RoundReport::default());
             }
-            let begun = Instant::now();
-            ends.engine.dump(memory).await?;
-            element.dumped = Some((Instant::now(), begun.elapsed()));
+            element.dump_sent = true;
             // A restart of the machine ends every process anyway.
             let durable = false;
             Step::Round(RoundOptions { durable, ..options })

@@ -1,11 +1,18 @@
 //! Memory of the source's processes: dumps that travel like files, and are what going back starts from.
 
+use tokio::time::Instant;
 use tranship_core::event::Event;
+use tranship_core::fault::FaultKind;
 use tranship_core::storage::ElementAt;
+use tranship_core::{EngineError, Fault};
 
 use super::Departure;
 use crate::elements::Target;
 use crate::plan::Plan;
+
+/// Code of the fault that means: its memory cannot be dumped, which was seen before anything of it stood still for its move or
+/// travelled.
+pub const NOT_DUMPED: &str = "live.dump";
 
 /// The memory of one of the plan's containers at the source, if it is to travel.
 pub(super) fn memory_of(plan: &Plan, index: usize) -> Option<&ElementAt> {
@@ -16,6 +23,39 @@ pub(super) fn memory_of(plan: &Plan, index: usize) -> Option<&ElementAt> {
 }
 
 impl Departure {
+    /// Dumps memory for the first time, while the source runs: what only CRIU can tell is told before anything travels. The first round
+    /// takes this dump if it comes soon.
+    pub(super) async fn first_dump(&mut self) -> Result<(), Fault> {
+        for index in 0..self.members.len() {
+            let Some(memory) = memory_of(self.plan(), index) else {
+                continue;
+            };
+            let begun = Instant::now();
+            match self.ports.engine.dump(memory).await {
+                Ok(()) => {}
+                Err(EngineError::Failed { message, .. } | EngineError::Unsupported { message }) => {
+                    return Err(self.not_dumped(index, &message));
+                }
+                Err(error) => return Err(error.into()),
+            }
+            self.dumped.insert(index, (Instant::now(), begun.elapsed()));
+        }
+        Ok(())
+    }
+
+    fn not_dumped(&self, index: usize, why: &str) -> Fault {
+        let name = self.members.get(index).map(|m| m.create.spec.name.clone());
+        let name = name.unwrap_or_default();
+        Fault::new(
+            NOT_DUMPED,
+            FaultKind::RolledBack,
+            format!("the memory of {name} cannot be dumped: {why}"),
+        )
+        .on_node(self.plan().source.clone())
+        .on_container(name)
+        .with_hint("--mode cold or --mode warm carries everything but memory")
+    }
+
     /// Takes the dumps away. They hold whatever the processes knew, so failing at that is said.
     pub(super) async fn forget_dumps(&self) {
         for index in 0..self.members.len() {

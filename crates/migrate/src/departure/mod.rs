@@ -10,6 +10,7 @@
 //! before the destination is told to start. From then on the source resumes only after the destination has said that it
 //! discarded; a lost link alone decides nothing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -41,6 +42,7 @@ mod rollback;
 mod stateless;
 
 pub use drive::Order;
+pub use memory::NOT_DUMPED;
 pub use predict::meets_before;
 pub use rollback::resume;
 
@@ -66,6 +68,8 @@ pub struct Departure {
     members: Vec<Member>,
     /// The elements that are open for reading.
     elements: Vec<data::OpenElement>,
+    /// By member, when its memory was dumped before anything travelled, and how long that took.
+    dumped: BTreeMap<usize, (Instant, Duration)>,
     /// Breaks the pipes of rounds under way.
     given_up: CancellationToken,
     begun: Instant,
@@ -125,6 +129,7 @@ impl Departure {
             members: record.plan.members(),
             record,
             elements: Vec::new(),
+            dumped: BTreeMap::new(),
             given_up: CancellationToken::new(),
             begun: Instant::now(),
             frozen_at: None,
@@ -226,7 +231,11 @@ impl Departure {
     /// Image, networks and containers; the same in every mode.
     async fn steps_before_freeze(&mut self) -> Result<(), Fault> {
         let phase = self.begin(Phase::Check);
-        let done = self.check().await;
+        let fits = async {
+            self.check().await?;
+            self.first_dump().await
+        };
+        let done = fits.await;
         self.end(&phase, done)?;
         self.stop_if_cancelled()?;
         let phase = self.begin(Phase::Image);

@@ -167,6 +167,7 @@ fn without_root_whole_volumes_go_through_the_engine_or_nothing_does() {
                 source_node: &source,
                 survey: &sides.survey,
                 options: &sides.options,
+                not_live: None,
             })
             .remove(0)
         };
@@ -492,6 +493,7 @@ fn each_container_of_a_call_is_planned_by_its_own_facts() {
         source_node: &node(),
         survey: &sides.survey,
         options: &sides.options,
+        not_live: None,
     });
     assert_eq!(plans.len(), 2);
     assert_eq!(plans[0].transfer.skip_layers, 0);

@@ -121,6 +121,7 @@ impl Sides {
             source_node: &node(),
             survey: &self.survey,
             options: &self.options,
+            not_live: None,
         })
         .remove(0)
     }

@@ -292,6 +292,7 @@ pub fn group(options: &MoveOptions, names: &[&str], change: impl Fn(&mut Contain
         source_node: &node("a"),
         survey: &survey,
         options,
+        not_live: None,
     })
     .remove(0);
     assert_eq!(plan.conflicts().next(), None);

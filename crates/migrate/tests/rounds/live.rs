@@ -39,6 +39,59 @@ async fn it_goes_on_there_and_no_dump_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_first_dump_comes_before_anything_travels() {
+    let world = remembering();
+    world.run().await;
+    let calls = world.source.calls();
+    let dump = calls.iter().position(|c| *c == "dump").unwrap();
+    let export = calls.iter().position(|c| *c == "export image").unwrap();
+    assert!(dump < export, "{calls:?}");
+
+    let world = remembering();
+    world.source.fail(&[(dump, Failure::Before)]);
+    let record = world.run().await;
+    assert_eq!(record.state, DepartureState::RolledBack);
+    assert_eq!(code(&record), NOT_DUMPED);
+    let fault = record.fault.unwrap();
+    assert!(
+        fault.message.contains("web cannot be dumped: told to fail"),
+        "{fault}"
+    );
+    assert_eq!((record.bytes_sent, record.downtime_ms), (0, None));
+    let calls = world.source.calls();
+    assert!(
+        !calls.contains(&"pause") && !calls.contains(&"export image"),
+        "{calls:?}"
+    );
+    assert!(!world.destination.calls().contains(&"create container"));
+    assert!(remembers(&world.source) && !dumped(&world.source));
+    assert_eq!(world.here(), ("running".into(), "always".into()));
+
+    // Whether it can be dumped is not known where the answer is lost.
+    let world = remembering();
+    world.source.fail(&[(dump, Failure::After)]);
+    let record = world.run().await;
+    assert_eq!(code(&record), "engine.uncertain");
+    assert!(remembers(&world.source) && !dumped(&world.source));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_dump_that_is_old_by_the_first_round_is_made_again() {
+    for (image_ms, dumps) in [(9_000, 2), (11_000, 3)] {
+        let world = remembering();
+        world.link.on("create", 0..EVER, How::Takes(image_ms));
+        let record = world.run().await;
+        assert_eq!(record.state, DepartureState::Complete, "{:?}", record.fault);
+        assert!(remembers(&world.destination));
+        let calls = world.source.calls();
+        assert_eq!(calls.iter().filter(|c| **c == "dump").count(), dumps);
+        // It travelled before the freeze either way.
+        let first = record.rounds.first().unwrap();
+        assert!(first.bytes > 0 && !first.frozen, "{:?}", record.rounds);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_the_destination_cannot_start_goes_on_here_from_where_it_was() {
     for (call, state) in [
         // Before the commit it was never ended.

@@ -21,7 +21,7 @@ use tranship_core::event::{Event, Phase};
 use tranship_core::fault::FaultKind;
 use tranship_core::storage::{Compression, ElementAt, ElementRoute, SyncOptions};
 use tranship_core::{ContainerId, ContainerSpec};
-use tranship_migrate::departure::resume;
+use tranship_migrate::departure::{NOT_DUMPED, resume};
 use tranship_migrate::options::{Hook, HookPlace, HookTime, ModeRequest, MoveOptions, OnSource};
 use tranship_migrate::record::{DepartureRecord, DepartureState};
 use tranship_testkit::memory::{self, Failure};

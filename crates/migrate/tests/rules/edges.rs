@@ -340,6 +340,7 @@ fn members_of_one_call_are_compared_with_each_other() {
             source_node: &sides.source,
             survey: &sides.survey,
             options: &sides.options,
+            not_live: None,
         });
         assert_eq!(codes(&plans[0], Severity::Conflict), [""; 0]);
         let found: Vec<String> = plans[1].conflicts().map(|f| f.code.clone()).collect();

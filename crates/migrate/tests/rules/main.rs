@@ -5,6 +5,7 @@
     reason = "helpers of tests may panic as tests do"
 )]
 
+mod auto;
 mod edges;
 mod live;
 mod ways;
@@ -100,6 +101,7 @@ impl Sides {
             source_node: &self.source,
             survey: &self.survey,
             options: &self.options,
+            not_live: None,
         })
         .remove(0)
     }
@@ -435,8 +437,8 @@ fn what_holds_data_is_never_left_behind_in_silence() {
     let mut sides = sides();
     wrote(&mut sides);
     let plan = sides.plan();
-    assert_eq!(plan.mode, Mode::Cold, "what it wrote comes along");
-    assert_eq!(plan.elements.len(), 1);
+    assert_eq!(plan.mode, Mode::Live, "what it wrote comes along");
+    assert_eq!(plan.elements.len(), 2);
     conflicts(
         |s| {
             wrote(s);
@@ -554,6 +556,7 @@ fn containers_that_move_together_must_not_meet() {
         source_node: &first.source,
         survey: &first.survey,
         options: &first.options,
+        not_live: None,
     });
     assert_eq!(codes(&plans[0], Severity::Conflict), [""; 0]);
     assert_eq!(codes(&plans[1], Severity::Conflict), ["port.taken"]);

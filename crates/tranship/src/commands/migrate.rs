@@ -5,12 +5,15 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use tranship_agent::api::{Depart, Expect, MigrationView, Reach, Role, Route};
 use tranship_core::event::Event;
+use tranship_core::ids::ContainerName;
 use tranship_core::{Fault, FaultKind, MigrationId};
-use tranship_migrate::departure::LOST_DESTINATION;
-use tranship_migrate::plan::Plan;
+use tranship_migrate::departure::{LOST_DESTINATION, NOT_DUMPED};
+use tranship_migrate::options::ModeRequest;
+use tranship_migrate::plan::{Mode, Plan};
+use tranship_migrate::record::DepartureState;
 
 use super::Context;
-use super::plan::{Prepared, prepare, refuse_conflicts};
+use super::plan::{Prepared, plans, prepare, refuse_conflicts};
 use crate::cli::MigrateArgs;
 use crate::connect::{self, Connection};
 use crate::history::Entry;
@@ -46,7 +49,7 @@ pub async fn run(context: &Context, args: &MigrateArgs) -> Vec<Fault> {
     let mut waiting = plans.into_iter();
     while let Some(plan) = waiting.next() {
         let name = plan.spec().name.clone();
-        match one(context, args, &mut prepared, plan).await {
+        match one_of(context, args, &mut prepared, plan).await {
             Ok(view) => {
                 faults.extend(view.fault.clone());
                 show_summary(context, &view);
@@ -105,6 +108,37 @@ fn show_summary(context: &Context, view: &MigrationView) {
             // Nobody reads; the exit code still says how it went.
             return;
         }
+    }
+}
+
+/// Moves one container. Where `auto` took live mode, and its memory then turned out not to be dumped, it goes on with what `auto`
+/// takes without it: the source ran all the time, nothing had travelled, and the first try is over and put back.
+async fn one_of(
+    context: &Context,
+    args: &MigrateArgs,
+    prepared: &mut Prepared,
+    plan: Plan,
+) -> Result<MigrationView, Fault> {
+    let container = plan.spec().id.clone();
+    let chosen = plan.options.mode == ModeRequest::Auto && plan.mode == Mode::Live;
+    let view = one(context, args, prepared, plan).await?;
+    let put_back = view.departure == Some(DepartureState::RolledBack);
+    let fault = match &view.fault {
+        Some(fault) if chosen && put_back && fault.code == NOT_DUMPED => fault,
+        _ => return Ok(view),
+    };
+    context.ui.warn(&format!("not in live mode: {}", fault.message));
+    let named = ContainerName::new(container.as_str())
+        .map_err(|error| Fault::new("name.invalid", FaultKind::Bug, error.to_string()))?;
+    let (containers, options) = ([named], args.moves.options()?);
+    let (source, destination) = (&prepared.source, &prepared.destination);
+    let again = plans(source, destination, &containers, &options, Some(&fault.message)).await;
+    let again = again.map_err(|error| error.because(fault.message.clone()))?;
+    show_plans(context, &again);
+    refuse_conflicts(&again).map_err(|error| error.because(fault.message.clone()))?;
+    match again.into_iter().next() {
+        Some(plan) => one(context, args, prepared, plan).await,
+        None => Ok(view),
     }
 }
 

@@ -98,11 +98,28 @@ pub async fn prepare(context: &Context, moves: &MoveArgs) -> Result<Prepared, Fa
             under_way: Some(id),
         });
     }
+    let plans = plans(&source, &destination, &moves.containers, &options, None).await?;
+    Ok(Prepared {
+        source,
+        destination,
+        plans,
+        under_way: None,
+    })
+}
+
+/// Asks both ends about these containers, and plans. `not_live` says why `auto` shall not take live mode.
+pub async fn plans(
+    source: &Connection,
+    destination: &Connection,
+    containers: &[ContainerName],
+    options: &MoveOptions,
+    not_live: Option<&str>,
+) -> Result<Vec<Plan>, Fault> {
     let mut groups: Vec<(MigrationId, Vec<ContainerReport>)> = Vec::new();
-    for name in &moves.containers {
-        let first = report(&source, name).await?;
+    for name in containers {
+        let first = report(source, name).await?;
         let group = if options.with_dependents {
-            with_dependents(&source, first, &options.include_bind).await?
+            with_dependents(source, first, &options.include_bind).await?
         } else {
             vec![first]
         };
@@ -121,20 +138,15 @@ pub async fn prepare(context: &Context, moves: &MoveArgs) -> Result<Prepared, Fa
         .survey(&request)
         .await
         .map_err(|f| f.on_node(destination.label.clone()))?;
-    let plans = plan(&PlanInput {
+    Ok(plan(&PlanInput {
         source: &source.label,
         destination: &destination.label,
         containers: &groups,
         source_node: &source_node,
         survey: &survey,
-        options: &options,
-    });
-    Ok(Prepared {
-        source,
-        destination,
-        plans,
-        under_way: None,
-    })
+        options,
+        not_live,
+    }))
 }
 
 /// The migration under way that does what is asked for. Another one of the same container is a refusal.

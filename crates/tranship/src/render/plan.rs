@@ -19,6 +19,9 @@ pub fn lines(ui: &Ui, plan: &Plan) -> Vec<String> {
     let mut rows: Vec<Vec<String>> = Vec::new();
     let mut row = |what: &str, value: String| rows.push(vec![format!("  {what}"), value]);
     row("mode", mode(plan));
+    if let Some(why) = plan.mode_reason() {
+        row("because", one_line(why));
+    }
     let image = spec.image_reference.clone();
     let held = plan.transfer.skip_layers;
     let layers = spec.image.layers.len();

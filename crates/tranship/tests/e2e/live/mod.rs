@@ -1,5 +1,6 @@
 //! Processes that go on at another host where they were: the same memory, the same open files, no start in between.
 
+mod auto;
 mod failures;
 mod programs;
 mod redis;
