@@ -52,6 +52,25 @@ pub enum VolumeConflict {
     Replace,
 }
 
+/// What becomes of established TCP connections.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TcpConnections {
+    /// They are closed, and clients connect anew.
+    #[default]
+    Close,
+    /// They go on. The plan refuses it: see `check/live.rs`.
+    Keep,
+}
+
+impl TcpConnections {
+    /// Whether they are closed, as where nobody asked.
+    #[must_use]
+    pub fn is_close(&self) -> bool {
+        *self == Self::Close
+    }
+}
+
 /// When a hook runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -134,6 +153,9 @@ pub struct MoveOptions {
     /// What becomes of the source.
     #[serde(default)]
     pub on_source: OnSource,
+    /// What becomes of established TCP connections.
+    #[serde(default, skip_serializing_if = "TcpConnections::is_close")]
+    pub tcp: TcpConnections,
     /// Another name at the destination.
     #[serde(default)]
     pub rename: Option<String>,

@@ -295,13 +295,7 @@ fn plan_group(
     if input.options.mode != ModeRequest::Auto || mode != Mode::Cold {
         return Some(group);
     }
-    let live = group_in(
-        input,
-        arrivals,
-        id,
-        reports,
-        (Mode::Live, ModeRequest::Live),
-    )?;
+    let live = group_in(input, arrivals, id, reports, (Mode::Live, ModeRequest::Live))?;
     Some(auto::choose(input, reports, group, live))
 }
 
@@ -362,6 +356,7 @@ fn group_in(
     let mut plans = plans.into_iter();
     let mut group = plans.next()?;
     group.options.mode = input.options.mode;
+    check::connections(&mut found, &options);
     group.hooks = hooks_of(reports, &options, mode, &mut found);
     group.findings.append(&mut found.0);
     for companion in plans {

@@ -2,23 +2,25 @@
 
 mod checkpoint;
 mod image;
+mod values;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use tranship_agent::files::Owner;
 use tranship_core::ids::{ContainerName, MigrationId};
 use tranship_core::storage::Compression;
 use tranship_core::{Fault, NodeAddress};
 use tranship_migrate::ImageStrategy;
-use tranship_migrate::options::{ModeRequest, MoveOptions, OnSource, VolumeConflict};
+use tranship_migrate::options::MoveOptions;
 
 pub use self::checkpoint::{
     ArchiveCompression, CheckpointArgs, CheckpointCommand, CheckpointCreateArgs, CheckpointExportArgs,
     CheckpointImportArgs, CheckpointLsArgs, CheckpointRestoreArgs, CheckpointRmArgs,
 };
 pub use self::image::{ImageArgs, ImageCommand, ImageLayersArgs, ImageLsArgs, ImageServeArgs, ImageWayArgs};
+pub use self::values::{ModeArg, OnSourceArg, TcpArg, VolumeConflictArg};
 use crate::hooks;
 use crate::volume_address::VolumeAddress;
 
@@ -122,6 +124,9 @@ pub struct MoveArgs {
     /// What becomes of the source after the hand-over
     #[arg(long, value_enum, default_value_t = OnSourceArg::Stop)]
     pub on_source: OnSourceArg,
+    /// What becomes of established TCP connections
+    #[arg(long, value_enum, default_value_t = TcpArg::Close)]
+    pub tcp: TcpArg,
     /// Name at the destination
     #[arg(long, value_name = "NAME", help_heading = "Conflicts")]
     pub rename: Option<ContainerName>,
@@ -221,18 +226,9 @@ impl MoveArgs {
     /// `usage.hooks` when the file of hooks cannot be read.
     pub fn options(&self) -> Result<MoveOptions, Fault> {
         Ok(MoveOptions {
-            mode: match self.mode {
-                ModeArg::Auto => ModeRequest::Auto,
-                ModeArg::Stateless => ModeRequest::Stateless,
-                ModeArg::Cold => ModeRequest::Cold,
-                ModeArg::Warm => ModeRequest::Warm,
-                ModeArg::Live => ModeRequest::Live,
-            },
-            on_source: match self.on_source {
-                OnSourceArg::Stop => OnSource::Stop,
-                OnSourceArg::Remove => OnSource::Remove,
-                OnSourceArg::Keep => OnSource::Keep,
-            },
+            mode: self.mode.into(),
+            on_source: self.on_source.into(),
+            tcp: self.tcp.into(),
             rename: self.rename.as_ref().map(ToString::to_string),
             replace: self.replace,
             publish: self.publish.iter().copied().collect(),
@@ -252,12 +248,7 @@ impl MoveArgs {
             include_bind: self.include_bind.clone(),
             shared_bind: self.shared_bind.clone(),
             include_tmpfs: self.include_tmpfs.clone(),
-            volume_conflict: match self.volume_conflict {
-                VolumeConflictArg::Refuse => VolumeConflict::Refuse,
-                VolumeConflictArg::Reuse => VolumeConflict::Reuse,
-                VolumeConflictArg::Rename => VolumeConflict::Rename,
-                VolumeConflictArg::Replace => VolumeConflict::Replace,
-            },
+            volume_conflict: self.volume_conflict.into(),
             max_downtime_ms: self.max_downtime,
             rounds: self.rounds,
             compression: self.compress,
@@ -537,45 +528,6 @@ pub struct CompletionsArgs {
     /// The shell
     #[arg(value_enum)]
     pub shell: clap_complete::Shell,
-}
-
-/// How containers move.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ModeArg {
-    /// Stateless where there is no state to carry, else live where nothing speaks against it, else cold
-    Auto,
-    /// Run there before stopping here: no downtime. You vouch that there is no state
-    Stateless,
-    /// Stop here, then run there: never two at once
-    Cold,
-    /// Pause here, then run there, afresh: goes on at once if anything fails
-    Warm,
-    /// Pause here, then go on there with all that is in memory (CRIU, experimental engine features)
-    Live,
-}
-
-/// What to do about a volume of the same name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum VolumeConflictArg {
-    /// Do not begin
-    Refuse,
-    /// Use the destination's volume with the data that it holds
-    Reuse,
-    /// Give this volume another name there
-    Rename,
-    /// Replace the data of the destination's volume; it comes back if the migration fails
-    Replace,
-}
-
-/// What becomes of the source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum OnSourceArg {
-    /// Stop it and keep it, with restart policy "no"
-    Stop,
-    /// Stop and remove it
-    Remove,
-    /// Let it run (stateless mode only)
-    Keep,
 }
 
 /// Seconds with a fraction, as milliseconds.

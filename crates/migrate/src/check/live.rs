@@ -7,6 +7,7 @@ use tranship_core::node::{ContainerReport, NodeFacts, Survey};
 
 use super::Findings;
 use crate::elements::{ElementPlan, Making, Target};
+use crate::options::MoveOptions;
 use crate::plan::Plan;
 
 /// What a person can do instead, whatever stands in the way.
@@ -106,6 +107,23 @@ pub(super) fn live(
             "live.incomplete",
             "what stays behind may be open in a process, which cannot go on without it then",
             "",
+        );
+    }
+}
+
+/// Connections are closed in every mode. To keep them, it would take more than a dump that has them:
+///
+/// * the kernel acknowledges what arrives for a paused container, which is in no dump of before; and it tells the peers when the container
+///   is ended. CRIU's lock on the network ends with a dump that leaves the processes where they are (`--leave-running`);
+/// * an engine's restore does not take `tcp-established`, which a restore of connections needs;
+/// * their own address has to be there, and no longer here.
+pub(crate) fn connections(found: &mut Findings, options: &MoveOptions) {
+    if !options.tcp.is_close() {
+        found.conflict(
+            "live.tcp-keep",
+            "established TCP connections cannot be kept: what the kernel here acknowledges once memory was dumped would be missing there, \
+             and the engine there does not let CRIU take connections up again",
+            "leave out --tcp keep: clients connect anew then, and a proxy before both hosts can hide that from them",
         );
     }
 }

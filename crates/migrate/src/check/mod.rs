@@ -3,6 +3,8 @@
 mod live;
 mod network;
 
+pub(crate) use self::live::connections;
+
 use std::collections::BTreeSet;
 
 use tranship_core::container::ContainerState;

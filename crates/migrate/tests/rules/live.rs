@@ -1,7 +1,7 @@
 //! What keeps memory from travelling.
 
 use tranship_core::memory::{LiveFacts, MemoryReport, Obstacle};
-use tranship_migrate::options::VolumeConflict;
+use tranship_migrate::options::{TcpConnections, VolumeConflict};
 
 use super::*;
 
@@ -117,6 +117,37 @@ fn what_a_container_has_may_keep_it() {
     };
     obstructed(memory((2 << 30) + (128 << 20)), &[]);
     obstructed(memory((2 << 30) + (128 << 20) - 1), &["live.memory"]);
+}
+
+#[test]
+fn connections_are_kept_in_no_mode() {
+    for mode in [
+        ModeRequest::Auto,
+        ModeRequest::Stateless,
+        ModeRequest::Cold,
+        ModeRequest::Warm,
+        ModeRequest::Live,
+    ] {
+        let mut sides = sides();
+        sides.options.mode = mode;
+        sides.options.tcp = TcpConnections::Keep;
+        let plan = sides.plan();
+        assert_eq!(codes(&plan, Severity::Conflict), ["live.tcp-keep"], "{mode:?}");
+        let finding = plan.conflicts().next().unwrap();
+        assert!(finding.remedy.as_ref().unwrap().contains("leave out --tcp keep"));
+        sides.options.tcp = TcpConnections::Close;
+        assert_eq!(codes(&sides.plan(), Severity::Conflict), [""; 0], "{mode:?}");
+    }
+    // A node of an earlier version, which does not know the option, takes what nobody asked for.
+    let text = |tcp| {
+        serde_json::to_string(&MoveOptions {
+            tcp,
+            ..MoveOptions::default()
+        })
+        .unwrap()
+    };
+    assert!(!text(TcpConnections::Close).contains("tcp"));
+    assert!(text(TcpConnections::Keep).contains(r#""tcp":"keep""#));
 }
 
 #[test]

@@ -245,6 +245,8 @@ fn what_cannot_be_dumped_is_said_before_anything_moves() {
     }
     let outcome = world.migrate(&["--mode", "live"]).expect(1);
     outcome.saying(&["live.terminal", "--mode warm"]);
+    let outcome = world.migrate(&["--mode", "warm", "--tcp", "keep"]).expect(1);
+    outcome.saying(&["live.tcp-keep", "leave out --tcp keep"]);
     assert!(is_running(&world.a, "web"));
     nothing_dumped(&world.a);
 }
