@@ -293,6 +293,15 @@ impl OneImage {
         }
     }
 
+    /// A layer that was found damaged as a whole would not be found so in parts: its other end would fetch them for nothing.
+    fn sound(&self) -> Result<(), EngineError> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*failed {
+            Some(error @ EngineError::Corrupt { .. }) => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
     fn only_read<T>() -> Result<T, EngineError> {
         Err(EngineError::Unsupported {
             message: "this image is only read".into(),
@@ -318,6 +327,7 @@ impl Images for OneImage {
     }
     async fn layer(&self, image: &ImageSpec, index: usize, offset: u64) -> Result<ByteStream, EngineError> {
         self.check(&image.id)?;
+        self.sound()?;
         let keep = self.keep();
         let layer = self.engine.layer(image, index, offset).await.inspect_err(&keep)?;
         Ok(Box::pin(layer.inspect_err(keep)))
@@ -327,6 +337,7 @@ impl Images for OneImage {
         self.engine.blobs(&only.cloned().collect::<Vec<_>>()).await
     }
     async fn blob(&self, blob: &ImageBlob, part: Range<u64>) -> Result<ByteStream, EngineError> {
+        self.sound()?;
         let keep = self.keep();
         let opened = self.engine.blob(blob, part).await;
         // Of other platforms, not all has to be here.

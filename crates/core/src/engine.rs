@@ -261,8 +261,9 @@ pub trait Engine: Send + Sync {
         })
     }
 
-    /// The plain tar of one layer from the byte `offset` on. The digest of the whole layer is compared, also of what lies before
-    /// `offset`: if it is not what it should be, the stream ends in an error before its last bytes are handed out.
+    /// The plain tar of one layer from the byte `offset` on. From its first byte on, its digest is compared: if that is not what it should
+    /// be, the stream ends in an error before its last bytes are handed out. From any other byte on, what is there is given at once and
+    /// compared with nothing: whoever has the beginning has to compare the whole.
     async fn layer(&self, image: &ImageSpec, index: usize, offset: u64) -> Result<ByteStream, EngineError> {
         Err(EngineError::Unsupported {
             message: format!(
@@ -279,8 +280,8 @@ pub trait Engine: Send + Sync {
         Ok(None)
     }
 
-    /// These bytes of a blob. Where they end with the blob, its digest is compared as that of a layer is ([`Engine::layer`]); other parts
-    /// are given as they are kept.
+    /// These bytes of a blob. Where they are all of it, its digest is compared as that of a layer is ([`Engine::layer`]); parts are given
+    /// as they are kept.
     async fn image_blob(&self, blob: &ImageBlob, part: Range<u64>) -> Result<ByteStream, EngineError> {
         Err(EngineError::Unsupported {
             message: format!(

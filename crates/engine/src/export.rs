@@ -142,9 +142,15 @@ fn corrupt(layer: &Digest, message: String) -> EngineError {
     }
 }
 
-/// The plain tar of one layer from `offset` on, made by two blocking tasks. What comes last is held back until the digest of the
-/// whole is known to be right.
+/// The plain tar of one layer from `offset` on, made by two blocking tasks. Of a whole layer, what comes last is held back until its digest
+/// is known to be right. A part is given as it is: to compare it, everything before it would have to be read while nobody hears anything.
 pub(crate) fn layer_stream(layer: StoredLayer, length: u64, offset: u64) -> ByteStream {
+    if offset > 0 {
+        return checked_stream(move |writer| {
+            assemble(&layer, length, offset, writer)?;
+            writer.flush()
+        });
+    }
     let (to_hasher, from_reader) = sync_channel(QUEUE);
     let (to_stream, mut from_hasher) = mpsc::channel(QUEUE);
     tokio::task::spawn_blocking(move || {
@@ -153,14 +159,14 @@ pub(crate) fn layer_stream(layer: StoredLayer, length: u64, offset: u64) -> Byte
             writer.fail(stop);
         }
     });
-    tokio::task::spawn_blocking(move || check(&from_reader, offset, &to_stream));
+    tokio::task::spawn_blocking(move || check(&from_reader, &to_stream));
     Box::pin(stream::poll_fn(move |context| from_hasher.poll_recv(context)))
 }
 
-/// These bytes of the file of a blob, made by two blocking tasks. Where they end with the blob, what comes last is held back until the
-/// digest of the whole is known to be right; other parts are given as they are.
+/// These bytes of the file of a blob, made by two blocking tasks. Of a whole blob, what comes last is held back until its digest is known
+/// to be right; parts are given as they are.
 pub(crate) fn blob_stream(file: OwnedFd, digest: Digest, size: u64, part: Range<u64>) -> ByteStream {
-    if part.end < size {
+    if part.start > 0 || part.end < size {
         return checked_stream(move |writer| {
             writer.stretch(&digest, &file, part)?;
             writer.flush()
@@ -174,18 +180,28 @@ pub(crate) fn blob_stream(file: OwnedFd, digest: Digest, size: u64, part: Range<
             writer.fail(stop);
         }
     });
-    tokio::task::spawn_blocking(move || check(&from_reader, part.start, &to_stream));
+    tokio::task::spawn_blocking(move || check(&from_reader, &to_stream));
     Box::pin(stream::poll_fn(move |context| from_hasher.poll_recv(context)))
 }
 
 fn write_layer(layer: &StoredLayer, length: u64, writer: &mut Writer) -> Result<(), Stop> {
     writer.begin_layer()?;
-    let assembled = tarsplit::assemble(&layer.tar_split, &layer.files, writer);
-    assembled.map_err(|error| match error {
+    assemble(layer, length, 0, writer)?;
+    writer.end_layer(&layer.diff_id, length)
+}
+
+/// Writes what of a layer lies behind `offset`, by a record that has to be of `length` bytes still.
+fn assemble(layer: &StoredLayer, length: u64, offset: u64, writer: &mut Writer) -> Result<(), Stop> {
+    let assembled = tarsplit::assemble(&layer.tar_split, &layer.files, offset, writer);
+    let found = assembled.map_err(|error| match error {
         error if error.kind() == io::ErrorKind::BrokenPipe => Stop::Unwanted,
         error => Stop::Failed(corrupt(&layer.diff_id, error.to_string())),
     })?;
-    writer.end_layer(&layer.diff_id, length)
+    if found == length {
+        return Ok(());
+    }
+    let message = format!("its record gives {found} bytes instead of {length}");
+    Err(Stop::Failed(corrupt(&layer.diff_id, message)))
 }
 
 /// Why writing ends early.
@@ -362,8 +378,8 @@ impl Sink for Writer {
         Ok(())
     }
 
-    fn file(&mut self, file: &OwnedFd, size: u64) -> io::Result<()> {
-        self.part(file, 0..size)
+    fn file(&mut self, file: &OwnedFd, part: Range<u64>) -> io::Result<()> {
+        self.part(file, part)
     }
 }
 
@@ -428,8 +444,8 @@ fn compare(hasher: Sha256, length: u64, diff_id: &Digest, expected: u64) -> Resu
     Err(corrupt(diff_id, message))
 }
 
-/// Hashes one layer whole and hands on what lies behind `offset`, always one buffer late.
-fn check(from_reader: &Receiver<Message>, offset: u64, to_stream: &mpsc::Sender<Result<Bytes, EngineError>>) {
+/// Hashes one layer and hands it on, always one buffer late.
+fn check(from_reader: &Receiver<Message>, to_stream: &mpsc::Sender<Result<Bytes, EngineError>>) {
     let (mut hasher, mut length) = (Sha256::new(), 0_u64);
     let mut held: Option<Bytes> = None;
     for message in from_reader {
@@ -437,17 +453,8 @@ fn check(from_reader: &Receiver<Message>, offset: u64, to_stream: &mpsc::Sender<
             Message::LayerBegins => continue,
             Message::Bytes(bytes) => {
                 hasher.update(&bytes);
-                let begin = length;
                 length += bytes.len() as u64;
-                if length <= offset {
-                    // Nothing is sent yet by which it would be seen that nobody waits any more.
-                    if to_stream.is_closed() {
-                        return;
-                    }
-                    continue;
-                }
-                let skip = usize::try_from(offset.saturating_sub(begin)).unwrap_or(usize::MAX);
-                match held.replace(Bytes::from(bytes).slice(skip..)) {
+                match held.replace(bytes.into()) {
                     Some(before) => Ok(before),
                     None => continue,
                 }
@@ -472,119 +479,4 @@ fn check(from_reader: &Receiver<Message>, offset: u64, to_stream: &mpsc::Sender<
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What comes out of a layer of these pieces, which should have the digest of `meant`.
-    fn checked(pieces: &[&[u8]], meant: &[u8], offset: u64) -> (Vec<u8>, Option<EngineError>) {
-        let (to_check, from_reader) = sync_channel(16);
-        let (to_stream, mut out) = mpsc::channel(16);
-        to_check.send(Message::LayerBegins).unwrap();
-        for piece in pieces {
-            to_check.send(Message::Bytes(piece.to_vec())).unwrap();
-        }
-        let end = Message::LayerEnds(Digest::of(meant), meant.len() as u64);
-        to_check.send(end).unwrap();
-        drop(to_check);
-        check(&from_reader, offset, &to_stream);
-        drop(to_stream);
-        let (mut bytes, mut error) = (Vec::new(), None);
-        while let Some(item) = out.blocking_recv() {
-            match item {
-                Ok(piece) => bytes.extend_from_slice(&piece),
-                Err(failed) => error = Some(failed),
-            }
-        }
-        (bytes, error)
-    }
-
-    #[test]
-    fn a_layer_is_given_from_any_byte_on() {
-        for offset in 0..=9 {
-            let (bytes, error) = checked(&[b"abc", b"def", b"ghi"], b"abcdefghi", offset);
-            assert!(error.is_none(), "{error:?}");
-            assert_eq!(bytes, &b"abcdefghi"[usize::try_from(offset).unwrap()..]);
-        }
-    }
-
-    #[test]
-    fn nothing_is_read_on_for_nobody() {
-        let (to_check, from_reader) = sync_channel(16);
-        let (to_stream, out) = mpsc::channel(16);
-        to_check.send(Message::LayerBegins).unwrap();
-        for _ in 0..3 {
-            to_check.send(Message::Bytes(b"abc".to_vec())).unwrap();
-        }
-        drop((to_check, out));
-        check(&from_reader, 100, &to_stream);
-        assert_eq!(from_reader.iter().count(), 2, "it ends with the first piece");
-    }
-
-    #[test]
-    fn the_end_of_a_damaged_layer_is_not_given_out() {
-        for (pieces, offset) in [
-            ([&b"abc"[..], b"dXf", b"ghi"], 0),
-            ([b"Xbc", b"def", b"ghi"], 5),
-            ([b"abc", b"def", b"gh"], 0),
-            ([b"abc", b"def", b"ghij"], 0),
-        ] {
-            let (bytes, error) = checked(&pieces, b"abcdefghi", offset);
-            assert!(matches!(error, Some(EngineError::Corrupt { .. })), "{pieces:?}");
-            assert!(bytes.len() <= 6, "{bytes:?}");
-        }
-    }
-
-    /// What comes of a part of a file with `kept` in it, by the digest of `meant`.
-    async fn read_part(kept: &[u8], meant: &[u8], part: Range<u64>) -> (Vec<u8>, Option<EngineError>) {
-        use futures_util::StreamExt as _;
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), kept).unwrap();
-        let opened = OwnedFd::from(std::fs::File::open(file.path()).unwrap());
-        let size = meant.len() as u64;
-        let mut stream = blob_stream(opened, Digest::of(meant), size, part);
-        let (mut bytes, mut error) = (Vec::new(), None);
-        while let Some(item) = stream.next().await {
-            match item {
-                Ok(piece) => bytes.extend_from_slice(&piece),
-                Err(failed) => error = Some(failed),
-            }
-        }
-        (bytes, error)
-    }
-
-    #[tokio::test]
-    async fn a_blob_is_given_in_parts_and_compared_at_its_end() {
-        let meant: Vec<u8> = (0..BUFFER * 2 + 77).map(|n| (n % 251) as u8).collect();
-        let size = meant.len();
-        let mut damaged = meant.clone();
-        damaged[5] ^= 1;
-        for part in [
-            0..size,
-            5..size,
-            BUFFER..size,
-            size..size,
-            0..1,
-            3..BUFFER + 9,
-            BUFFER..BUFFER,
-        ] {
-            let wanted = part.start as u64..part.end as u64;
-            let (bytes, error) = read_part(&meant, &meant, wanted.clone()).await;
-            assert!(error.is_none(), "{part:?}: {error:?}");
-            assert!(bytes == meant[part.clone()], "{part:?}");
-            let (bytes, error) = read_part(&damaged, &meant, wanted.clone()).await;
-            if part.end == size {
-                assert!(matches!(error, Some(EngineError::Corrupt { .. })), "{part:?}");
-                assert!(bytes.is_empty() || bytes.len() < part.len(), "{part:?}");
-            } else {
-                assert!(error.is_none() && bytes == damaged[part.clone()], "{part:?}");
-            }
-            // One that became shorter than it was.
-            let (bytes, error) = read_part(&meant[..part.end.saturating_sub(1)], &meant, wanted).await;
-            if part.end == size || !part.is_empty() {
-                assert!(error.is_some() && bytes.len() < part.len().max(1), "{part:?}");
-            }
-        }
-        let (bytes, error) = read_part(b"", b"", 0..0).await;
-        assert!(bytes.is_empty() && error.is_none());
-    }
-}
+mod tests;

@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _};
+use std::ops::Range;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -47,8 +48,8 @@ struct Line<'a> {
 pub(crate) trait Sink {
     /// Takes in some bytes.
     fn bytes(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// Takes in exactly `size` bytes of `file`, fails if it is shorter.
-    fn file(&mut self, file: &OwnedFd, size: u64) -> io::Result<()>;
+    /// Takes in exactly these bytes of `file`, fails if it ends before them.
+    fn file(&mut self, file: &OwnedFd, part: Range<u64>) -> io::Result<()>;
 }
 
 /// Reads through `tar_split` and calls `each` for every line.
@@ -86,12 +87,15 @@ pub(crate) fn length(tar_split: &Path) -> io::Result<u64> {
             SEGMENT => decoded_length(line.payload.as_deref().unwrap_or_default()),
             _ => line.size,
         };
-        total = total
-            .checked_add(more)
-            .ok_or_else(|| damaged("sizes beyond all measure".into()))?;
+        total = further(total, more)?;
         Ok(())
     })?;
     Ok(total)
+}
+
+fn further(at: u64, by: u64) -> io::Result<u64> {
+    at.checked_add(by)
+        .ok_or_else(|| damaged("sizes beyond all measure".into()))
 }
 
 /// Bytes that padded base64 text stands for.
@@ -100,14 +104,15 @@ fn decoded_length(text: &str) -> u64 {
     (text.len() as u64 / 4 * 3).saturating_sub(padding as u64)
 }
 
-/// Writes the layer's tar into `sink`.
-pub(crate) fn assemble(tar_split: &Path, files: &Path, sink: &mut impl Sink) -> io::Result<()> {
+/// Writes the layer's tar from the byte `offset` on into `sink`, and returns the length of the whole. Files that end before `offset` are
+/// not even opened: the record knows how long they are.
+pub(crate) fn assemble(tar_split: &Path, files: &Path, offset: u64, sink: &mut impl Sink) -> io::Result<u64> {
     let root = rustix::fs::open(
         files,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    let mut buffer = Vec::new();
+    let (mut buffer, mut at) = (Vec::new(), 0_u64);
     lines(tar_split, |line| match line.r#type {
         SEGMENT => {
             buffer.clear();
@@ -115,10 +120,19 @@ pub(crate) fn assemble(tar_split: &Path, files: &Path, sink: &mut impl Sink) -> 
             STANDARD
                 .decode_vec(payload, &mut buffer)
                 .map_err(|error| damaged(format!("tar-split.json.gz: {error}")))?;
-            sink.bytes(&buffer)
+            let unwanted = usize::try_from(offset.saturating_sub(at)).unwrap_or(usize::MAX);
+            at = further(at, buffer.len() as u64)?;
+            match buffer.get(unwanted..) {
+                Some(wanted) => sink.bytes(wanted),
+                None => Ok(()),
+            }
         }
-        FILE if line.size == 0 => Ok(()),
         FILE => {
+            let unwanted = offset.saturating_sub(at);
+            at = further(at, line.size)?;
+            if unwanted >= line.size {
+                return Ok(());
+            }
             let name: Cow<'_, [u8]> = match (&line.name, &line.name_raw) {
                 (Some(name), _) => Cow::Borrowed(name.as_bytes()),
                 (None, Some(raw)) => Cow::Owned(
@@ -132,12 +146,13 @@ pub(crate) fn assemble(tar_split: &Path, files: &Path, sink: &mut impl Sink) -> 
             let context =
                 |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", name.display()));
             let file = open_beneath(&root, name).map_err(context)?;
-            sink.file(&file, line.size).map_err(context)
+            sink.file(&file, unwanted..line.size).map_err(context)
         }
         other => Err(damaged(format!(
             "tar-split.json.gz has a line of unknown type {other}"
         ))),
-    })
+    })?;
+    Ok(at)
 }
 
 /// The name without what makes it absolute.
@@ -168,6 +183,7 @@ mod tests {
     use super::*;
     use rustix::fs::CWD;
     use std::io::Write as _;
+    use std::os::unix::fs::FileExt as _;
 
     #[derive(Default)]
     struct Collect(Vec<u8>);
@@ -177,9 +193,9 @@ mod tests {
             self.0.extend_from_slice(bytes);
             Ok(())
         }
-        fn file(&mut self, file: &OwnedFd, size: u64) -> io::Result<()> {
-            let mut bytes = vec![0; usize::try_from(size).unwrap()];
-            File::from(file.try_clone()?).read_exact(&mut bytes)?;
+        fn file(&mut self, file: &OwnedFd, part: Range<u64>) -> io::Result<()> {
+            let mut bytes = vec![0; usize::try_from(part.end - part.start).unwrap()];
+            File::from(file.try_clone()?).read_exact_at(&mut bytes, part.start)?;
             self.bytes(&bytes)
         }
     }
@@ -210,10 +226,14 @@ mod tests {
                 r#"{"type":2,"payload":"AAA=","position":3}"#,
             ],
         );
-        let mut out = Collect::default();
-        assemble(&path, &dir.path().join("diff"), &mut out).unwrap();
-        assert_eq!(out.0, b"headcontentcontent\0\0");
-        assert_eq!(length(&path).unwrap(), out.0.len() as u64);
+        let whole = b"headcontentcontent\0\0";
+        assert_eq!(length(&path).unwrap(), whole.len() as u64);
+        for offset in 0..=whole.len() + 2 {
+            let mut out = Collect::default();
+            let total = assemble(&path, &dir.path().join("diff"), offset as u64, &mut out).unwrap();
+            assert_eq!(out.0, whole.get(offset..).unwrap_or_default(), "from {offset}");
+            assert_eq!(total, whole.len() as u64);
+        }
     }
 
     #[test]
@@ -241,7 +261,7 @@ mod tests {
                 )],
             );
             let mut out = Collect::default();
-            let result = assemble(&path, &dir.path().join("diff"), &mut out);
+            let result = assemble(&path, &dir.path().join("diff"), 0, &mut out);
             assert!(
                 result.is_err() && out.0.is_empty(),
                 "{name:?} was read: {result:?}"
@@ -260,10 +280,10 @@ mod tests {
         ] {
             let path = split(dir.path(), &[line]);
             let mut out = Collect::default();
-            assert!(assemble(&path, dir.path(), &mut out).is_err(), "{line}");
+            assert!(assemble(&path, dir.path(), 0, &mut out).is_err(), "{line}");
         }
         let path = split(dir.path(), &[r#"{"type":1,"name":"x","size":9}"#]);
         std::fs::write(dir.path().join("x"), b"short").unwrap();
-        assert!(assemble(&path, dir.path(), &mut Collect::default()).is_err());
+        assert!(assemble(&path, dir.path(), 0, &mut Collect::default()).is_err());
     }
 }

@@ -109,6 +109,55 @@ async fn a_layer_that_breaks_off_goes_on_where_it_stands() {
     assert!(starts.is_sorted() && starts[0].is_none(), "{starts:?}");
 }
 
+/// Where requests for layers began, and what came of it: the first answer breaks off after two of three mebibytes of `first`, the next one
+/// ends with what `rest` makes of the right bytes, and so on.
+async fn in_parts(first: u8, rest: u8, tries: usize) -> (Vec<Option<u64>>, Result<u64, ClientError>, usize) {
+    let image = Image::new("app", &[noise(1, 3 << 20)]);
+    let layer = image.layers[0].clone();
+    let server = {
+        let image = image.clone();
+        let calls = AtomicUsize::new(0);
+        Server::lying(reading(&image.clone()), move |seen, _| {
+            if !is_layer(seen, &image) || calls.fetch_add(1, Ordering::Relaxed) >= tries {
+                return None;
+            }
+            let turned = |by: u8, part: &[u8]| Bytes::from_iter(part.iter().map(|byte| byte ^ by));
+            Some(match range_of(seen) {
+                None => streamed(200, &[], broken(turned(first, &layer[..2 << 20]))),
+                Some(at) => {
+                    assert_eq!(at, 2 << 20);
+                    let range = [("content-range", "bytes 2097152-3145727/3145728")];
+                    answer(206, &range, turned(rest, &layer[2 << 20..]))
+                }
+            })
+        })
+    };
+    let node = Node::new(server);
+    let took = node.take(&image, 0).await.map(|(_, bytes)| bytes);
+    let seen = node.server.seen.lock().unwrap();
+    let starts = seen.iter().filter(|seen| is_layer(seen, &image)).map(range_of);
+    (starts.collect(), took, node.spooled())
+}
+
+#[tokio::test]
+async fn a_layer_that_was_put_together_wrongly_comes_once_more_and_no_more() {
+    let at = Some(2 << 20);
+    let (starts, took, _) = in_parts(0, 0, 2).await;
+    assert_eq!((starts, took.unwrap()), (vec![None, at], 3 << 20));
+    // What came before was not of this layer; or what came after it.
+    for (first, rest) in [(1, 0), (0, 1)] {
+        let (starts, took, spooled) = in_parts(first, rest, 2).await;
+        assert_eq!((starts, took.unwrap()), (vec![None, at, None], 6 << 20));
+        assert_eq!(spooled, 0);
+    }
+    // It never becomes right.
+    let (starts, took, spooled) = in_parts(0, 1, usize::MAX).await;
+    let error = took.unwrap_err();
+    assert!(matches!(error, ClientError::Digest { .. }), "{error}");
+    assert_eq!(starts, [None, at, None, at]);
+    assert_eq!(spooled, 0);
+}
+
 #[tokio::test]
 async fn what_came_before_a_lost_connection_serves_the_next_one() {
     let image = Image::new("app", &[noise(1, 3 << 20), noise(2, 100_000)]);

@@ -52,6 +52,10 @@ async fn bytes_with_another_digest() {
         answer(200, &[], bytes)
     });
     node.refuses(&image(), "registry.digest").await;
+    // What came in one piece does not become another one by being asked for again.
+    let digests = image().diff_ids();
+    let asked = |digest: &Digest| node.server.count(&Method::GET, &format!("/blobs/{digest}"));
+    assert!(digests.iter().all(|digest| asked(digest) <= 1));
 }
 
 #[tokio::test]

@@ -170,6 +170,47 @@ fn layers_go_on_where_they_stood_when_the_connection_broke() {
     assert_eq!(spooled(&world.b), "");
 }
 
+/// A layer of two large files over busybox.
+const LARGE: &str = "mkdir -p /srv/large && cd /srv/large && head -c 24000000 /dev/urandom > one && head -c 12000000 /dev/urandom > two && \
+    printf 'FROM tranship-test/busybox:1\nCOPY one two /\nCMD [\"sleep\",\"9999\"]\nSTOPSIGNAL KILL\n' > Dockerfile && \
+    DOCKER_BUILDKIT=0 docker build -q -t large:1 .";
+
+#[test]
+fn a_layer_that_broke_off_late_goes_on_without_what_lies_before_being_read() {
+    let world = world!();
+    for node in [&world.a, &world.b] {
+        node.load_image("busybox").unwrap();
+    }
+    world.a.sh(LARGE).unwrap();
+    run_web(&world.a, "large:1");
+    warm_up(&world);
+    world.b.set_link(Link::Rate("40mbit")).unwrap();
+    let received = || world.b.link_bytes().unwrap().received;
+    let before = received();
+    let child = world.begin(&["--mode", "cold", "--image-strategy", "layers"]);
+    // All of the first file is there, and some of the second.
+    wait_until(|| received() > before + 30_000_000);
+    let cut = "INPUT -p tcp ! --dport 22 -j REJECT --reject-with tcp-reset";
+    world.b.sh(&format!("iptables -I {cut}")).unwrap();
+    // Whoever read the first file again would fail.
+    world
+        .a
+        .sh("set -- $(find /var/lib/docker/overlay2/*/diff/one -size +20000k) && [ $# = 1 ] && truncate -s 0 $1")
+        .unwrap();
+    world.b.sh(&format!("sleep 2; iptables -D {cut}")).unwrap();
+    world.b.set_link(Link::Up).unwrap();
+    finish(child)
+        .expect(0)
+        .saying(&["what came of the image is kept"]);
+    let came = received() - before;
+    assert!((36_000_000..46_000_000).contains(&came), "{came}");
+    assert_eq!(id(&world.a, "large:1"), id(&world.b, "large:1"));
+    let sums = world.a.sh("cd /srv/large && md5sum one two").unwrap();
+    let there = "docker run --rm --network none large:1 md5sum one two";
+    assert_eq!(sums, world.b.sh(there).unwrap());
+    assert_eq!(spooled(&world.b), "");
+}
+
 #[test]
 fn what_came_of_layers_goes_when_the_migration_is_aborted() {
     let world = world!();
