@@ -20,7 +20,7 @@ use tranship_core::ids::Digest;
 use tranship_core::image::ImageBlob;
 use tranship_core::storage::Pipe;
 use tranship_core::{Engine, EngineError, Fault, ImageSpec};
-use tranship_migrate::images::{Came, ImageOrigin, ImageWays};
+use tranship_migrate::images::{Came, Fetched, ImageOrigin, ImageWays, Kept};
 use tranship_oci::client::{
     Address, BodyStream, Client, ClientError, NoLogins, Patience, Payload, Platforms, Store, Transport,
     Wanted,
@@ -186,7 +186,7 @@ impl ImageWays for NodeImages {
         held: usize,
         origin: &ImageOrigin,
         pipe: Option<Pipe>,
-    ) -> Result<(ByteStream, Came), Fault> {
+    ) -> Result<Fetched, Fault> {
         let store = self.store().await?;
         let (client, repository, reference) = match (origin, pipe) {
             (ImageOrigin::Source, None) => {
@@ -247,7 +247,12 @@ impl ImageWays for NodeImages {
             layers: fetched.layers,
             bytes: fetched.bytes,
         };
-        Ok((fetched.archive, came))
+        let kept = fetched.kept;
+        Ok(Fetched {
+            archive: fetched.archive,
+            came,
+            kept: Kept::new(move || kept.remove()),
+        })
     }
 
     fn keeps(&self) -> bool {

@@ -12,7 +12,7 @@ use tranship_core::fault::FaultKind;
 use tranship_core::ids::Digest;
 use tranship_core::node::{ImageStore, NodeFacts};
 use tranship_core::storage::Pipe;
-use tranship_core::{Fault, ImageSpec};
+use tranship_core::{EngineError, Fault, ImageSpec};
 
 use crate::check::Findings;
 use crate::options::MoveOptions;
@@ -91,6 +91,49 @@ pub struct Came {
     pub bytes: u64,
 }
 
+/// What is kept here of an image that came, until the engine has it. Dropped, it stays a while for who fetches the image next.
+#[derive(Default)]
+pub struct Kept(Option<Box<dyn FnOnce() + Send>>);
+
+impl Kept {
+    /// What `remove` takes away.
+    #[must_use]
+    pub fn new(remove: impl FnOnce() + Send + 'static) -> Self {
+        Self(Some(Box::new(remove)))
+    }
+
+    /// Takes it away, unless the engine failed to take the image in for a reason that is not in the image: no space left, an engine that
+    /// is gone, an archive that was broken off on request. What the engine itself refuses is not kept: it may have been damaged here.
+    pub fn settle(self, taken: &Result<(), EngineError>) {
+        let again = matches!(
+            taken,
+            Err(EngineError::NoSpace { .. }
+                | EngineError::Unreachable { .. }
+                | EngineError::Denied { .. }
+                | EngineError::Uncertain { .. })
+        );
+        if let Some(remove) = self.0.filter(|_| !again) {
+            remove();
+        }
+    }
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Kept").field(&self.0.is_some()).finish()
+    }
+}
+
+/// An image that came, every byte of it compared.
+pub struct Fetched {
+    /// It as an archive for the engine.
+    pub archive: ByteStream,
+    /// What came of it.
+    pub came: Came,
+    /// What is kept of it until the engine has it.
+    pub kept: Kept,
+}
+
 /// The ways of images beside one archive.
 #[async_trait]
 pub trait ImageWays: Send + Sync {
@@ -117,7 +160,7 @@ pub trait ImageWays: Send + Sync {
         held: usize,
         origin: &ImageOrigin,
         pipe: Option<Pipe>,
-    ) -> Result<(ByteStream, Came), Fault>;
+    ) -> Result<Fetched, Fault>;
 
     /// Whether something that came is kept here for whoever goes on with it. It is not for ever.
     fn keeps(&self) -> bool {
@@ -361,6 +404,58 @@ mod tests {
         served_and_taken(serving, taking)
             .await
             .map_err(|fault| fault.code)
+    }
+
+    #[test]
+    fn what_came_is_kept_if_the_image_is_not_to_blame() {
+        let (action, message) = ("load image".to_owned(), "no".to_owned());
+        let failures = [
+            (
+                EngineError::NoSpace {
+                    action: action.clone(),
+                    message: message.clone(),
+                },
+                true,
+            ),
+            (
+                EngineError::Uncertain {
+                    action: action.clone(),
+                    message: message.clone(),
+                },
+                true,
+            ),
+            (
+                EngineError::Unreachable {
+                    endpoint: "e".into(),
+                    reason: message.clone(),
+                },
+                true,
+            ),
+            (EngineError::Denied { endpoint: "e".into() }, true),
+            (
+                EngineError::Failed {
+                    action,
+                    status: 500,
+                    message: message.clone(),
+                },
+                false,
+            ),
+            (
+                EngineError::Corrupt {
+                    what: "layer".into(),
+                    message: message.clone(),
+                },
+                false,
+            ),
+            (EngineError::Unsupported { message }, false),
+        ];
+        let ends = failures.into_iter().map(|(error, stays)| (Err(error), stays));
+        for (taken, stays) in ends.chain([(Ok(()), false)]) {
+            let (tell, told) = std::sync::mpsc::channel();
+            Kept::new(move || tell.send(()).unwrap()).settle(&taken);
+            assert_eq!(told.try_recv().is_ok(), !stays, "{taken:?}");
+        }
+        Kept::default().settle(&Ok(()));
     }
 
     #[tokio::test]

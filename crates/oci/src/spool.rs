@@ -9,7 +9,7 @@
 //! A blob gets its name when its digest is right. It goes when nobody has asked for it for a while; whoever still reads it keeps the
 //! file until then.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{
@@ -436,6 +436,19 @@ impl Spool {
     /// Drops a blob; whether there was one.
     pub(crate) fn drop_blob(&self, digest: &Digest) -> bool {
         self.state().blobs.remove(digest).is_some()
+    }
+
+    /// Whether so many blobs more may be kept.
+    pub(crate) fn takes_blobs(&self, more: usize) -> bool {
+        self.state().blobs.len().saturating_add(more) <= self.limits.blobs
+    }
+
+    /// Drops blobs that nobody reads, but for those that are `spared`.
+    pub(crate) fn drop_unread(&self, spared: &HashSet<Digest>) {
+        let read = |blob: &Kept<Arc<BlobFile>>| Arc::strong_count(&blob.value) > 1;
+        self.state()
+            .blobs
+            .retain(|digest, blob| read(blob) || spared.contains(digest));
     }
 
     /// Keeps a manifest or index as it was pushed. The one that was not asked for longest makes way.

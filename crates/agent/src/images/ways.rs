@@ -12,7 +12,7 @@ use tranship_core::ids::Digest;
 use tranship_core::image::ImageSpec;
 use tranship_core::storage::Pipe;
 use tranship_core::{EngineError, Fault, MigrationId};
-use tranship_migrate::images::{Came, ImageOrigin};
+use tranship_migrate::images::{Came, Fetched, ImageOrigin};
 
 use super::no_image;
 use crate::server::regardless;
@@ -103,8 +103,8 @@ impl Agent {
     }
 
     /// Fetches an image without the layers that are here, compares it, and hands it to the engine. What came of layers when
-    /// this breaks off stays for the next call, unless the engine has begun to take the image in. Of what it does not have all of, it
-    /// keeps nothing.
+    /// this breaks off stays for the next call, also if the engine fails to take them in for want of space or because it is gone. Of what it
+    /// does not have all of, the engine keeps nothing.
     ///
     /// # Errors
     /// What the source, the registry or the engine says.
@@ -113,14 +113,21 @@ impl Agent {
         let image = &asked.image;
         let held = self.engine().layers_held(image.known_layers()).await?;
         let images = &self.registry.ports().images;
-        let (archive, came) = images.fetch(image, held, &asked.origin, pipe).await?;
+        let fetched = images.fetch(image, held, &asked.origin, pipe).await?;
+        let Fetched { archive, came, kept } = fetched;
         // Dropped with this future, and so when the caller leaves. The engine is waited for all the same: it goes on with an archive
         // that it has all of, and is broken off in one that it has not.
         let here = CancellationToken::new();
         let archive = while_here(archive, here.clone());
         let _here = here.drop_guard();
         let agent = Arc::clone(self);
-        regardless(async move { agent.import_image(archive).await }).await?;
+        regardless(async move {
+            let _loading = agent.loading();
+            let taken = agent.engine().import_image(archive).await;
+            kept.settle(&taken);
+            Ok(taken?)
+        })
+        .await?;
         Ok(came)
     }
 }

@@ -18,7 +18,7 @@ use tranship_core::{ContainerId, EngineError, Fault};
 
 use crate::destination::{ArrivalState, Opened};
 use crate::elements::Target;
-use crate::images::{Came, ImageOrigin};
+use crate::images::{Came, ImageOrigin, Kept};
 use crate::options::HookTime;
 use crate::plan::{Member, Plan};
 use crate::ports::Ports;
@@ -237,8 +237,8 @@ impl Arrival {
         let nothing_comes =
             matches!(bring, Bring::Archive(None)) && known.is_some_and(|known| !known.incomplete);
         if (!held && !nothing_comes) || (record.plan.options.whole_image && !shared) {
-            let archive = match bring {
-                Bring::Archive(Some(archive)) => archive,
+            let (archive, kept) = match bring {
+                Bring::Archive(Some(archive)) => (archive, Kept::default()),
                 Bring::Archive(None) => {
                     return Err(Fault::new(
                         "image.missing",
@@ -252,17 +252,17 @@ impl Arrival {
                     let here = self.ports.engine.layers_held(image.known_layers()).await?;
                     let pipe = self.image_pipe().take();
                     let fetched = self.ports.images.fetch(&image, here, origin, pipe);
-                    let (archive, what) = self.unless_cancelled(fetched).await?;
-                    came = what;
-                    archive
+                    let fetched = self.unless_cancelled(fetched).await?;
+                    came = fetched.came;
+                    (fetched.archive, fetched.kept)
                 }
             };
             // Not given up half-way: an engine that has the whole archive goes on taking it in after its caller left, and
             // the discard would come too early to see the image. When it is to end, the archive breaks off instead.
-            self.ports
-                .engine
-                .import_image(self.until_cancelled(archive))
-                .await?;
+            let archive = self.until_cancelled(archive);
+            let taken = self.ports.engine.import_image(archive).await;
+            kept.settle(&taken);
+            taken?;
         }
         failpoint::reach("destination.image-loaded").await?;
         match self.ports.engine.image(image.id.as_str()).await? {

@@ -1,23 +1,35 @@
 //! Images by other ways than one archive, over engines in memory: an archive through a pipe, or by a registry that is a promise.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tranship_core::engine::ByteStream;
 use tranship_core::fault::FaultKind;
 use tranship_core::storage::Pipe;
 use tranship_core::{Engine as _, Fault, ImageSpec};
-use tranship_migrate::images::{Came, ImageOrigin, ImageWays};
+use tranship_migrate::images::{Came, Fetched, ImageOrigin, ImageWays, Kept};
 use tranship_testkit::memory::MemoryEngine;
 
 /// The ways of one engine's images.
-pub struct Carried(pub Arc<MemoryEngine>);
+pub struct Carried {
+    pub engine: Arc<MemoryEngine>,
+    /// How often what was kept of an image was removed.
+    pub removed: Arc<AtomicUsize>,
+}
 
 fn lost() -> Fault {
     Fault::new("registry.lost", FaultKind::Environment, "the stream broke")
+}
+
+impl Carried {
+    pub fn by(engine: &Arc<MemoryEngine>) -> Self {
+        Self {
+            engine: Arc::clone(engine),
+            removed: Arc::default(),
+        }
+    }
 }
 
 #[async_trait]
@@ -25,7 +37,7 @@ impl ImageWays for Carried {
     async fn serve(&self, image: &ImageSpec, mut pipe: Pipe, sent: Arc<AtomicU64>) -> Result<(), Fault> {
         let skip = pipe.read_u64().await.map_err(|_| lost())?;
         let skip = usize::try_from(skip).unwrap();
-        let mut archive = self.0.export_image(image, None, skip).await?.stream;
+        let mut archive = self.engine.export_image(image, None, skip).await?.stream;
         while let Some(piece) = archive.next().await {
             let piece = piece?;
             sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
@@ -58,7 +70,7 @@ impl ImageWays for Carried {
         held: usize,
         origin: &ImageOrigin,
         pipe: Option<Pipe>,
-    ) -> Result<(ByteStream, Came), Fault> {
+    ) -> Result<Fetched, Fault> {
         let layers = image.layers.len() - held;
         let mut bytes = Vec::new();
         match (origin, pipe) {
@@ -81,6 +93,13 @@ impl ImageWays for Carried {
             layers,
             bytes: bytes.len() as u64,
         };
-        Ok((Box::pin(stream::iter([Ok(bytes.into())])), came))
+        let removed = Arc::clone(&self.removed);
+        Ok(Fetched {
+            archive: Box::pin(stream::iter([Ok(bytes.into())])),
+            came,
+            kept: Kept::new(move || {
+                removed.fetch_add(1, Ordering::Relaxed);
+            }),
+        })
     }
 }

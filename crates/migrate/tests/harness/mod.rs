@@ -123,7 +123,7 @@ pub fn ports(engine: &Arc<MemoryEngine>) -> Ports {
         engine: engine.clone(),
         storage: Arc::new(engine.storage()),
         host: Arc::new(Shell::default()),
-        images: Arc::new(images::Carried(engine.clone())),
+        images: Arc::new(images::Carried::by(engine)),
     }
 }
 

@@ -208,3 +208,53 @@ async fn a_registry_that_the_plan_does_not_name_is_not_asked() {
         assert_eq!(came.err().map_or(String::new(), |f| f.code), code);
     }
 }
+
+#[tokio::test]
+async fn what_came_stays_here_if_the_engine_is_to_blame() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tranship_migrate::images::ImageOrigin;
+    use tranship_migrate::{Arrival, Ports};
+    use tranship_testkit::memory::Failure;
+
+    // Nothing, a refusal, and an answer that never came.
+    for (failure, code, goes) in [
+        (None, "", 1),
+        (Some(Failure::Before), "engine.failed", 1),
+        (Some(Failure::After), "engine.uncertain", 0),
+    ] {
+        let mut calls = None;
+        // The first run tells which call it is.
+        for failure in [None, failure] {
+            let world = world(&by(ImageStrategy::Registry), |_| {});
+            if let (Some(failure), Some(call)) = (failure, calls) {
+                world.destination.fail(&[(call, failure)]);
+            }
+            let removed = Arc::new(AtomicUsize::new(0));
+            let images = harness::images::Carried {
+                engine: Arc::clone(&world.destination),
+                removed: Arc::clone(&removed),
+            };
+            let ports = Ports {
+                images: Arc::new(images),
+                ..harness::ports(&world.destination)
+            };
+            let kept = Arc::new(harness::Kept::default());
+            let arrival = Arrival::new(ports, kept, world.plan.clone(), 0);
+            arrival.open().await.unwrap();
+            let origin = ImageOrigin::Registry {
+                address: "r:5000".into(),
+                repository: "tranship".into(),
+                manifest: world.plan.transfer.image.id.clone(),
+            };
+            let came = arrival.image_from(0, &origin).await;
+            if calls.is_none() {
+                let names = world.destination.calls();
+                calls = names.iter().position(|name| *name == "import image");
+                continue;
+            }
+            assert_eq!(came.err().map_or(String::new(), |f| f.code), code);
+            assert_eq!(removed.load(Ordering::Relaxed), goes, "{code}");
+        }
+    }
+}

@@ -12,7 +12,7 @@ use tranship_core::engine::ByteStream;
 use tranship_core::ids::Digest;
 
 use super::request::{Ask, text};
-use super::store::Store;
+use super::store::{Kept, Store};
 use super::{BodyStream, Client, ClientError};
 use crate::archive::{self, Layer};
 use crate::document::{self, Descriptor, LARGEST, LARGEST_CONFIG, Pushed};
@@ -43,6 +43,8 @@ pub struct Fetched {
     pub layers: usize,
     /// Bytes of layers that came over the connection.
     pub bytes: u64,
+    /// What is in the store of it.
+    pub kept: Kept,
 }
 
 impl std::fmt::Debug for Fetched {
@@ -58,7 +60,8 @@ impl Client {
     /// Fetches what is wanted of an image. All of it is compared with the digests of `wanted` before the archive is handed out.
     ///
     /// # Errors
-    /// Any [`ClientError`]. What came of layers stays in the store for a while, and the next call goes on with it.
+    /// Any [`ClientError`]. What came of layers stays in the store for a while, and the next call goes on with it; so it does of an image that
+    /// came, unless it is removed.
     pub async fn fetch(
         &self,
         repository: &Repository,
@@ -83,10 +86,8 @@ impl Client {
                 .entry(diff_id.clone())
                 .or_insert_with(|| descriptor.clone());
         }
-        let total = missing
-            .values()
-            .fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
-        store.spool.room(total)?;
+        let needed = missing.values().map(|layer| (layer.digest.clone(), layer.size));
+        store.room_for(&needed.collect())?;
         let (came, unpacked) = (AtomicU64::new(0), AtomicU64::new(0));
         let found: BTreeMap<Digest, (Arc<BlobFile>, u64)> = stream::iter(missing.clone())
             .map(|(diff_id, descriptor)| {
@@ -110,18 +111,15 @@ impl Client {
             })
         });
         let archive = archive::plain(id, config, &diff_ids, parts.collect())?;
-        // What came serves this archive; as soon as nobody reads it any more, it goes.
-        let release = Release {
-            store: Arc::clone(store),
-            digests: missing.values().map(|layer| layer.digest.clone()).collect(),
-        };
-        let archive = archive.inspect(move |_| {
-            let _ = &release;
+        let blobs = missing.iter().filter_map(|(diff_id, layer)| {
+            let (blob, _) = found.get(diff_id)?;
+            Some((layer.digest.clone(), Arc::clone(blob)))
         });
         Ok(Fetched {
-            archive: Box::pin(archive),
+            archive,
             layers: missing.len(),
             bytes: came.into_inner(),
+            kept: Kept::new(store, blobs.collect()),
         })
     }
 
@@ -328,6 +326,7 @@ impl Client {
                         (fruitless, farthest, anew) = (0, 0, true);
                         continue;
                     }
+                    let blob = store.spool.blob(digest);
                     store.forget(digest);
                     match done {
                         Err(OciError::Digest { .. }) => {
@@ -336,7 +335,7 @@ impl Client {
                         }
                         other => other?,
                     }
-                    let blob = store.spool.blob(digest).ok_or(OciError::NoBlob {
+                    let blob = blob.ok_or(OciError::NoBlob {
                         digest: digest.to_string(),
                     })?;
                     return self.of_length(blob, descriptor);
@@ -460,20 +459,6 @@ impl Client {
             return Ok(());
         }
         Err(self.nonsense(what, format!("it gives {given:?} where {right:?} was asked for")))
-    }
-}
-
-/// Drops layers of the store.
-pub(super) struct Release {
-    pub(super) store: Arc<Store>,
-    pub(super) digests: Vec<Digest>,
-}
-
-impl Drop for Release {
-    fn drop(&mut self) {
-        for digest in &self.digests {
-            self.store.spool.drop_blob(digest);
-        }
     }
 }
 

@@ -10,8 +10,8 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tranship_core::ImageSpec;
 use tranship_core::ids::Digest;
 
-use super::fetch::{Fetched, PARALLEL, Release, compared};
-use super::store::Store;
+use super::fetch::{Fetched, PARALLEL, compared};
+use super::store::{Kept, Store};
 use super::{Client, ClientError};
 use crate::archive;
 use crate::document::{self, Descriptor, Platform, Pushed};
@@ -95,7 +95,7 @@ impl Client {
     /// compared with its configuration, before the archive is handed out.
     ///
     /// # Errors
-    /// Any [`ClientError`]; what the engine says. What came of blobs stays in the store for a while, and the next call goes on with it.
+    /// Any [`ClientError`]; what the engine says. What came of blobs stays in the store as with [`Client::fetch`].
     pub async fn fetch_kept(
         &self,
         repository: &Repository,
@@ -113,9 +113,11 @@ impl Client {
             .filter(|named| lacking.contains(&named.descriptor.digest))
             .collect();
         // What may not be there at all does not count; while it comes, the disk is looked at again and again.
-        let needed = missing.iter().filter(|named| named.diff_ids.is_some());
-        let total = needed.fold(0_u64, |sum, named| sum.saturating_add(named.descriptor.size));
-        store.spool.room(total)?;
+        let wanted = missing.iter().map(|named| {
+            let size = named.diff_ids.as_ref().map_or(0, |_| named.descriptor.size);
+            (named.descriptor.digest.clone(), size)
+        });
+        store.room_for(&wanted.collect())?;
         let layers = missing.iter().filter(|named| named.diff_ids.is_some()).count();
         let (came, unpacked) = (AtomicU64::new(0), AtomicU64::new(0));
         let found: Vec<Option<(Digest, Arc<BlobFile>)>> = stream::iter(missing)
@@ -127,19 +129,13 @@ impl Client {
             .try_collect()
             .await?;
         let found: Vec<(Digest, Arc<BlobFile>)> = found.into_iter().flatten().collect();
-        let release = Release {
-            store: Arc::clone(store),
-            digests: found.iter().map(|(digest, _)| digest.clone()).collect(),
-        };
+        let kept = Kept::new(store, found.clone());
         let blobs = found.into_iter().map(|(digest, blob)| spooled(&digest, blob));
-        let archive = archive::layout(&root, parts.documents, blobs.collect())?;
-        let archive = archive.inspect(move |_| {
-            let _ = &release;
-        });
         Ok(Fetched {
-            archive: Box::pin(archive),
+            archive: archive::layout(&root, parts.documents, blobs.collect())?,
             layers,
             bytes: came.into_inner(),
+            kept,
         })
     }
 

@@ -38,7 +38,7 @@ pub use self::error::ClientError;
 pub use self::fetch::{Fetched, Wanted};
 pub use self::kept::Platforms;
 pub use self::push::Pushed;
-pub use self::store::Store;
+pub use self::store::{Kept, Store};
 
 /// The bytes of a body as they come or go. It ends without an error only if it is whole.
 pub type BodyStream = std::pin::Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;

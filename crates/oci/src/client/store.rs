@@ -1,7 +1,7 @@
 //! What came of layers, until an image is made of them. A layer that broke off goes on where it stands, also with another connection;
 //! one that several images wait for comes once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,7 +9,7 @@ use tranship_core::ids::Digest;
 
 use crate::error::OciError;
 use crate::name::Repository;
-use crate::spool::{Limits, Shared, Spool};
+use crate::spool::{BlobFile, Limits, Shared, Spool};
 
 /// The upload that a layer comes into; whoever holds the lock brings it.
 pub(super) type Slot = Arc<tokio::sync::Mutex<Option<String>>>;
@@ -76,10 +76,82 @@ impl Store {
         Ok((id, upload))
     }
 
+    /// Looks whether there is room for blobs of these lengths beside what is here of them. What is here of others makes way.
+    pub(super) fn room_for(&self, wanted: &BTreeMap<Digest, u64>) -> Result<(), OciError> {
+        let lacking = wanted
+            .iter()
+            .map(|(digest, size)| size.saturating_sub(self.came(digest)));
+        let needed = lacking.fold(0, u64::saturating_add);
+        match self.spool.room(needed) {
+            Err(OciError::NoSpace { .. }) => {
+                self.make_way(wanted);
+                self.spool.room(needed).map(drop)
+            }
+            looked => {
+                if !self.spool.takes_blobs(wanted.len()) {
+                    self.make_way(wanted);
+                }
+                looked.map(drop)
+            }
+        }
+    }
+
+    /// How many bytes are here of a blob.
+    fn came(&self, digest: &Digest) -> u64 {
+        if let Some(blob) = self.spool.blob(digest) {
+            return blob.length;
+        }
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = slots.get(digest).and_then(|slot| slot.try_lock().ok()?.clone());
+        let upload = id.and_then(|id| self.spool.upload(&self.name, &id).ok());
+        // Of one that is written to at this moment nothing counts: there is more room then, not less.
+        upload.map_or(0, |upload| upload.try_lock().map_or(0, |upload| upload.at))
+    }
+
+    /// Throws away what nobody brings or reads at the moment, but for these.
+    fn make_way(&self, wanted: &BTreeMap<Digest, u64>) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spared: HashSet<Digest> = wanted.keys().cloned().collect();
+        slots.retain(|digest, slot| {
+            let idle = Arc::strong_count(slot) == 1 && !wanted.contains_key(digest);
+            match slot.try_lock() {
+                Ok(mut held) if idle => self.drop_upload(&mut held),
+                _ => {
+                    spared.insert(digest.clone());
+                    return true;
+                }
+            }
+            false
+        });
+        self.spool.drop_unread(&spared);
+    }
+
     /// Throws away what came of a layer.
     pub(super) fn drop_upload(&self, slot: &mut Option<String>) {
         if let Some(id) = slot.take() {
             self.spool.give_up(&id);
+        }
+    }
+}
+
+/// What is in a store of an image that came. As long as this is there it stays, and then for a while, unless it is removed.
+pub struct Kept {
+    store: Arc<Store>,
+    blobs: Vec<(Digest, Arc<BlobFile>)>,
+}
+
+impl Kept {
+    pub(super) fn new(store: &Arc<Store>, blobs: Vec<(Digest, Arc<BlobFile>)>) -> Self {
+        Self {
+            store: Arc::clone(store),
+            blobs,
+        }
+    }
+
+    /// Removes it: the engine has the image, or it is of no use.
+    pub fn remove(self) {
+        for (digest, _) in &self.blobs {
+            self.store.spool.drop_blob(digest);
         }
     }
 }
@@ -111,5 +183,112 @@ mod tests {
         assert!(store.keeps());
         store.sweep();
         assert!(!store.keeps());
+    }
+
+    /// A blob of the store.
+    async fn put(store: &Store, bytes: &'static [u8]) -> Digest {
+        let (digest, mut slot) = (Digest::of(bytes), None);
+        let (id, upload) = store.upload(&mut slot).unwrap();
+        let body = futures_util::stream::iter([Ok::<_, std::io::Error>(bytes.into())]);
+        store.spool.append(&upload, None, None, body).await.unwrap();
+        store.spool.finish(&id, &upload, &digest).await.unwrap();
+        digest
+    }
+
+    /// Begins a blob of which these bytes come.
+    async fn begin(store: &Store, name: &[u8], bytes: &'static [u8]) -> (Digest, Slot) {
+        let digest = Digest::of(name);
+        let slot = store.slot(&digest);
+        let (_, upload) = store.upload(&mut *slot.lock().await).unwrap();
+        let body = futures_util::stream::iter([Ok::<_, std::io::Error>(bytes.into())]);
+        store.spool.append(&upload, None, None, body).await.unwrap();
+        (digest, slot)
+    }
+
+    fn wanted(blobs: &[(&Digest, u64)]) -> BTreeMap<Digest, u64> {
+        blobs
+            .iter()
+            .map(|(digest, size)| ((*digest).clone(), *size))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_here_needs_no_room_and_makes_way_for_what_is_wanted() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits {
+            free: 0,
+            ..Limits::default()
+        };
+        let store = Arc::new(Store::open(directory.path(), limits).unwrap());
+        let (mine, other, read) = (
+            put(&store, b"mine").await,
+            put(&store, b"other").await,
+            put(&store, b"read").await,
+        );
+        let reader = store.spool.blob(&read).unwrap();
+        let (part, _) = begin(&store, b"part", b"pa").await;
+        let (old, _) = begin(&store, b"old", b"o").await;
+        let (busy, waiting) = begin(&store, b"busy", b"bus").await;
+        let came = |digests: [&Digest; 6]| digests.map(|digest| store.came(digest));
+        let all = [&mine, &part, &other, &old, &read, &busy];
+        assert_eq!(came(all), [4, 2, 5, 1, 4, 3]);
+        // There is room: all of it stays.
+        store.room_for(&wanted(&[(&mine, 4), (&part, 4)])).unwrap();
+        assert_eq!(came(all), [4, 2, 5, 1, 4, 3]);
+        // There is none, however much makes way.
+        let error = store
+            .room_for(&wanted(&[(&mine, 4), (&part, u64::MAX)]))
+            .unwrap_err();
+        assert!(matches!(error, OciError::NoSpace { .. }), "{error}");
+        assert_eq!(came(all), [4, 2, 0, 0, 4, 3]);
+        drop((reader, waiting));
+        store.room_for(&wanted(&[(&part, u64::MAX)])).unwrap_err();
+        assert_eq!(came(all), [0, 2, 0, 0, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn blobs_make_way_for_more_than_may_be_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits {
+            blobs: 2,
+            free: 0,
+            ..Limits::default()
+        };
+        let store = Store::open(directory.path(), limits).unwrap();
+        let (one, two) = (put(&store, b"one").await, put(&store, b"two").await);
+        let next = Digest::of(b"next");
+        assert!(store.upload(&mut None).is_err());
+        store.room_for(&wanted(&[(&one, 3), (&next, 4)])).unwrap();
+        assert_eq!((store.came(&one), store.came(&two)), (3, 0));
+        assert!(store.upload(&mut None).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_of_an_image_stays_until_it_is_removed_or_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits {
+            free: 0,
+            ..Limits::default()
+        };
+        let store = Arc::new(Store::open(directory.path(), limits).unwrap());
+        let kept = |digest: &Digest| {
+            let blob = store.spool.blob(digest).unwrap();
+            Kept::new(&store, vec![(digest.clone(), blob)])
+        };
+        let (one, two) = (put(&store, b"one").await, put(&store, b"two").await);
+        kept(&one).remove();
+        assert_eq!((store.came(&one), store.came(&two)), (0, 3));
+        // However long its engine takes.
+        let loading = kept(&two);
+        for _ in 0..20 {
+            tokio::time::advance(std::time::Duration::from_secs(60)).await;
+            store.sweep();
+        }
+        drop(loading);
+        for minute in 1..=20 {
+            tokio::time::advance(std::time::Duration::from_secs(60)).await;
+            store.sweep();
+            assert_eq!(store.keeps(), minute < 15, "minute {minute}");
+        }
     }
 }

@@ -275,10 +275,21 @@ async fn what_nobody_goes_on_with_is_kept_for_a_while_only() {
         node.store.sweep();
         assert_eq!(node.spooled(), usize::from(minute < 15), "minute {minute}");
     }
-    // And what came whole goes as soon as the archive does.
+}
+
+#[tokio::test]
+async fn an_image_that_was_not_taken_in_does_not_come_again() {
+    let image = three();
     let node = Node::new(Server::new(reading(&image)));
     let fetched = node.fetch(&image, 0).await.unwrap();
-    assert_eq!(node.spooled(), 1);
+    assert_eq!((fetched.layers, fetched.bytes), (3, 1_650_000));
+    // The engine fails.
     drop(fetched);
+    assert_eq!(node.spooled(), 3);
+    let (layers, bytes) = node.take(&image, 0).await.unwrap();
+    assert_eq!((layers, bytes), (3, 0));
+    for digest in image.diff_ids() {
+        assert_eq!(node.server.count(&Method::GET, &format!("/blobs/{digest}")), 1);
+    }
     assert_eq!(node.spooled(), 0);
 }

@@ -76,6 +76,7 @@ impl Pair {
     async fn take(&self, image: &ImageSpec) -> (usize, u64) {
         let fetched = self.fetch(image).await.unwrap();
         self.to.import(fetched.archive).await.unwrap();
+        fetched.kept.remove();
         (fetched.layers, fetched.bytes)
     }
 

@@ -211,6 +211,7 @@ impl Node {
     pub async fn take(&self, image: &Image, held: usize) -> Result<(usize, u64), ClientError> {
         let fetched = self.fetch(image, held).await?;
         self.engine.import(fetched.archive).await.unwrap();
+        fetched.kept.remove();
         let found = self.engine.find(image.id().as_str()).await.unwrap().unwrap();
         assert_eq!(found.layers, image.diff_ids());
         Ok((fetched.layers, fetched.bytes))

@@ -212,6 +212,61 @@ fn a_layer_that_broke_off_late_goes_on_without_what_lies_before_being_read() {
 }
 
 #[test]
+fn layers_that_the_engine_had_no_space_for_do_not_come_again() {
+    let world = world!();
+    world.a.load_image("busybox").unwrap();
+    world.a.sh(BUILD).unwrap();
+    run_web(&world.a, "app:1");
+    warm_up(&world);
+    let before = world.inventories();
+    // The engine unpacks an archive here first.
+    let small = "mount -t tmpfs -o size=2m none /var/lib/docker/tmp";
+    world.b.sh(small).unwrap();
+    let received = || world.b.link_bytes().unwrap().received;
+    let counted = |args: &[&str], code| {
+        let begun = received();
+        let outcome = world.run(args).expect(code);
+        (received() - begun, outcome.stderr)
+    };
+    let migrate = [
+        "migrate",
+        "web",
+        "--from",
+        "ssh://root@a",
+        "--to",
+        "ssh://root@b",
+        "--mode",
+        "cold",
+        "--image-strategy",
+        "layers",
+    ];
+    let (came, says) = counted(&migrate, 4);
+    assert!(says.contains("engine.no-space"), "{says}");
+    assert!(ALL.contains(&came), "{came}");
+    assert_eq!(world.inventories(), before);
+    assert_ne!(spooled(&world.b), "");
+    let push = [
+        "image",
+        "push",
+        "app:1",
+        "ssh://root@b",
+        "--from",
+        "ssh://root@a",
+        "--image-strategy",
+        "layers",
+    ];
+    let (came, says) = counted(&push, 1);
+    assert!(says.contains("engine.no-space"), "{says}");
+    assert!(came < 1_000_000, "{came}");
+    world.b.sh("umount /var/lib/docker/tmp").unwrap();
+    let (came, _) = counted(&migrate, 0);
+    assert!(came < 1_000_000, "{came}");
+    assert!(is_running(&world.b, "web"));
+    assert_eq!(id(&world.a, "app:1"), id(&world.b, "app:1"));
+    assert_eq!(spooled(&world.b), "");
+}
+
+#[test]
 fn what_came_of_layers_goes_when_the_migration_is_aborted() {
     let world = world!();
     world.a.load_image("busybox").unwrap();
