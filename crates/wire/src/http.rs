@@ -1,11 +1,12 @@
 //! A server for clients that are not tranship, over TCP: HTTP/1.1, with TLS where a certificate is given.
 //!
-//! It lets everybody connect: who may do what is the handler's business. What a stranger can hold is bounded: so many connections, each
-//! with a deadline for the handshake and for the header of every request.
+//! It lets everybody connect: who may do what is the handler's business. What a stranger can hold is bounded: so many connections, of which
+//! one address has a share, each with a deadline for the handshake and for the header of every request.
 
+use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustls::ServerConfig;
@@ -28,6 +29,8 @@ use crate::tls::TlsError;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How many connections there may be at once; more wait until one ends.
 const CONNECTIONS: usize = 128;
+/// How many of them one address may have; more are closed at once. Clients of registries have a few, also behind a common address.
+const SHARE: usize = 32;
 /// How long sent bytes may stay without an acknowledgement.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(120);
 /// How long requests under way may take when the server ends.
@@ -91,7 +94,7 @@ impl HttpServer {
 
     /// Serves until `shutdown`, and then until the requests under way are through, for a few seconds at most.
     pub async fn serve(self, handler: Arc<dyn Handler>, shutdown: CancellationToken) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let (places, shares) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Shares::default()));
         let mut connections = JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
@@ -110,6 +113,10 @@ impl HttpServer {
                     continue;
                 }
             };
+            let Some(share) = shares.take(from.ip()) else {
+                tracing::debug!(%from, "a client has as many connections as one address may have");
+                continue;
+            };
             let (handler, acceptor, shutdown) =
                 (Arc::clone(&handler), self.acceptor.clone(), shutdown.clone());
             connections.spawn(async move {
@@ -117,13 +124,58 @@ impl HttpServer {
                     let error: &dyn std::error::Error = &error;
                     tracing::debug!(%from, error, "a client left");
                 }
-                drop(place);
+                drop((share, place));
             });
         }
         drop(self.listener);
         let through = async { while connections.join_next().await.is_some() {} };
         if timeout(GRACE, through).await.is_err() {
             connections.shutdown().await;
+        }
+    }
+}
+
+/// How many connections each address has.
+#[derive(Default)]
+struct Shares(Mutex<HashMap<IpAddr, usize>>);
+
+impl Shares {
+    /// A place for one more connection of this address, if it has not all of its share.
+    fn take(self: &Arc<Self>, address: IpAddr) -> Option<Share> {
+        let whose = holder(address);
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = taken.entry(whose).or_default();
+        if *count >= SHARE {
+            return None;
+        }
+        *count += 1;
+        let shares = Arc::clone(self);
+        Some(Share { shares, whose })
+    }
+}
+
+/// Who an address counts for: with IPv6, the network that one machine may choose its addresses from.
+fn holder(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
+    }
+}
+
+/// One connection of an address.
+struct Share {
+    shares: Arc<Shares>,
+    whose: IpAddr,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut taken = self.shares.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&self.whose) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.whose);
+            }
         }
     }
 }
@@ -149,4 +201,34 @@ async fn one(
         }
     };
     served.map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_a_share_and_no_more() {
+        let shares = Arc::new(Shares::default());
+        let take = |address: &str| shares.take(address.parse().unwrap());
+        let mut held: Vec<Share> = (0..SHARE).map(|_| take("192.0.2.1").unwrap()).collect();
+        assert!(take("192.0.2.1").is_none());
+        // In another form it is the same one.
+        assert!(take("::ffff:192.0.2.1").is_none());
+        let others = [take("192.0.2.2"), take("2001:db8::1")];
+        assert!(others.iter().all(Option::is_some));
+        // What one leaves the next one may have.
+        held.pop();
+        held.push(take("192.0.2.1").unwrap());
+        assert!(take("192.0.2.1").is_none());
+        // One machine has many addresses of its network.
+        for number in 1..SHARE {
+            held.push(take(&format!("2001:db8::{number:x}:1")).unwrap());
+        }
+        assert!(take("2001:db8::9:9:9:9").is_none());
+        held.push(take("2001:db8:0:1::1").unwrap());
+        // Nothing is remembered of those who left.
+        drop((held, others));
+        assert!(shares.0.lock().unwrap().is_empty());
+    }
 }

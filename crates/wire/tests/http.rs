@@ -70,6 +70,47 @@ async fn what_is_under_way_is_finished_when_it_ends() {
 }
 
 #[tokio::test]
+async fn one_address_does_not_keep_the_others_out() {
+    let server = HttpServer::bind(([127, 0, 0, 1], 0).into(), None).await.unwrap();
+    let address = server.address();
+    let stop = CancellationToken::new();
+    let served = tokio::spawn(server.serve(Arc::new(Echo), stop.clone()));
+    let connect = async |from: [u8; 4]| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        socket.connect(address).await.unwrap()
+    };
+    // As many as there are places in all, all of which stay open as far as they are let in.
+    let mut idle = Vec::new();
+    for _ in 0..200 {
+        idle.push(connect([127, 0, 0, 2]).await);
+    }
+    // Long before the idle ones would be closed for having asked nothing.
+    let other = ask(connect([127, 0, 0, 3]).await, "/x");
+    let answer = tokio::time::timeout(Duration::from_secs(15), other)
+        .await
+        .unwrap();
+    assert!(answer.ends_with("/x"), "{answer}");
+    // Those beyond its share were closed.
+    let mut more = connect([127, 0, 0, 2]).await;
+    assert!(matches!(more.read(&mut [0]).await, Ok(0) | Err(_)));
+    // And when it leaves, it is let in again.
+    drop((idle, more));
+    loop {
+        let mut again = connect([127, 0, 0, 2]).await;
+        let request = b"GET /y HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        let mut answer = String::new();
+        let asked = again.write_all(request).await.is_ok();
+        if asked && again.read_to_string(&mut answer).await.is_ok() && answer.ends_with("/y") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    stop.cancel();
+    served.await.unwrap();
+}
+
+#[tokio::test]
 async fn with_a_key_nothing_goes_in_the_clear() {
     let (key, made) = key();
     let server = HttpServer::bind(([127, 0, 0, 1], 0).into(), Some(key))
