@@ -11,7 +11,7 @@
 //! | `auth` | what a registry asks for, and tokens |
 //! | `fetch`, `store` | images from there |
 //! | `kept` | images from there, for an engine that keeps blobs |
-//! | `push` | images to there |
+//! | `push`, `opened` | images to there, and uploads that come to nothing |
 //! | `push_kept` | images to there, from an engine that keeps blobs |
 
 mod address;
@@ -19,12 +19,13 @@ mod auth;
 mod error;
 mod fetch;
 mod kept;
+mod opened;
 mod push;
 mod push_kept;
 mod request;
 mod store;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -101,6 +102,8 @@ pub struct Client {
     logins: Arc<dyn Logins>,
     patience: Patience,
     auth: auth::Auth,
+    /// For what goes on when nobody waits for it any more.
+    me: Weak<Self>,
 }
 
 impl Client {
@@ -112,12 +115,13 @@ impl Client {
         logins: Arc<dyn Logins>,
         patience: Patience,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|me| Self {
             address,
             transport,
             logins,
             patience,
             auth: auth::Auth::default(),
+            me: me.clone(),
         })
     }
 

@@ -11,7 +11,7 @@ use tranship_core::ids::Digest;
 use tranship_core::image::ImageBlob;
 use tranship_core::{EngineError, ImageSpec};
 
-use super::request::{Ask, text};
+use super::request::Ask;
 use super::{Client, ClientError, Payload};
 use crate::document::{self, Form, media};
 use crate::error::OciError;
@@ -153,7 +153,7 @@ impl Client {
             .await
     }
 
-    /// Sends a blob, unless it is there. Whether it was sent.
+    /// Sends a blob, unless it is there. Whether it was sent. An upload that does not come to its end is cancelled.
     pub(super) async fn put_blob(
         &self,
         repository: &Repository,
@@ -192,7 +192,7 @@ impl Client {
             StatusCode::NOT_FOUND => {}
             _ => return Err(self.refusal(head, &what).await),
         }
-        let mut location = None;
+        let mut opened = None;
         for from in near.iter().filter(|from| *from != repository) {
             let path = format!("/v2/{name}/blobs/uploads/?mount={digest}&from={}", from.as_str());
             let answer = match self.ask(&Ask::new(Method::POST, path, &what, &scope)).await {
@@ -202,25 +202,24 @@ impl Client {
             };
             match answer.status() {
                 StatusCode::CREATED => return Ok(false),
-                StatusCode::ACCEPTED => {
-                    location = text(answer.headers(), &header::LOCATION).map(str::to_owned);
-                }
+                // Begun in place of a mount. One that was begun so before is dropped, and with that cancelled.
+                StatusCode::ACCEPTED => opened = self.opened(&answer, &scope).or(opened),
                 _ => {}
             }
         }
-        let location = match location {
-            Some(location) => location,
+        let opened = match opened {
+            Some(opened) => opened,
             None => {
                 let path = format!("/v2/{name}/blobs/uploads/");
                 let answer = self.ask(&Ask::new(Method::POST, path, &what, &scope)).await?;
                 if answer.status() != StatusCode::ACCEPTED {
                     return Err(self.refusal(answer, &what).await);
                 }
-                text(answer.headers(), &header::LOCATION)
-                    .map(str::to_owned)
+                self.opened(&answer, &scope)
                     .ok_or_else(|| self.nonsense(&what, "it does not say where to"))?
             }
         };
+        let location = opened.location();
         let joint = if location.contains('?') { '&' } else { '?' };
         let path = format!("{location}{joint}digest={digest}");
         let mut headers = HeaderMap::new();
@@ -236,7 +235,10 @@ impl Client {
         }
         let answer = answer?;
         match answer.status() {
-            StatusCode::CREATED | StatusCode::NO_CONTENT => Ok(true),
+            StatusCode::CREATED | StatusCode::NO_CONTENT => {
+                opened.done();
+                Ok(true)
+            }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(ClientError::Denied {
                 registry: self.name(),
                 what,

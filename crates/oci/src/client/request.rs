@@ -81,7 +81,8 @@ impl Client {
     /// of these is an answer.
     pub(super) async fn ask(&self, ask: &Ask) -> Result<Response<BodyStream>, ClientError> {
         let mut uri = self.uri(&ask.path, &ask.what)?;
-        let own = uri.authority().cloned();
+        // An upload may be elsewhere.
+        let own = self.uri("/v2/", &ask.what)?.authority().cloned();
         let (mut redirects, mut waited, mut shown) = (0, Duration::ZERO, 0);
         loop {
             let at_home = uri.authority() == own.as_ref();

@@ -105,6 +105,9 @@ async fn layers_of_other_repositories_are_mounted() {
         .unwrap();
     assert_eq!(pushed.layers, 0);
     assert_eq!(mounts.load(Ordering::Relaxed), 2);
+    // The upload that was begun in place of the first mount is not left open.
+    cancelled(&node.server, 1).await;
+    assert_eq!(node.server.count(&Method::DELETE, "/blobs/uploads/x"), 1);
 }
 
 #[tokio::test]
@@ -187,6 +190,103 @@ impl Transport for Slow {
     }
 }
 
+/// Waits until so many uploads were cancelled.
+async fn cancelled(server: &Server, times: usize) {
+    let all = async {
+        while server.count(&Method::DELETE, "/") < times {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), all).await.unwrap();
+}
+
+/// Uploads that a registry with this spool keeps.
+fn open_uploads(spool: &tempfile::TempDir) -> usize {
+    std::fs::read_dir(spool.path().join("s/uploads")).unwrap().count()
+}
+
+#[tokio::test]
+async fn an_upload_that_is_refused_or_aborted_is_cancelled() {
+    let image = Image::new("app", &[noise(1, 1000)]);
+    let source = Engine::with(&[("app:1", &image)]);
+    // Refused, again and again where that may help.
+    for (status, times) in [(400, 1), (503, 4)] {
+        let spool = tempfile::tempdir().unwrap();
+        let registry = writing(Engine::with(&[]), Some(me()), &spool.path().join("s"));
+        let node = Node::new(Server::lying(registry, move |seen, _| {
+            (seen.method == Method::PUT).then(|| answer(status, &[], ""))
+        }));
+        push(&node, &source, &image, &[]).await.unwrap_err();
+        cancelled(&node.server, times).await;
+        assert_eq!(open_uploads(&spool), 0);
+        let seen = node.server.seen.lock().unwrap();
+        let deletes = seen.iter().filter(|seen| seen.method == Method::DELETE);
+        assert!(deletes.clone().count() == times, "{status}");
+        assert!(
+            deletes
+                .into_iter()
+                .all(|seen| seen.header("authorization").is_some())
+        );
+    }
+    // Nobody waits for it any more.
+    let spool = tempfile::tempdir().unwrap();
+    let stuck = Arc::new(Stuck {
+        server: Server::new(writing(Engine::with(&[]), Some(me()), &spool.path().join("s"))),
+        pieces: 0,
+        puts: AtomicUsize::default(),
+    });
+    let address = "reg.example".parse().unwrap();
+    let client = Client::new(address, Arc::clone(&stuck) as _, Arc::new(Me), patience());
+    let pushing = tokio::spawn({
+        let images: Arc<dyn Images> = Arc::clone(&source) as _;
+        async move {
+            let (repository, sent) = (Repository::new("tranship").unwrap(), Arc::default());
+            client.push(&repository, &[], &images, &spec(&image), &sent).await
+        }
+    });
+    while stuck.puts.load(Ordering::Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(open_uploads(&spool), 1);
+    pushing.abort();
+    cancelled(&stuck.server, 1).await;
+    assert_eq!(open_uploads(&spool), 0);
+}
+
+#[tokio::test]
+async fn an_upload_that_became_a_blob_is_not_cancelled() {
+    let image = Image::new("app", &[noise(1, 1000), noise(2, 1000)]);
+    let source = Engine::with(&[("app:1", &image)]);
+    let spool = tempfile::tempdir().unwrap();
+    let registry = writing(Engine::with(&[]), None, &spool.path().join("s"));
+    let node = Node::new(Server::new(registry));
+    push(&node, &source, &image, &[]).await.unwrap();
+    // Longer than it would have waited.
+    tokio::time::sleep(patience().breath * 100).await;
+    assert_eq!(node.server.count(&Method::DELETE, "/"), 0);
+}
+
+#[tokio::test]
+async fn an_upload_elsewhere_is_cancelled_without_the_password() {
+    let image = Image::new("app", &[noise(1, 1000)]);
+    let source = Engine::with(&[("app:1", &image)]);
+    let spool = tempfile::tempdir().unwrap();
+    let registry = writing(Engine::with(&[]), Some(me()), &spool.path().join("s"));
+    let node = Node::new(Server::lying(registry, |seen, _| {
+        if seen.url.starts_with("https://store.example/") {
+            assert!(seen.header("authorization").is_none());
+            return Some(answer(400, &[], ""));
+        }
+        let location = [("location", "https://store.example/upload?signed=1")];
+        let begins = seen.method == Method::POST && seen.header("authorization").is_some();
+        begins.then(|| answer(202, &location, ""))
+    }));
+    push(&node, &source, &image, &[]).await.unwrap_err();
+    cancelled(&node.server, 1).await;
+    let at = "https://store.example/upload?signed=1";
+    assert_eq!(node.server.count(&Method::DELETE, at), 1);
+}
+
 #[tokio::test]
 async fn refusals_end_it() {
     let image = Image::new("app", &[noise(1, 1000)]);
@@ -244,9 +344,9 @@ async fn a_registry_that_stops_taking_is_not_waited_for_for_ever() {
     // Eight pieces.
     let image = Image::new("app", &[noise(1, 8000)]);
     let source = Engine::with(&[("app:1", &image)]);
-    let spool = tempfile::tempdir().unwrap();
     let mut lasted = Vec::new();
     for pieces in [0, 3, 8] {
+        let spool = tempfile::tempdir().unwrap();
         let registry = writing(Engine::with(&[]), Some(me()), &spool.path().join("s"));
         let stuck = Arc::new(Stuck {
             server: Server::new(registry),

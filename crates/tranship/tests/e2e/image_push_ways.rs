@@ -6,6 +6,7 @@ use serde_json::Value;
 use tranship_testkit::testbed::Link;
 
 use crate::image_ways::{ALL, BUILD, DockerRegistry, ONE, id, spooled, tags};
+use crate::registry::{GUARDED, Serving, guard, log_in};
 use crate::world::{Outcome, World, finish, wait_until};
 
 const TO_B: [&str; 3] = ["ssh://root@b", "--from", "ssh://root@a"];
@@ -233,6 +234,47 @@ fn a_layer_that_the_source_cannot_give_out_is_told_by_the_source() {
     assert_eq!(said.as_array().unwrap().len(), 1, "{said}");
     assert_eq!(said[0]["image"], "app:base");
     assert_eq!(id(&world.a, "app:base"), id(&world.b, "app:base"));
+}
+
+#[test]
+fn a_push_to_a_registry_that_is_broken_off_leaves_no_upload_open() {
+    let world = world!();
+    for node in [&world.a, &world.b] {
+        node.load_image("busybox").unwrap();
+    }
+    world.b.sh(BUILD).unwrap();
+    world.run(&["doctor", "ssh://root@a", "ssh://root@b"]);
+    guard(&world);
+    let serving = Serving::begin(&world.a, GUARDED).reachable();
+    log_in(&world.b);
+    let uploads = |more: &str| {
+        world
+            .a
+            .sh(&format!("find /root/state -path '*/uploads/*' {more}"))
+            .unwrap()
+    };
+    world.a.set_link(Link::Rate("16mbit")).unwrap();
+    let args = [
+        "image",
+        "push",
+        "app:1",
+        "ssh://root@a",
+        "--from",
+        "ssh://root@b",
+        "--image-strategy",
+        "registry",
+        "--registry",
+        "a:5000",
+    ];
+    let child = world.command(&args).spawn().unwrap();
+    wait_until(|| !uploads("-size +1000k").is_empty());
+    let killed = Command::new("kill")
+        .args(["-KILL", &child.id().to_string()])
+        .status();
+    assert!(killed.unwrap().success());
+    assert_ne!(finish(child).code, 0);
+    wait_until(|| uploads("").is_empty());
+    assert_eq!(serving.end("TERM"), 0);
 }
 
 #[test]
