@@ -24,7 +24,7 @@ const HUB: &str = "https://index.docker.io/v1/";
 /// What a helper says where it knows nothing.
 const NOTHING: &str = "credentials not found";
 
-/// What a helper gives for a name where the password is a token of another kind.
+/// What a helper gives for a name where the password is an identity token.
 const TOKEN: &str = "<token>";
 
 /// Docker's configuration, in a directory; none where there is no such directory.
@@ -85,8 +85,12 @@ fn is_hub(host: &str) -> bool {
 /// `None` for what makes no sense; nothing in it for an empty entry, as docker writes it beside a helper.
 fn read(entry: &Value) -> Option<Option<Login>> {
     let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default();
+    // Docker writes a name without a password beside it.
+    if !text("identitytoken").is_empty() {
+        return Some(Some(Login::Identity(text("identitytoken").to_owned())));
+    }
     if let (user @ [_, ..], password @ [_, ..]) = (text("username").as_bytes(), text("password").as_bytes()) {
-        return Some(Some(Login {
+        return Some(Some(Login::Password {
             user: String::from_utf8_lossy(user).into_owned(),
             password: String::from_utf8_lossy(password).into_owned(),
         }));
@@ -99,7 +103,7 @@ fn read(entry: &Value) -> Option<Option<Login>> {
         .ok()?;
     let pair = String::from_utf8(bytes).ok()?;
     let (user, password) = pair.split_once(':')?;
-    Some(Some(Login {
+    Some(Some(Login::Password {
         user: user.to_owned(),
         password: password.trim_end_matches('\0').to_owned(),
     }))
@@ -147,12 +151,13 @@ async fn ask(helper: &str, host: &str) -> Result<Option<Login>, String> {
     let answer: Value =
         serde_json::from_slice(&output.stdout).map_err(|_| format!("{program} answers no JSON"))?;
     let text = |key: &str| answer.get(key).and_then(Value::as_str).unwrap_or_default();
-    if text("Username") == TOKEN {
-        return Err(format!("{program} has an identity token, which is not supported"));
-    }
-    Ok(Some(Login {
-        user: text("Username").to_owned(),
-        password: text("Secret").to_owned(),
+    let secret = text("Secret").to_owned();
+    Ok(Some(match text("Username") {
+        TOKEN => Login::Identity(secret),
+        user => Login::Password {
+            user: user.to_owned(),
+            password: secret,
+        },
     }))
 }
 
@@ -168,7 +173,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_docker_wrote_is_found() {
-        let me = Login {
+        let me = Login::Password {
             user: "me".into(),
             password: "se:cret".into(),
         };
@@ -187,6 +192,22 @@ mod tests {
         let absent = DockerConfig(Some("/nowhere".into()));
         assert_eq!(absent.login("r").await.unwrap(), None);
         assert_eq!(DockerConfig::default().login("r").await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn an_identity_token_counts_for_more_than_the_name_beside_it() {
+        let token = Some(Login::Identity("long".into()));
+        for entry in [
+            r#"{"identitytoken":"long"}"#,
+            r#"{"auth":"MDAwMDo=","identitytoken":"long"}"#,
+            r#"{"username":"me","password":"x","identitytoken":"long"}"#,
+        ] {
+            let config = format!(r#"{{"auths":{{"r":{entry}}}}}"#);
+            assert_eq!(login(&config, "r").await.unwrap(), token, "{entry}");
+        }
+        let config = r#"{"auths":{"r":{"auth":"bWU6eA==","identitytoken":""}}}"#;
+        let found = login(config, "r").await.unwrap();
+        assert!(matches!(found, Some(Login::Password { user, .. }) if user == "me"));
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! What a registry asks for before it answers: a name and a password with every request (Basic), or a token from where it says
-//! (Bearer, <https://distribution.github.io/distribution/spec/auth/token/>).
+//! (Bearer, <https://distribution.github.io/distribution/spec/auth/token/>; for an identity token
+//! <https://distribution.github.io/distribution/spec/auth/oauth/>).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,13 +12,18 @@ use http::HeaderValue;
 
 use super::ClientError;
 
-/// A name and a password. Neither is ever shown.
+/// What a registry knows somebody by. It is never shown.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Login {
-    /// Name of the user.
-    pub user: String,
-    /// Password.
-    pub password: String,
+pub enum Login {
+    /// A name and a password.
+    Password {
+        /// Name of the user.
+        user: String,
+        /// Password.
+        password: String,
+    },
+    /// An identity token, which gets tokens in place of both: what OAuth2 calls a refresh token.
+    Identity(String),
 }
 
 impl fmt::Debug for Login {
@@ -27,8 +33,12 @@ impl fmt::Debug for Login {
 }
 
 impl Login {
+    /// Name and password as a header.
     pub(super) fn header(&self) -> Option<HeaderValue> {
-        let pair = format!("{}:{}", self.user, self.password);
+        let Self::Password { user, password } = self else {
+            return None;
+        };
+        let pair = format!("{user}:{password}");
         let text = base64::engine::general_purpose::STANDARD.encode(pair);
         secret(&format!("Basic {text}"))
     }
@@ -154,11 +164,13 @@ mod tests {
 
     #[test]
     fn secrets_are_not_shown() {
-        let login = Login {
+        let login = Login::Password {
             user: "me".into(),
             password: "secret".into(),
         };
         assert!(!format!("{login:?} {:?}", login.header().unwrap()).contains("secret"));
         assert!(format!("{:?}", login.header().unwrap()).contains("Sensitive"));
+        let token = Login::Identity("secret".into());
+        assert!(token.header().is_none() && !format!("{token:?}").contains("secret"));
     }
 }

@@ -10,7 +10,7 @@ use http::uri::Uri;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use tokio::time::timeout;
 
-use super::auth::{Challenge, secret};
+use super::auth::{Challenge, Login, secret};
 use super::{BodyStream, Client, ClientError, Payload};
 use crate::document::media;
 
@@ -25,6 +25,9 @@ const SHORT: Duration = Duration::from_secs(1);
 
 /// Largest answer of an error or of a server of tokens that is read, in bytes.
 const LARGEST_NOTE: usize = 1 << 20;
+
+/// What a request for a token is called in errors.
+const TOKEN: &str = "a request for a token";
 
 /// A question to a registry.
 pub(super) struct Ask {
@@ -283,60 +286,77 @@ impl Client {
                 service,
                 scope,
             } => {
-                let basic = login.and_then(|login| login.header());
-                self.token(&realm, service, scope, basic, ask).await
+                let asked = scope.as_deref().unwrap_or_default().split_whitespace();
+                let scopes: BTreeSet<&str> = ask.scope.split_whitespace().chain(asked).collect();
+                let request = self.token_request(&realm, service.as_deref(), &scopes, login)?;
+                self.token(request, ask).await
             }
         }
     }
 
-    async fn token(
+    /// A request for a token: with a name and a password or nothing in a header, or with an identity token in a form.
+    fn token_request(
         &self,
         realm: &str,
-        service: Option<String>,
-        scope: Option<String>,
-        basic: Option<HeaderValue>,
-        ask: &Ask,
-    ) -> Result<HeaderValue, ClientError> {
-        let what = "a request for a token";
-        let query = {
-            let mut query = form_urlencoded::Serializer::new(String::new());
-            if let Some(service) = &service {
-                query.append_pair("service", service);
+        service: Option<&str>,
+        scopes: &BTreeSet<&str>,
+        login: Option<Login>,
+    ) -> Result<Request<Payload>, ClientError> {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        if let Some(service) = service {
+            form.append_pair("service", service);
+        }
+        let mut request = Request::new(Payload::Full(Bytes::new()));
+        let at = match &login {
+            Some(Login::Identity(token)) => {
+                form.append_pair("grant_type", "refresh_token");
+                form.append_pair("refresh_token", token);
+                form.append_pair("client_id", "tranship");
+                let scopes: Vec<&str> = scopes.iter().copied().collect();
+                form.append_pair("scope", &scopes.join(" "));
+                *request.method_mut() = Method::POST;
+                *request.body_mut() = Payload::Full(form.finish().into());
+                let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
+                request.headers_mut().insert(header::CONTENT_TYPE, kind);
+                realm.to_owned()
             }
-            let asked = scope.as_deref().unwrap_or_default().split_whitespace();
-            let scopes: BTreeSet<&str> = ask.scope.split_whitespace().chain(asked).collect();
-            for scope in scopes {
-                query.append_pair("scope", scope);
+            _ => {
+                for scope in scopes {
+                    form.append_pair("scope", scope);
+                }
+                let joint = if realm.contains('?') { '&' } else { '?' };
+                format!("{realm}{joint}{}", form.finish())
             }
-            query.finish()
         };
-        let joint = if realm.contains('?') { '&' } else { '?' };
-        let uri = self.uri(&format!("{realm}{joint}{query}"), what)?;
-        let own = self.uri("/v2/", what)?;
+        let uri = self.uri(&at, TOKEN)?;
+        let own = self.uri("/v2/", TOKEN)?;
         // A password goes without TLS to the address that was given so, and nowhere else.
-        if basic.is_some() && uri.scheme_str() == Some("http") && uri.authority() != own.authority() {
+        if login.is_some() && uri.scheme_str() == Some("http") && uri.authority() != own.authority() {
             return Err(ClientError::Insecure {
                 registry: self.name(),
                 to: uri.authority().map(ToString::to_string).unwrap_or_default(),
             });
         }
-        let mut request = Request::new(Payload::Full(Bytes::new()));
         *request.uri_mut() = uri;
-        if let Some(basic) = basic {
+        if let Some(basic) = login.and_then(|login| login.header()) {
             request.headers_mut().insert(header::AUTHORIZATION, basic);
         }
+        Ok(request)
+    }
+
+    async fn token(&self, request: Request<Payload>, ask: &Ask) -> Result<HeaderValue, ClientError> {
         let response = self.exchange(request, self.patience.pause).await?;
         if !response.status().is_success() {
             return Err(self.denied(ask));
         }
-        let bytes = self.gather(response.into_body(), what, LARGEST_NOTE).await?;
+        let bytes = self.gather(response.into_body(), TOKEN, LARGEST_NOTE).await?;
         let document: serde_json::Value =
-            serde_json::from_slice(&bytes).map_err(|_| self.nonsense(what, "not JSON"))?;
+            serde_json::from_slice(&bytes).map_err(|_| self.nonsense(TOKEN, "not JSON"))?;
         let token = ["token", "access_token"]
             .iter()
             .find_map(|key| document.get(*key).and_then(serde_json::Value::as_str))
-            .ok_or_else(|| self.nonsense(what, "no token came"))?;
-        secret(&format!("Bearer {token}")).ok_or_else(|| self.nonsense(what, "the token is none"))
+            .ok_or_else(|| self.nonsense(TOKEN, "no token came"))?;
+        secret(&format!("Bearer {token}")).ok_or_else(|| self.nonsense(TOKEN, "the token is none"))
     }
 
     /// The whole body, if it is not longer than `limit`.

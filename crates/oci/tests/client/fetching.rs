@@ -1,15 +1,22 @@
 //! What is asked for, and what comes of it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, header};
+use http::{Method, Request, Response, header};
 use tranship_core::ids::Digest;
-use tranship_oci::client::ClientError;
+use tranship_oci::client::{
+    BodyStream, Client, ClientError, Login, Logins, Payload, Store, Transport, Wanted,
+};
 use tranship_oci::document::media;
+use tranship_oci::name::{Reference, Repository, Tag};
 
-use crate::common::{Client as Pusher, Engine, Image, gzip, noise, plain, zstd};
-use crate::server::{Node, Server, answer, broken, is_layer, me, range_of, reading, streamed, writing};
+use crate::common::{Client as Pusher, Engine, Image, gzip, limits, noise, plain, zstd};
+use crate::server::{
+    Node, Server, answer, broken, is_layer, me, patience, range_of, reading, spec, streamed, writing,
+};
 
 fn three() -> Image {
     Image::new("app", &[noise(1, 700_000), noise(2, 900_000), noise(3, 50_000)])
@@ -252,6 +259,88 @@ async fn a_token_is_got_where_the_registry_says() {
     node.take(&image, 0).await.unwrap();
     // One token for everything that follows.
     assert_eq!(node.server.count(&Method::GET, "auth.example"), 1);
+}
+
+/// Somebody with an identity token.
+struct Known;
+
+#[async_trait]
+impl Logins for Known {
+    async fn login(&self, _host: &str) -> Result<Option<Login>, ClientError> {
+        Ok(Some(Login::Identity("long lived".into())))
+    }
+}
+
+/// A registry with a service for tokens at this address, which notes what it is sent.
+struct Tokens {
+    server: Server,
+    realm: &'static str,
+    asked: Mutex<Vec<String>>,
+}
+
+#[async_trait]
+impl Transport for Tokens {
+    async fn send(&self, request: Request<Payload>) -> std::io::Result<Response<BodyStream>> {
+        if *request.uri() == self.realm {
+            assert_eq!(request.method(), Method::POST);
+            assert!(request.headers().get(header::AUTHORIZATION).is_none());
+            let kind = &request.headers()[header::CONTENT_TYPE];
+            assert_eq!(kind, "application/x-www-form-urlencoded");
+            let Payload::Full(form) = request.into_body() else {
+                panic!("a form is short");
+            };
+            let form = String::from_utf8(form.to_vec()).unwrap();
+            self.asked.lock().unwrap().push(form);
+            return Ok(answer(
+                200,
+                &[],
+                r#"{"access_token":"t0","refresh_token":"other"}"#,
+            ));
+        }
+        let shown = request.headers().get(header::AUTHORIZATION);
+        if shown.is_some_and(|shown| shown == "Bearer t0") {
+            return self.server.send(request).await;
+        }
+        assert!(shown.is_none());
+        let challenge = format!(
+            r#"Bearer realm="{}",service="reg",scope="repository:app:pull""#,
+            self.realm
+        );
+        Ok(answer(401, &[("www-authenticate", &challenge)], ""))
+    }
+}
+
+#[tokio::test]
+async fn an_identity_token_gets_a_token_and_goes_nowhere_else() {
+    let image = three();
+    let fetch = async |realm: &'static str| {
+        let tokens = Arc::new(Tokens {
+            server: Server::new(reading(&image)),
+            realm,
+            asked: Mutex::default(),
+        });
+        let address = "reg.example".parse().unwrap();
+        let client = Client::new(address, Arc::clone(&tokens) as _, Arc::new(Known), patience());
+        let (repository, spec) = (Repository::new("app").unwrap(), spec(&image));
+        let reference = Reference::Tag(Tag::new("1").unwrap());
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(&directory.path().join("s"), limits()).unwrap());
+        let wanted = Wanted {
+            image: &spec,
+            held: 0,
+        };
+        let fetched = client.fetch(&repository, &reference, wanted, &store).await;
+        let asked = tokens.asked.lock().unwrap().clone();
+        (fetched.map(|fetched| fetched.layers), asked)
+    };
+    let (layers, asked) = fetch("https://auth.example/token").await;
+    assert_eq!(layers.unwrap(), 3);
+    let form = "service=reg&grant_type=refresh_token&refresh_token=long+lived&client_id=tranship&scope=repository%3Aapp%3Apull";
+    assert_eq!(asked, [form]);
+    let (refused, asked) = fetch("http://auth.example/token").await;
+    let error = refused.unwrap_err();
+    assert!(matches!(error, ClientError::Insecure { .. }), "{error}");
+    assert!(!format!("{error} {error:?}").contains("lived") && asked.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -127,7 +127,7 @@ pub struct Me;
 impl Logins for Me {
     async fn login(&self, host: &str) -> Result<Option<Login>, ClientError> {
         assert_eq!(host, "reg.example");
-        Ok(Some(Login {
+        Ok(Some(Login::Password {
             user: "me".into(),
             password: "secret".into(),
         }))
