@@ -55,13 +55,7 @@ impl ServerKey {
     /// # Errors
     /// [`TlsError::Pem`] and [`TlsError::Setup`], also where the two do not belong together.
     pub fn from_pem(certificates: &[u8], key: &[u8]) -> Result<Self, TlsError> {
-        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(certificates)
-            .collect::<Result<_, _>>()
-            .map_err(|_| TlsError::Pem { what: "certificate" })?;
-        if chain.is_empty() {
-            return Err(TlsError::Pem { what: "certificate" });
-        }
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| TlsError::Pem { what: "private key" })?;
+        let (chain, key) = pair(certificates, key)?;
         let mut config = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
@@ -69,6 +63,21 @@ impl ServerKey {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self(Arc::new(config)))
     }
+}
+
+/// A certificate with its chain, and its key, from PEM.
+pub(crate) fn pair(
+    certificates: &[u8],
+    key: &[u8],
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(certificates)
+        .collect::<Result<_, _>>()
+        .map_err(|_| TlsError::Pem { what: "certificate" })?;
+    if chain.is_empty() {
+        return Err(TlsError::Pem { what: "certificate" });
+    }
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| TlsError::Pem { what: "private key" })?;
+    Ok((chain, key))
 }
 
 impl HttpServer {

@@ -20,6 +20,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::error::WireError;
 use crate::h2::{Body, ByteStream, Place};
+use crate::http::pair;
 use crate::tls::TlsError;
 
 /// How long an address may take to answer, and a handshake to be through.
@@ -27,7 +28,7 @@ const CONNECT: Duration = Duration::from_secs(15);
 /// How long sent bytes may stay without an acknowledgement.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
-/// Certificates by which servers are known.
+/// Certificates by which servers are known, and one by which they may know us.
 #[derive(Debug, Clone)]
 pub struct Roots(Arc<ClientConfig>);
 
@@ -37,6 +38,17 @@ impl Roots {
     /// # Errors
     /// [`TlsError::Pem`] if there is none at all.
     pub fn from_pem<'a>(texts: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, TlsError> {
+        Self::with_client(texts, None)
+    }
+
+    /// The same with a certificate of our own and its key, both in PEM, for servers that ask for one.
+    ///
+    /// # Errors
+    /// As [`Roots::from_pem`]; [`TlsError::Pem`] and [`TlsError::Setup`] if the two are none or do not belong together.
+    pub fn with_client<'a>(
+        texts: impl IntoIterator<Item = &'a [u8]>,
+        client: Option<(&[u8], &[u8])>,
+    ) -> Result<Self, TlsError> {
         let mut store = RootCertStore::empty();
         for text in texts {
             let certificates = CertificateDer::pem_slice_iter(text).filter_map(Result::ok);
@@ -45,10 +57,16 @@ impl Roots {
         if store.is_empty() {
             return Err(TlsError::Pem { what: "certificate" });
         }
-        let mut config = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
+        let config = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(store)
-            .with_no_client_auth();
+            .with_root_certificates(store);
+        let mut config = match client {
+            None => config.with_no_client_auth(),
+            Some((certificates, key)) => {
+                let (chain, key) = pair(certificates, key)?;
+                config.with_client_auth_cert(chain, key)?
+            }
+        };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self(Arc::new(config)))
     }

@@ -118,3 +118,62 @@ async fn nobody_else_is_believed() {
         "wire.lost"
     );
 }
+
+/// A server that answers those alone who show this certificate.
+async fn closed(client: &rcgen::Certificate) -> (SocketAddr, String) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut known = rustls::RootCertStore::empty();
+    known.add(client.der().clone()).unwrap();
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(known), Arc::clone(&provider));
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else {
+                continue;
+            };
+            let mut head = [0; 4096];
+            let _ = stream.read(&mut head).await;
+            let answer = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
+            let _ = stream.write_all(answer).await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    (address, made.cert.pem())
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_a_certificate_is_shown_ours() {
+    let made = || rcgen::generate_simple_self_signed(vec!["me".to_owned()]).unwrap();
+    let (mine, other) = (made(), made());
+    let (address, pem) = closed(&mine.cert).await;
+    let ask = async |client: Option<&rcgen::CertifiedKey<rcgen::KeyPair>>| {
+        let shown = client.map(|made| (made.cert.pem(), made.signing_key.serialize_pem()));
+        let shown = shown
+            .as_ref()
+            .map(|(cert, key)| (cert.as_bytes(), key.as_bytes()));
+        let roots = Roots::with_client([pem.as_bytes()], shown).unwrap();
+        let uri = format!("https://localhost:{}/", address.port());
+        send(request(&uri, h2::full_body("")), Some(&roots)).await
+    };
+    assert_eq!(ask(Some(&mine)).await.unwrap().status(), 204);
+    assert!(ask(None).await.is_err());
+    assert!(ask(Some(&other)).await.is_err());
+    // A key of another certificate, and what is none.
+    let (cert, key) = (mine.cert.pem(), other.signing_key.serialize_pem());
+    for (cert, key) in [(cert.as_str(), key.as_str()), (&cert, ""), ("", &key)] {
+        let client = Some((cert.as_bytes(), key.as_bytes()));
+        Roots::with_client([pem.as_bytes()], client).unwrap_err();
+    }
+}
