@@ -89,7 +89,7 @@ impl Batch {
 
     /// Gives the files to a thread; how many bytes they are.
     fn hand_over(&mut self, place: &Arc<Place>) -> Result<(Receiver<Made>, usize), SinkError> {
-        let pool = match &self.pool {
+        let pool = match &mut self.pool {
             Some(pool) => pool,
             None => self.pool.insert(Pool::start(place)?),
         };
@@ -101,7 +101,7 @@ impl Batch {
 impl Drop for Batch {
     /// What arrived is put in place even if the round breaks off: the next one need not send it.
     fn drop(&mut self) {
-        if let (Some(pool), false) = (&self.pool, self.jobs.is_empty()) {
+        if let (Some(pool), false) = (&mut self.pool, self.jobs.is_empty()) {
             drop(pool.make(std::mem::take(&mut self.jobs)));
         }
     }
