@@ -106,6 +106,7 @@ fn reaches_files(user_id: u32, engine: &EngineFacts) -> bool {
     let volumes = Path::new(&engine.root_directory).join("volumes");
     let layers = match engine.image_store {
         ImageStore::Containerd => engine.containerd_seen && engine.storage_driver == "overlayfs",
+        ImageStore::Podman => engine.storage_driver == "overlay",
         _ => engine.storage_driver == "overlay2",
     };
     user_id == 0 && !shifted && layers && volumes.is_dir()

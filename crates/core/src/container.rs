@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::ids::ContainerId;
 use crate::image::ImageSpec;
+use crate::memory::Obstacle;
 use crate::network::NetworkSpec;
 
 /// Everything that makes one container.
@@ -252,6 +253,9 @@ pub struct Ties {
     /// runs, or that is not the one that the image is taken for.
     #[serde(default)]
     pub image_platform: Option<String>,
+    /// What its engine cannot be asked to make again elsewhere.
+    #[serde(default)]
+    pub uncarried: Vec<Obstacle>,
 }
 
 /// What a container wrote into its own layer, as far as it was looked at.

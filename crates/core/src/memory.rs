@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Something that keeps a container's memory from travelling.
+/// Something that keeps a container, or its memory, from travelling.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Obstacle {
     /// Stable code such as `live.terminal`.

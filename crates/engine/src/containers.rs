@@ -52,6 +52,7 @@ impl DockerEngine {
             true => self.uncertain_platform(&identity, &document, &image).await,
             false => None,
         };
+        let podman = self.podman.then(|| identity.clone());
         let around = Surroundings {
             desired_macs: self.records(&identity).and_then(|store| store.desired_macs(&id)),
             host_name: identity.host_name,
@@ -62,6 +63,9 @@ impl DockerEngine {
         };
         let mut spec = describe::container(document, image, networks, &around, &ask)?;
         spec.ties.image_platform = uncertain;
+        if let Some(identity) = podman {
+            self.as_podman_has_it(&mut spec, &identity).await?;
+        }
         Ok(spec)
     }
 
@@ -142,7 +146,9 @@ impl DockerEngine {
         })?;
         let (image, image_config) = self.image_for(request).await?;
         // Before anything is made: what cannot be asked for at all.
-        create_body(request, &image_config, &image, self.joins())?;
+        if !self.podman {
+            create_body(request, &image_config, &image, self.joins())?;
+        }
         self.refuse_taken_volumes(request).await?;
         self.require_carried_volumes(request).await?;
         // Known to be free, so that what bears the name after an answer that broke off is ours.
@@ -204,6 +210,11 @@ impl DockerEngine {
         image_config: &Value,
         ask: &Ask,
     ) -> Result<ContainerId, EngineError> {
+        if self.podman {
+            return self
+                .podman_recreate(name, request, image, image_config, ask)
+                .await;
+        }
         let body = create_body(request, image_config, image, self.joins())?;
         let wanted = expected(request, image_config, image)?;
         let path = format!("/containers/create?name={}", escape(name.as_str()));
@@ -290,11 +301,6 @@ impl DockerEngine {
         if lost.is_empty() {
             return Ok(());
         }
-        if self.podman {
-            // Its documents say many things in other words than Docker's, so that a difference proves nothing.
-            tracing::warn!(container = %id, differences = ?lost, "podman shows the container otherwise than asked");
-            return Ok(());
-        }
         Err(EngineError::Unsupported {
             message: format!(
                 "the engine made the container otherwise than asked: {}",
@@ -374,7 +380,7 @@ impl DockerEngine {
     }
 
     /// After an answer that broke off: removes what was made under the name, if it is what was asked for.
-    async fn remove_unsure(&self, name: &ContainerName, request: &CreateRequest) {
+    pub(crate) async fn remove_unsure(&self, name: &ContainerName, request: &CreateRequest) {
         let Ok(document) = self.document(name.as_str()).await else {
             return;
         };

@@ -372,6 +372,7 @@ fn ties(document: &Value, around: &Surroundings) -> Ties {
             (profile != "unconfined").then(|| profile.to_owned())
         }),
         image_platform: None,
+        uncarried: Vec::new(),
     }
 }
 

@@ -49,6 +49,7 @@ pub struct DockerEngine {
 }
 
 /// What the engine says about itself that decides the ways to its images.
+#[derive(Clone)]
 pub(crate) struct Identity {
     pub(crate) id: String,
     pub(crate) host_name: String,
@@ -268,10 +269,16 @@ impl Engine for DockerEngine {
     }
 
     async fn status(&self, container: &ContainerId) -> Result<ContainerStatus, EngineError> {
+        if self.podman {
+            return self.podman_status(container).await;
+        }
         Ok(describe::status(&self.document(container.as_str()).await?))
     }
 
     async fn containers(&self) -> Result<Vec<ContainerSummary>, EngineError> {
+        if self.podman {
+            return self.podman_containers().await;
+        }
         let ask = Ask::new("list", "containers", "");
         let options = query::ListContainersOptionsBuilder::default().all(true).build();
         let list = self.told(self.docker.list_containers(Some(options)).await, &ask)?;

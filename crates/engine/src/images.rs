@@ -204,6 +204,9 @@ impl DockerEngine {
         tag: Option<&str>,
         skip: usize,
     ) -> Result<ByteStream, EngineError> {
+        if self.podman {
+            return self.podman_save(image).await;
+        }
         let reference = match tag {
             // The tag may mean another image by now; then it is not this one's to give.
             Some(tag) if self.stands_for(tag, image).await? => tag,
@@ -273,7 +276,7 @@ impl DockerEngine {
 /// Whether containerd may keep what this document of an image describes. The engine's own drivers are told apart at once, without
 /// asking it for what it is.
 pub(crate) fn may_be_containerd(document: &Value) -> bool {
-    !["overlay2", "fuse-overlayfs", "btrfs", "zfs", "vfs"].contains(&storage_of(document).as_str())
+    !["overlay2", "overlay", "fuse-overlayfs", "btrfs", "zfs", "vfs"].contains(&storage_of(document).as_str())
 }
 
 /// An archive that is made without the engine.

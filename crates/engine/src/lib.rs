@@ -26,6 +26,7 @@
 //! | `files` | files of a container through the archive API |
 //! | `processes` | pausing, killing, running a command |
 //! | `shim` | waiting for the runtime to let go of a container's last run |
+//! | `podman` | what is different with Podman |
 //! | `memory` | dumps and restores of memory, and what stands in their way |
 
 mod changes;
@@ -44,6 +45,7 @@ mod layers;
 mod memory;
 mod networks;
 mod place;
+mod podman;
 mod processes;
 mod raw;
 pub mod recreate;

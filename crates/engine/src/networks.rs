@@ -18,7 +18,18 @@ impl DockerEngine {
     pub(crate) async fn network(&self, name: &str) -> Result<Option<NetworkSpec>, EngineError> {
         let ask = Ask::new("inspect", "network", name);
         match self.raw.get(&format!("/networks/{}", escape(name)), &ask).await {
-            Ok(document) => Ok(Some(describe::network(document))),
+            Ok(document) => {
+                let mut network = describe::network(document);
+                if self.podman {
+                    // By its id: the compatible API calls Podman's own network as Docker calls its.
+                    match self.libpod_network(&network.id).await {
+                        Ok(document) => network.document = document,
+                        Err(EngineError::NotFound { .. }) => return Ok(None),
+                        Err(other) => return Err(other),
+                    }
+                }
+                Ok(Some(network))
+            }
             Err(EngineError::NotFound { .. }) => Ok(None),
             Err(other) => Err(other),
         }
@@ -51,6 +62,9 @@ impl DockerEngine {
         spec: &NetworkSpec,
         new_subnets: bool,
     ) -> Result<String, EngineError> {
+        if self.podman {
+            return self.make_podman_network(spec, new_subnets).await;
+        }
         let ask = Ask::new("create", "network", &spec.name);
         let create = async |keep_ipv6| {
             let body = network_body(spec, new_subnets, keep_ipv6);

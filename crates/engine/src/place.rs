@@ -62,6 +62,9 @@ impl DockerEngine {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(_) => return Ok(false),
         }
+        if self.podman && self.shares_mounts().await {
+            return Ok(true);
+        }
         // Docker before 23, and Podman: any container will do, as nobody else has its id.
         Ok(self.containers().await?.iter().any(|container| {
             let id = container.id.as_str();
@@ -85,6 +88,14 @@ impl DockerEngine {
         let driver = storage_of(&document);
         let upper = PathBuf::from(text(&document, &["GraphDriver", "Data", "UpperDir"]));
         let identity = self.identity().await?;
+        if self.podman && self.is_local(&identity).await? {
+            let upper = self.podman_layer(&identity, container).await?;
+            let path = self.directory(&upper).ok_or_else(|| EngineError::NotFound {
+                what: "file",
+                name: upper.display().to_string(),
+            })?;
+            return Ok(ElementPlace::Directory { path, overlay: true });
+        }
         let upper = match driver.as_str() {
             "overlay2" if !upper.as_os_str().is_empty() => Some(upper),
             "overlayfs" => self.snapshot_of(&identity, container, &document).await?,

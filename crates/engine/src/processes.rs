@@ -75,25 +75,33 @@ impl DockerEngine {
     }
 
     async fn signal_and_wait(&self, id: &ContainerId, ask: &Ask, sent: &mut bool) -> Result<(), EngineError> {
+        let mut is_signalled = false;
         match self.status(id).await?.state {
             ContainerState::Created | ContainerState::Exited | ContainerState::Dead => return Ok(()),
             ContainerState::Paused if self.wants_direct() => {
-                let (proc, id) = (self.root_prefix.join("proc"), id.clone());
-                let signalled = tokio::task::spawn_blocking(move || signal_members(&proc, &id)).await;
+                let (proc, of) = (self.root_prefix.join("proc"), id.clone());
+                let signalled = tokio::task::spawn_blocking(move || signal_members(&proc, &of)).await;
                 let signalled = signalled.map_err(|error| ask.failed(error))?;
                 *sent |= signalled > 0;
                 tracing::debug!(processes = signalled, "killed while they are frozen");
+                if self.podman {
+                    self.let_podman_end(id, signalled).await?;
+                    is_signalled = true;
+                }
             }
             _ => {}
         }
-        let options = query::KillContainerOptionsBuilder::default()
-            .signal("SIGKILL")
-            .build();
-        let killed = self
-            .patient(GONE_WITHIN)
-            .kill_container(id.as_str(), Some(options))
-            .await;
-        let killed = self.told(killed, ask);
+        let killed = if is_signalled {
+            // Podman fails to signal what is just ending.
+            Ok(())
+        } else {
+            let options = query::KillContainerOptionsBuilder::default()
+                .signal("SIGKILL")
+                .build();
+            let killed = self.patient(GONE_WITHIN);
+            let killed = killed.kill_container(id.as_str(), Some(options)).await;
+            self.told(killed, ask)
+        };
         *sent |= !matches!(killed, Err(EngineError::Unreachable { .. }));
         let begin = tokio::time::Instant::now();
         loop {
@@ -117,10 +125,13 @@ impl DockerEngine {
                 ))));
             }
             // It ended by itself between the question and the signal, or is about to.
-            if !matches!(
-                killed,
-                Ok(()) | Err(EngineError::Conflict { .. } | EngineError::Uncertain { .. })
-            ) {
+            let may_end = match &killed {
+                Ok(()) | Err(EngineError::Conflict { .. } | EngineError::Uncertain { .. }) => true,
+                // Its runtime does not find what is just ending, and Podman passes that on as any failure.
+                Err(EngineError::Failed { .. }) => self.podman,
+                Err(_) => false,
+            };
+            if !may_end {
                 return killed;
             }
             tokio::time::sleep(LOOK).await;

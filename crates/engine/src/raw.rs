@@ -12,14 +12,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use http::header::{CONTENT_TYPE, HOST};
 use http::response::Parts;
 use http::{Method, Request};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, BodyStream, Full, Limited};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tranship_core::EngineError;
+use tranship_core::engine::ByteStream;
 
 use crate::fault::{Ask, chain, unreachable_or_denied};
 
@@ -77,6 +80,29 @@ impl Raw {
         Ok(value.unwrap_or_default().to_owned())
     }
 
+    /// The engine's socket.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Asks for bytes, however many and however long they take. An answer that breaks off ends in an error.
+    pub(crate) async fn stream(&self, path: &str, ask: &Ask) -> Result<ByteStream, EngineError> {
+        let (parts, body) = self.begin(Method::GET, path, None, ask).await?;
+        if !parts.status.is_success() {
+            let text = whole(body, ask).await?;
+            return Err(ask.refused(parts.status.as_u16(), &message_of(&text)));
+        }
+        let ask = ask.clone();
+        let pieces = BodyStream::new(body).filter_map(move |frame| {
+            let piece = match frame {
+                Ok(frame) => frame.into_data().ok().map(Ok),
+                Err(error) => Some(Err(ask.uncertain(chain(&error)))),
+            };
+            std::future::ready(piece)
+        });
+        Ok(Box::pin(pieces))
+    }
+
     async fn call(
         &self,
         method: Method,
@@ -112,6 +138,22 @@ impl Raw {
         body: Option<&Value>,
         ask: &Ask,
     ) -> Result<(Parts, Bytes), EngineError> {
+        let (parts, body) = self.begin(method, path, body, ask).await?;
+        let text = whole(body, ask).await?;
+        if !parts.status.is_success() && parts.status != http::StatusCode::NOT_MODIFIED {
+            return Err(ask.refused(parts.status.as_u16(), &message_of(&text)));
+        }
+        Ok((parts, text))
+    }
+
+    /// Sends a request, and waits for the head of its answer.
+    async fn begin(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        ask: &Ask,
+    ) -> Result<(Parts, Incoming), EngineError> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|error| unreachable_or_denied(Some(&error), &self.endpoint, &error))?;
@@ -129,20 +171,23 @@ impl Raw {
             .body(Full::new(bytes))
             .map_err(|error| ask.failed(chain(&error)))?;
         let answer = sender.send_request(request).await;
-        let (parts, body) = answer.map_err(|error| ask.uncertain(chain(&error)))?.into_parts();
-        let collected = Limited::new(body, LARGEST_DOCUMENT).collect().await;
-        let text = collected
-            .map_err(|error| ask.uncertain(chain(error.as_ref())))?
-            .to_bytes();
-        if !parts.status.is_success() && parts.status != http::StatusCode::NOT_MODIFIED {
-            let message = serde_json::from_slice::<Value>(&text)
-                .ok()
-                .and_then(|value| value.get("message").and_then(Value::as_str).map(str::to_owned))
-                .unwrap_or_else(|| String::from_utf8_lossy(&text).into_owned());
-            return Err(ask.refused(parts.status.as_u16(), &message));
-        }
-        Ok((parts, text))
+        Ok(answer.map_err(|error| ask.uncertain(chain(&error)))?.into_parts())
     }
+}
+
+/// A whole answer.
+async fn whole(body: Incoming, ask: &Ask) -> Result<Bytes, EngineError> {
+    let collected = Limited::new(body, LARGEST_DOCUMENT).collect().await;
+    let collected = collected.map_err(|error| ask.uncertain(chain(error.as_ref())))?;
+    Ok(collected.to_bytes())
+}
+
+/// What an engine says of what it refused.
+fn message_of(text: &[u8]) -> String {
+    serde_json::from_slice::<Value>(text)
+        .ok()
+        .and_then(|value| value.get("message").and_then(Value::as_str).map(str::to_owned))
+        .unwrap_or_else(|| String::from_utf8_lossy(text).into_owned())
 }
 
 /// `text` as one part of a path: what has a meaning in a URL is escaped.

@@ -91,6 +91,16 @@ impl Checkpoints {
                 container: spec.name.clone(),
             }));
         }
+        if self.engine().facts().await?.kind == "podman" {
+            return Err(Fault::new(
+                "checkpoint.engine",
+                FaultKind::Environment,
+                "checkpoints of Podman's containers are not kept yet",
+            )
+            .with_hint(
+                "`podman container checkpoint` keeps one; `tranship migrate --mode live` moves the container",
+            ));
+        }
         let node = self.engine().live_facts().await?;
         let report = self.engine().memory(spec).await?.ok_or_else(|| {
             Fault::new(

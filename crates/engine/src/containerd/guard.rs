@@ -16,9 +16,10 @@ pub(super) fn is_snapshot(snapshots: &Path, upper: &Path) -> bool {
     })
 }
 
-/// Compares the directory that containerd names with the one that the kernel has mounted for a container that runs, from the `cgroup`
+/// Compares the directory that its keeper (containerd, Podman) names with the one that the kernel has mounted for a container that runs, from the `cgroup`
 /// and the `mountinfo` of its process (proc(5)).
-pub(super) fn same_as_mounted(
+pub(crate) fn same_as_mounted(
+    keeper: &str,
     container: &ContainerId,
     upper: &Path,
     cgroup: io::Result<String>,
@@ -26,7 +27,7 @@ pub(super) fn same_as_mounted(
 ) -> Result<(), EngineError> {
     let unsupported = |why: String| EngineError::Unsupported {
         message: format!(
-            "containerd keeps the layer of {container} in {}, but {why}",
+            "{keeper} keeps the layer of {container} in {}, but {why}",
             upper.display()
         ),
     };
@@ -128,7 +129,9 @@ mod tests {
         let cgroup = || Ok(format!("0::/docker/{id}\n"));
         let mounts = || Ok(LINE.to_owned());
         let unreadable = || Err(io::ErrorKind::PermissionDenied.into());
-        let compared = |upper: &str, cgroup, mounts| same_as_mounted(&id, Path::new(upper), cgroup, mounts);
+        let compared = |upper: &str, cgroup, mounts| {
+            same_as_mounted("containerd", &id, Path::new(upper), cgroup, mounts)
+        };
         assert!(compared("/r/3/fs", cgroup(), mounts()).is_ok());
         for (upper, cgroup, mounts) in [
             ("/r/4/fs", cgroup(), mounts()),

@@ -28,6 +28,7 @@ use tranship_core::{ContainerId, EngineError};
 
 pub(crate) use archive::OciArchive;
 pub(crate) use content::{Content, Kept};
+pub(crate) use guard::same_as_mounted;
 use rpc::{CallError, Connection};
 
 use crate::confined;
@@ -295,7 +296,7 @@ impl DockerEngine {
         }
         let directory = self.root_prefix.join(format!("proc/{process}"));
         let read = |name: &str| std::fs::read_to_string(directory.join(name));
-        guard::same_as_mounted(container, upper, read("cgroup"), read("mountinfo"))
+        same_as_mounted("containerd", container, upper, read("cgroup"), read("mountinfo"))
     }
 }
 

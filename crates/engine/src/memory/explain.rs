@@ -125,6 +125,11 @@ impl RestoreLog {
         Self::watch_paths(paths.to_vec())
     }
 
+    /// Looks for a log in one place.
+    pub(super) fn of(path: PathBuf) -> Self {
+        Self::watch_paths(vec![path])
+    }
+
     fn watch_paths(paths: Vec<PathBuf>) -> Self {
         let ended = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&ended);

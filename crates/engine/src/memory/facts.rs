@@ -22,11 +22,7 @@ impl DockerEngine {
     pub(crate) async fn live_facts_here(&self) -> Result<LiveFacts, EngineError> {
         let mut obstacles = Vec::new();
         if self.podman {
-            obstacles.push(Obstacle::new(
-                "live.engine",
-                "memory of Podman's containers is not dumped yet",
-                "",
-            ));
+            self.podman_obstacles(&mut obstacles).await?;
         }
         if !self.reaches_processes() {
             obstacles.push(Obstacle::new(
@@ -59,7 +55,7 @@ impl DockerEngine {
                 "install CRIU 4.2 or later",
             ));
         }
-        if version_of("runc", "--version").await.is_empty() {
+        if !self.podman && version_of("runc", "--version").await.is_empty() {
             obstacles.push(Obstacle::new(
                 "live.runtime",
                 "there is no runc, which drives CRIU",
@@ -70,7 +66,7 @@ impl DockerEngine {
             criu,
             cpu_features: cpu_features(),
             free_memory: free_memory(),
-            restores_locks: super::restores_locks(),
+            restores_locks: self.restores_locks(),
             obstacles,
         })
     }
@@ -79,7 +75,7 @@ impl DockerEngine {
         &self,
         spec: &ContainerSpec,
     ) -> Result<Option<MemoryReport>, EngineError> {
-        if self.podman || !self.reaches_processes() {
+        if !self.reaches_processes() {
             return Ok(None);
         }
         let id = spec.id.as_str();
@@ -96,12 +92,15 @@ impl DockerEngine {
             ..MemoryReport::default()
         };
         let found = &mut report.obstacles;
-        by_document(&document, found);
+        by_document(&document, self.podman, found);
         let proc = PathBuf::from(format!("/proc/{process}"));
         // The number may mean another process here, or by now.
         let groups = std::fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
         if !groups.contains(id) {
             return Ok(None);
+        }
+        if self.podman {
+            super::podman::of_container(spec, &proc, found);
         }
         let looked = tokio::task::spawn_blocking({
             let (id, init) = (id.to_owned(), process);
@@ -153,7 +152,7 @@ impl DockerEngine {
 }
 
 /// What the engine's document of a container tells.
-fn by_document(document: &serde_json::Value, found: &mut Vec<Obstacle>) {
+fn by_document(document: &serde_json::Value, podman: bool, found: &mut Vec<Obstacle>) {
     let host = |key: &str| text(document, &["HostConfig", key]);
     if flag(document, &["Config", "Tty"]) {
         found.push(Obstacle::new(
@@ -168,7 +167,9 @@ fn by_document(document: &serde_json::Value, found: &mut Vec<Obstacle>) {
         ("IpcMode", "shared memory"),
     ] {
         let mode = host(key);
-        if mode == "host" || mode == "shareable" || mode.starts_with("container:") {
+        // Shared memory that others may join is Podman's default; whether there is any is looked at elsewhere.
+        let open = mode == "shareable" && !podman;
+        if mode == "host" || open || mode.starts_with("container:") {
             found.push(Obstacle::new(
                 "live.namespace",
                 format!("its {what} are not its own alone ({mode})"),
@@ -469,7 +470,7 @@ mod tests {
     fn a_document_tells_what_cannot_be_dumped() {
         let codes = |document: serde_json::Value| {
             let mut found = Vec::new();
-            by_document(&document, &mut found);
+            by_document(&document, false, &mut found);
             found.into_iter().map(|o| o.code).collect::<Vec<_>>()
         };
         let plain =

@@ -21,7 +21,7 @@ const DEPTH: usize = 24;
 const FILES: &str = "files.img";
 /// A list of open files that is longer than this is none, in bytes.
 const LARGEST_FILES: u64 = 256 << 20;
-/// The name of the checkpoint at the engine.
+/// The name of the checkpoint at Docker.
 pub(super) const NAME: &str = "tranship";
 /// How the names of directories begin that containerd unpacks checkpoints in.
 const UNPACKED: &str = "ctrd-checkpoint";
@@ -45,10 +45,10 @@ impl fmt::Display for LayoutError {
 }
 
 /// Takes the checkpoint away, also one that a restore left which was interrupted.
-pub(super) fn remove(checkpoints: &Path) -> io::Result<()> {
-    or_missing(std::fs::remove_dir_all(checkpoints.join(NAME)))?;
-    // Others' checkpoints may lie there.
-    let empty = std::fs::remove_dir(checkpoints);
+pub(super) fn remove(directory: &Path) -> io::Result<()> {
+    or_missing(std::fs::remove_dir_all(directory))?;
+    // Others' checkpoints may lie there, or whatever else the engine has beside it.
+    let empty = directory.parent().map(std::fs::remove_dir);
     tracing::trace!(?empty, "the checkpoints");
     Ok(())
 }
@@ -75,28 +75,28 @@ pub(super) fn remove_unpacked(directory: &Path, container: &ContainerId) -> io::
     Ok(())
 }
 
-/// Makes a checkpoint in `checkpoints`, a directory of the engine's, of the images in `images`. Says how many connections it closes. What
+/// Makes a checkpoint in `directory`, which is among the engine's, of the images in `images`. Says how many connections it closes. What
 /// cannot be laid out leaves nothing.
 pub(super) fn lay_out(
     images: &Path,
-    checkpoints: &Path,
+    directory: &Path,
     container: &ContainerId,
 ) -> Result<usize, LayoutError> {
-    let directory = checkpoints.join(NAME);
+    let checkpoints = directory.parent().unwrap_or(directory);
     let refused = |path: &Path| {
         let path = path.to_owned();
         move |error| LayoutError::Io(path, error)
     };
-    or_missing(std::fs::remove_dir_all(&directory)).map_err(refused(&directory))?;
+    or_missing(std::fs::remove_dir_all(directory)).map_err(refused(directory))?;
     // The engine makes this one as it likes.
     std::fs::create_dir_all(checkpoints).map_err(refused(checkpoints))?;
-    private_directory(&directory).map_err(refused(&directory))?;
+    private_directory(directory).map_err(refused(directory))?;
     let marked = directory.join(mark(container));
     let done = std::fs::write(&marked, b"")
         .map_err(refused(&marked))
-        .and_then(|()| fill(images, &directory));
+        .and_then(|()| fill(images, directory));
     if done.is_err() {
-        remove(checkpoints).map_err(refused(checkpoints))?;
+        remove(directory).map_err(refused(directory))?;
     }
     done
 }
@@ -178,52 +178,50 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let images = root.path().join("images");
         std::fs::create_dir(&images).unwrap();
-        let checkpoints = root.path().join("checkpoints");
-        (root, images, checkpoints)
+        let checkpoint = root.path().join("checkpoints").join(NAME);
+        (root, images, checkpoint)
     }
 
     #[test]
     fn large_images_are_links_that_lead_there_from_anywhere() {
-        let (root, images, checkpoints) = directories();
+        let (root, images, made) = directories();
         std::fs::write(images.join("pages-1.img"), vec![7u8; 100_000]).unwrap();
         std::fs::write(images.join("core-1.img"), b"core").unwrap();
-        assert_eq!(lay_out(&images, &checkpoints, &container()).unwrap(), 0);
-        let made = checkpoints.join(NAME);
+        assert_eq!(lay_out(&images, &made, &container()).unwrap(), 0);
         let link = std::fs::read_link(made.join("pages-1.img")).unwrap();
         assert!(link.is_relative());
         let elsewhere = root.path().join("elsewhere");
         std::os::unix::fs::symlink(&link, &elsewhere).unwrap();
         assert_eq!(std::fs::read(elsewhere).unwrap().len(), 100_000);
         assert!(!made.join("core-1.img").is_symlink());
-        remove(&checkpoints).unwrap();
-        assert!(!checkpoints.exists());
+        remove(&made).unwrap();
+        assert!(!made.parent().unwrap().exists());
         assert!(images.join("pages-1.img").exists());
     }
 
     #[test]
     fn what_criu_does_not_write_is_refused_and_nothing_stays() {
         for kind in ["link", "directory", "name", "files"] {
-            let (_root, images, checkpoints) = directories();
+            let (_root, images, made) = directories();
             match kind {
                 "link" => std::os::unix::fs::symlink("/etc/shadow", images.join("core-1.img")).unwrap(),
                 "directory" => std::fs::create_dir(images.join("core-1.img")).unwrap(),
                 "name" => std::fs::write(images.join(".hidden"), b"").unwrap(),
                 _ => std::fs::write(images.join(FILES), b"no image").unwrap(),
             }
-            let refused = lay_out(&images, &checkpoints, &container());
+            let refused = lay_out(&images, &made, &container());
             assert!(matches!(refused, Err(LayoutError::Strange(..))), "{kind}");
-            assert!(!checkpoints.exists(), "{kind}");
+            assert!(!made.parent().unwrap().exists(), "{kind}");
         }
     }
 
     #[test]
     fn an_older_one_makes_way() {
-        let (_root, images, checkpoints) = directories();
-        let old = checkpoints.join(NAME);
+        let (_root, images, old) = directories();
         std::fs::create_dir_all(&old).unwrap();
         std::fs::write(old.join("core-9.img"), b"").unwrap();
         std::fs::write(images.join("core-1.img"), b"core").unwrap();
-        lay_out(&images, &checkpoints, &container()).unwrap();
+        lay_out(&images, &old, &container()).unwrap();
         assert!(!old.join("core-9.img").exists());
         assert!(old.join("core-1.img").exists());
     }

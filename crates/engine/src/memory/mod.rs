@@ -14,6 +14,7 @@
 mod explain;
 mod facts;
 mod layout;
+mod podman;
 mod sockets;
 
 use std::io;
@@ -149,7 +150,7 @@ impl DockerEngine {
     }
 
     /// Whether this process is root where the engine's containers run.
-    fn reaches_processes(&self) -> bool {
+    pub(crate) fn reaches_processes(&self) -> bool {
         rustix::process::geteuid().is_root() && self.root_prefix == Path::new("/")
     }
 
@@ -193,18 +194,15 @@ impl DockerEngine {
         // The runtime holds it as well, so that whoever comes after an agent that was killed waits for its end.
         let lock = dump.alone().await.map_err(|error| ask.failed(error))?;
         dump.clear().map_err(|error| ask.failed(error))?;
-        let root = self.runtime_root(container).await?;
+        let runtime = self.runtime_of(container).await?;
         let paused = self.status(container).await?.state == ContainerState::Paused;
         let settings = dump.work().join("criu.conf");
         let text = format!("skip-in-flight\nghost-limit {LARGEST_GHOST}\nverbosity 2\n");
         std::fs::write(&settings, text).map_err(|error| ask.failed(error))?;
         // Only what the engine's restore can take: the rest is refused while everything still runs.
-        let mut command = Command::new("runc");
-        command
-            .arg("--root")
-            .arg(&root)
-            .args(["checkpoint", "--leave-running", "--tcp-established"]);
-        if restores_locks() {
+        let mut command = runtime.command();
+        command.args(["checkpoint", "--leave-running", "--tcp-established"]);
+        if self.restores_locks() {
             command.arg("--file-locks");
         }
         let done = command
@@ -217,28 +215,15 @@ impl DockerEngine {
             .stdin(lock)
             .output()
             .await
-            .map_err(|error| ask.failed(format!("runc could not be run: {error}")))?;
+            .map_err(|error| ask.failed(format!("{} could not be run: {error}", runtime.program)))?;
         if !done.status.success() {
             if paused {
-                self.pause_again(&root, container).await;
+                pause_again(&runtime, container).await;
             }
             let log = std::fs::read(dump.work().join("dump.log")).unwrap_or_default();
             return Err(ask.failed(explain::dump(&log, &done.stderr)));
         }
         std::fs::write(dump.directory.join(COMPLETE), b"").map_err(|error| ask.failed(error))
-    }
-
-    /// A CRIU that was killed lets go of processes that the engine holds for paused, and would refuse to thaw later. Refused
-    /// where they stand still.
-    async fn pause_again(&self, root: &Path, container: &ContainerId) {
-        let mut command = Command::new("runc");
-        command
-            .arg("--root")
-            .arg(root)
-            .arg("pause")
-            .arg(container.as_str());
-        let done = command.stdin(Stdio::null()).output().await;
-        tracing::debug!(?done, "pausing after a dump that failed");
     }
 
     pub(crate) async fn dump_is_there(&self, element: &ElementAt) -> Result<bool, EngineError> {
@@ -274,38 +259,54 @@ impl DockerEngine {
         if used.exists() {
             return Err(ask.failed("it was restored from this dump before, or may have been"));
         }
-        let checkpoints = self.checkpoints_of(container).await?;
-        let laid = layout::lay_out(&dump.images(), &checkpoints, container);
+        let checkpoint = self.checkpoint_of(container).await?;
+        let laid = layout::lay_out(&dump.images(), &checkpoint, container);
         let connections = laid.map_err(|error| ask.failed(error))?;
         tracing::debug!(connections, "closed in the dump");
         // First: an engine that is killed meanwhile does not know what it started.
         std::fs::write(&used, b"").map_err(|error| ask.failed(error))?;
         let started = self.start_from(&dump, &ask).await;
         // They are looked for again when the dump goes.
-        if let Err(error) = layout::remove(&checkpoints).and(remove_unpacked(container)) {
+        if let Err(error) = layout::remove(&checkpoint).and(remove_unpacked(container)) {
             tracing::warn!("images of a restore of {container} are left: {error}");
         }
         let refused = matches!(
             started,
             Err(EngineError::Failed { .. } | EngineError::Conflict { .. } | EngineError::NoSpace { .. })
         );
-        if refused && self.runtime_root(container).await.is_err() {
+        if refused && self.runtime_of(container).await.is_err() {
             or_missing(std::fs::remove_file(&used)).map_err(|error| ask.failed(error))?;
         }
         started
     }
 
-    async fn checkpoints_of(&self, container: &ContainerId) -> Result<PathBuf, EngineError> {
-        let containers = self.identity().await?.root.join("containers");
-        Ok(containers.join(container.as_str()).join("checkpoints"))
+    /// Where the engine looks for what it restores a container from.
+    async fn checkpoint_of(&self, container: &ContainerId) -> Result<PathBuf, EngineError> {
+        let root = self.identity().await?.root;
+        if self.podman {
+            return Ok(Self::podman_checkpoint(&root, container));
+        }
+        let containers = root.join("containers").join(container.as_str());
+        Ok(containers.join("checkpoints").join(layout::NAME))
     }
 
     async fn start_from(&self, dump: &Dump, ask: &Ask) -> Result<(), EngineError> {
         let id = dump.container.as_str();
-        let path = format!("/containers/{id}/start?checkpoint={}", layout::NAME);
+        let path = if self.podman {
+            Self::podman_restore(&dump.container)
+        } else {
+            format!("/containers/{id}/start?checkpoint={}", layout::NAME)
+        };
         let gib = dump.bytes >> 30;
         let within = RESTORE_WITHIN + Duration::from_secs(RESTORE_PER_GIB.saturating_mul(gib));
-        let log = explain::RestoreLog::watch(id);
+        let log = if self.podman {
+            let kept = podman::restore_log(&self.identity().await?.root, &dump.container);
+            // One of an earlier try says nothing of this one.
+            or_missing(std::fs::remove_file(&kept)).map_err(|error| ask.failed(error))?;
+            explain::RestoreLog::of(kept)
+        } else {
+            explain::RestoreLog::watch(id)
+        };
         let started = tokio::time::timeout(within, self.raw.act(&path, ask)).await;
         let log = log.end();
         match started {
@@ -330,7 +331,7 @@ impl DockerEngine {
             return Ok(());
         }
         let ask = Ask::new("remove the dump of", "container", container.as_str());
-        let checkpoints = self.checkpoints_of(container).await?;
+        let checkpoint = self.checkpoint_of(container).await?;
         let disk = self.identity().await?.root;
         // In both places: which was chosen may have changed with what was free.
         let mut failed = None;
@@ -346,13 +347,28 @@ impl DockerEngine {
             tracing::trace!(?left, bytes, "the directory of dumps");
         }
         // Small images were copied there for a restore that was interrupted.
-        failed = layout::remove(&checkpoints).err().or(failed);
+        failed = layout::remove(&checkpoint).err().or(failed);
         failed = remove_unpacked(container).err().or(failed);
         failed.map_or(Ok(()), |error| Err(ask.failed(error)))
     }
 
-    /// Where the runtime keeps what it knows of the engine's containers.
-    async fn runtime_root(&self, container: &ContainerId) -> Result<PathBuf, EngineError> {
+    /// Whether a restore that the engine drives brings locks on files back. libpod is asked for them.
+    fn restores_locks(&self) -> bool {
+        self.podman || restores_locks()
+    }
+
+    /// The runtime that has the container's processes, and where it keeps what it knows of the engine's containers.
+    async fn runtime_of(&self, container: &ContainerId) -> Result<Runtime, EngineError> {
+        if self.podman {
+            let root = podman::crun_root(container).ok_or_else(|| EngineError::Unsupported {
+                message: "the runtime of the container is not crun, or keeps its records in another place"
+                    .into(),
+            })?;
+            return Ok(Runtime {
+                program: "crun",
+                root,
+            });
+        }
         let document = self.document(container.as_str()).await?;
         let runtime = text(&document, &["HostConfig", "Runtime"]);
         let candidates = [runtime.as_str(), "runc", "io.containerd.runc.v2"];
@@ -364,12 +380,37 @@ impl DockerEngine {
                     .map(|run| PathBuf::from(format!("{run}/runtime-{name}/moby")))
             })
             .find(|root| root.join(container.as_str()).join("state.json").exists())
+            .map(|root| Runtime { program: "runc", root })
             .ok_or_else(|| EngineError::Unsupported {
                 message: format!(
                     "the runtime of the container ({runtime}) is not runc, or keeps its records in another place"
                 ),
             })
     }
+}
+
+/// What has a container's processes.
+struct Runtime {
+    program: &'static str,
+    /// Where it keeps its records.
+    root: PathBuf,
+}
+
+impl Runtime {
+    fn command(&self) -> Command {
+        let mut command = Command::new(self.program);
+        command.arg("--root").arg(&self.root);
+        command
+    }
+}
+
+/// A CRIU that was killed lets go of processes that the engine holds for paused, and would refuse to thaw later. Refused
+/// where they stand still.
+async fn pause_again(runtime: &Runtime, container: &ContainerId) {
+    let mut command = runtime.command();
+    command.arg("pause").arg(container.as_str());
+    let done = command.stdin(Stdio::null()).output().await;
+    tracing::debug!(?done, "pausing after a dump that failed");
 }
 
 fn memory_of(element: &ElementAt) -> Result<(&ContainerId, u64), EngineError> {
@@ -399,7 +440,7 @@ fn remove_unpacked(container: &ContainerId) -> io::Result<()> {
     done.into_iter().collect()
 }
 
-/// Whether a restore that an engine drives brings locks on files back.
+/// Whether a restore that Docker drives brings locks on files back.
 fn restores_locks() -> bool {
     let text = std::fs::read_to_string(RUNTIME_CONFIGURATION).unwrap_or_default();
     text.lines()

@@ -52,6 +52,8 @@ pub(crate) fn findings(
     let mut found = Findings(Vec::new());
     state(&mut found, plan);
     ties(&mut found, plan, survey);
+    uncarried(&mut found, plan);
+    kinds(&mut found, source, survey);
     same_engine(&mut found, plan, survey);
     name(&mut found, plan, survey);
     network::ports(&mut found, plan, survey);
@@ -201,6 +203,25 @@ fn ties(found: &mut Findings, plan: &Plan, survey: &Survey) {
             "security.apparmor",
             format!("its AppArmor profile {profile:?} means nothing there: the host has no AppArmor"),
             "",
+        );
+    }
+}
+
+/// What the engine here says that no other could be asked to make.
+fn uncarried(found: &mut Findings, plan: &Plan) {
+    for obstacle in &plan.spec().ties.uncarried {
+        found.conflict(&obstacle.code, obstacle.message.clone(), obstacle.remedy.clone());
+    }
+}
+
+/// Engines describe and make containers each in its own words.
+fn kinds(found: &mut Findings, source: &NodeFacts, survey: &Survey) {
+    let (here, there) = (&source.engine.kind, &survey.node.engine.kind);
+    if here != there {
+        found.conflict(
+            "engine.kind",
+            format!("the engines are of two kinds ({here} here, {there} there), between which containers are not moved yet"),
+            "move it to a node with the same engine",
         );
     }
 }

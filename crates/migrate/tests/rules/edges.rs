@@ -174,7 +174,7 @@ fn image_stores_and_tags_of_both_sides_are_compared() {
         store(s);
         s.survey.node.engine.kind = "podman".into();
     };
-    conflicts(other_kind, &[]);
+    conflicts(other_kind, &["engine.kind"]);
     assert!(says(other_kind, Severity::Warning, "image.store"));
     let both = |s: &mut Sides| {
         store(s);

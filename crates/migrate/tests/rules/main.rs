@@ -15,6 +15,7 @@ use std::net::IpAddr;
 use tranship_core::container::{
     ContainerState, ContainerSummary, LayerChanges, MountKind, MountSpec, NetworkAttachment, PublishedPort,
 };
+use tranship_core::memory::Obstacle;
 use tranship_core::network::AddressPool;
 use tranship_core::node::{
     ArrivalFacts, ContainerReport, ElementSize, ImageStore, NodeFacts, PortInUse, Survey,
@@ -187,6 +188,17 @@ fn an_image_of_uncertain_platform_does_not_move() {
     let mut sides = sides();
     sides.report.spec.ties.image_platform = Some("2 platforms are here".into());
     assert_eq!(codes(&sides.plan(), Severity::Conflict), ["image.platforms"]);
+}
+
+#[test]
+fn what_an_engine_cannot_be_asked_for_again_does_not_move() {
+    conflicts(
+        |s| {
+            let secrets = Obstacle::new("podman.secrets", "it has secrets", "make it again without");
+            s.report.spec.ties.uncarried.push(secrets);
+        },
+        &["podman.secrets"],
+    );
 }
 
 #[test]

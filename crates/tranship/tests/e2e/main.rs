@@ -41,6 +41,7 @@ mod journals;
 mod live;
 mod moves;
 mod output;
+mod podman;
 mod races;
 mod registry;
 mod registry_containerd;

@@ -169,7 +169,7 @@ impl World {
     pub fn serve(&self, options: &[&str]) {
         let image = self.a.load_image("busybox").unwrap();
         let mut args = vec![
-            "docker",
+            self.a.engine().client(),
             "run",
             "-d",
             "--name",
@@ -260,7 +260,7 @@ pub fn finish(child: Child) -> Outcome {
 
 /// One field of a container's inspect document.
 pub fn inspect(node: &Node, container: &str, format: &str) -> String {
-    node.exec_ok(["docker", "inspect", "--format", format, container])
+    node.exec_ok([node.engine().client(), "inspect", "--format", format, container])
         .unwrap()
         .trim()
         .to_owned()
@@ -268,7 +268,13 @@ pub fn inspect(node: &Node, container: &str, format: &str) -> String {
 
 pub fn is_running(node: &Node, container: &str) -> bool {
     let output = node
-        .exec(["docker", "inspect", "--format", "{{.State.Running}}", container])
+        .exec([
+            node.engine().client(),
+            "inspect",
+            "--format",
+            "{{.State.Running}}",
+            container,
+        ])
         .unwrap();
     output.stdout.trim() == "true"
 }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tranship_testkit::testbed::Options;
+
 use super::{life, nothing_dumped, numbers, without_gap};
 use crate::world::{World, finish, is_running, reached, wait_until};
 
@@ -39,7 +41,11 @@ fn before_the_commit_it_is_let_go_on_as_it_is() {
 
 /// The destination is held once it has the memory and was told to start, `harm` is done there, and it is let go.
 fn harmed(harm: &str, name: &str) {
-    let world = world!();
+    harmed_with(Options::default(), harm, name);
+}
+
+pub(crate) fn harmed_with(options: Options, harm: &str, name: &str) {
+    let world = world!(options);
     world.count(&["-p", "8080:8080"]);
     let before = world.inventories();
     let child = world.begin_held(&world.b, "destination.committed", &["--mode", "live"]);

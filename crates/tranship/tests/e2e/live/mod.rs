@@ -1,9 +1,9 @@
 //! Processes that go on at another host where they were: the same memory, the same open files, no start in between.
 
 mod auto;
-mod failures;
+pub(crate) mod failures;
 mod programs;
-mod redis;
+pub(crate) mod redis;
 
 use serde_json::Value;
 use tranship_testkit::testbed::Node;
@@ -17,7 +17,8 @@ impl World {
     /// Runs the counter at `a` as `web`, until it has counted a little.
     pub(crate) fn count(&self, options: &[&str]) {
         let image = self.a.load_image("python").unwrap();
-        let mut args = vec!["docker", "run", "-d", "--name", "web", "--restart", "always"];
+        let client = self.a.engine().client();
+        let mut args = vec![client, "run", "-d", "--name", "web", "--restart", "always"];
         args.extend(options);
         args.extend([image.as_str(), "sh", "-c", COUNTER]);
         self.a.exec_ok(&args).unwrap();
@@ -25,7 +26,7 @@ impl World {
     }
 
     /// The migration's timeline and figures.
-    fn live(&self, from: &str, to: &str, options: &[&str]) -> Value {
+    pub(crate) fn live(&self, from: &str, to: &str, options: &[&str]) -> Value {
         let mut all = vec!["--mode", "live", "--json"];
         all.extend(options);
         let outcome = self.migrate_between(from, to, &all).expect(0);
@@ -35,7 +36,7 @@ impl World {
 
 /// What the counter has written at a node.
 pub(crate) fn numbers(node: &Node) -> Vec<u64> {
-    let log = node.exec_ok(["docker", "logs", "web"]).unwrap();
+    let log = node.exec_ok([node.engine().client(), "logs", "web"]).unwrap();
     log.lines().map(|line| line.parse().unwrap()).collect()
 }
 
@@ -51,7 +52,7 @@ pub(crate) fn without_gap(numbers: &[u64]) {
 #[track_caller]
 pub(crate) fn nothing_dumped(node: &Node) {
     let left = node
-        .sh("ls -d /dev/shm/tranship-memory /var/lib/docker/tranship-memory /var/lib/docker/containers/*/checkpoints/* /tmp/ctrd-checkpoint* 2>/dev/null || true")
+        .sh("ls -d /dev/shm/tranship-memory /var/lib/docker/tranship-memory /var/lib/docker/containers/*/checkpoints/* /tmp/ctrd-checkpoint* /var/lib/containers/storage/tranship-memory /var/lib/containers/storage/overlay-containers/*/userdata/checkpoint 2>/dev/null || true")
         .unwrap();
     assert_eq!(left, "", "dumps are left");
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tranship_testkit::testbed::Options;
+
 use super::nothing_dumped;
 use crate::world::{World, ask, converse, wait_until};
 
@@ -40,17 +42,31 @@ fn client(name: usize, hosts: [Ipv4Addr; 2], stop: &AtomicBool, count: &AtomicUs
 fn keys(world: &World, at_b: bool) -> BTreeSet<String> {
     let node = if at_b { &world.b } else { &world.a };
     let list = node
-        .exec_ok(["docker", "exec", "web", "redis-cli", "--raw", "keys", "*"])
+        .exec_ok([
+            node.engine().client(),
+            "exec",
+            "web",
+            "redis-cli",
+            "--raw",
+            "keys",
+            "*",
+        ])
         .unwrap();
     list.lines().map(str::to_owned).collect()
 }
 
 #[test]
 fn no_write_that_was_acknowledged_is_missing() {
-    let world = world!();
+    nothing_is_missing(Options::default());
+}
+
+/// Redis moves to and fro under load.
+pub(crate) fn nothing_is_missing(options: Options) {
+    let world = world!(options);
+    let client_of = world.a.engine().client();
     let image = world.a.load_image("state:1").unwrap();
     let run = [
-        "docker",
+        client_of,
         "run",
         "-d",
         "--name",
@@ -77,8 +93,10 @@ fn no_write_that_was_acknowledged_is_missing() {
     });
     let run_id = |world: &World, at_b: bool| {
         let node = if at_b { &world.b } else { &world.a };
-        node.sh("docker exec web redis-cli info server | grep run_id")
-            .unwrap()
+        node.sh(&format!(
+            "{client_of} exec web redis-cli info server | grep run_id"
+        ))
+        .unwrap()
     };
     let life = run_id(&world, false);
 

@@ -1,0 +1,110 @@
+//! Dumps and restores of Podman's containers, as root.
+//!
+//! crun dumps, as runc does for Docker, and libpod restores: it looks into `checkpoint` in the container's directory, where the images
+//! are files and relative links as for Docker. It needs a specification there, which the container has since it was initialised
+//! (`crate::podman`), sets the network up anew, and starts a conmon. It keeps its books right but for health checks: no timer is made
+//! for them (`libpod/container_internal_common.go`, `restore`).
+//!
+//! `/dev/shm` is a file system of Podman's outside of the container, in every ipc mode, and not in CRIU's images.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tranship_core::memory::Obstacle;
+use tranship_core::{ContainerId, ContainerSpec, EngineError};
+
+use crate::docker::DockerEngine;
+use crate::fault::Ask;
+use crate::json::{at, text};
+use crate::podman::{API, KEY};
+
+/// Where root's crun keeps what it knows of containers (`crun --version` calls it `rundir`).
+const CRUN: &str = "/run/crun";
+
+/// Podman's directory of a container below the root of its storage.
+const USER_DATA: &str = "userdata";
+
+/// What libpod asks to restore from, in there.
+const CHECKPOINT: &str = "checkpoint";
+
+impl DockerEngine {
+    /// What keeps this Podman from it.
+    pub(super) async fn podman_obstacles(&self, found: &mut Vec<Obstacle>) -> Result<(), EngineError> {
+        let ask = Ask::new("describe", "engine", "");
+        let info = self.raw.get(&format!("{API}/info"), &ask).await?;
+        let runtime = at(&info, &["host", "ociRuntime"]);
+        let name = text(runtime, &["name"]);
+        if name != "crun" || !text(runtime, &["version"]).contains("+CRIU") {
+            found.push(Obstacle::new(
+                "live.runtime",
+                format!("Podman's runtime is {name:?}; memory is dumped by a crun that was built with CRIU"),
+                "use such a crun as Podman's runtime (`crun --version` says +CRIU)",
+            ));
+        }
+        if at(&info, &["host", "security", "rootless"]) == &Value::Bool(true) {
+            found.push(Obstacle::new(
+                "live.rootless",
+                "memory of a Podman without root is not dumped",
+                "run the container with root's Podman",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Where libpod looks for what it restores a container from.
+    pub(super) fn podman_checkpoint(root: &Path, container: &ContainerId) -> PathBuf {
+        user_data(root, container).join(CHECKPOINT)
+    }
+
+    /// What is called to restore it. Locks on files are in the dump, if it has any.
+    pub(super) fn podman_restore(container: &ContainerId) -> String {
+        format!("{API}/containers/{}/restore?fileLocks=true", container.as_str())
+    }
+}
+
+/// The log of a restore that failed. It stays until the next one.
+pub(super) fn restore_log(root: &Path, container: &ContainerId) -> PathBuf {
+    user_data(root, container).join("restore.log")
+}
+
+fn user_data(root: &Path, container: &ContainerId) -> PathBuf {
+    root.join("overlay-containers")
+        .join(container.as_str())
+        .join(USER_DATA)
+}
+
+/// Where crun keeps its records of a container that has processes.
+pub(super) fn crun_root(container: &ContainerId) -> Option<PathBuf> {
+    let root = PathBuf::from(CRUN);
+    root.join(container.as_str())
+        .join("status")
+        .exists()
+        .then_some(root)
+}
+
+/// What of a container stands in the way, beyond what does so with Docker. `proc` is the directory of its first process.
+pub(super) fn of_container(spec: &ContainerSpec, proc: &Path, found: &mut Vec<Obstacle>) {
+    let runtime = text(&spec.document, &[KEY, "Inspect", "OCIRuntime"]);
+    if runtime != "crun" && !runtime.ends_with("/crun") {
+        found.push(Obstacle::new(
+            "live.runtime",
+            format!("its runtime is {runtime:?}, and memory is dumped by crun"),
+            "make it again with crun",
+        ));
+    }
+    let shared = std::fs::read_dir(proc.join("root/dev/shm"));
+    if shared.is_ok_and(|mut entries| entries.next().is_some()) {
+        found.push(Obstacle::new(
+            "live.shared-memory",
+            "it has files in /dev/shm, which Podman keeps outside of the container and a dump leaves out",
+            "",
+        ));
+    }
+    if spec.health_check.is_some() && Path::new("/run/systemd/system").is_dir() {
+        found.push(Obstacle::new(
+            "live.health-check",
+            "it has a health check, and Podman makes no timer for it when it restores: nobody would look at its health any more",
+            "make it again with --no-healthcheck",
+        ));
+    }
+}

@@ -1,0 +1,198 @@
+//! Documents of a container of Podman 5.4.2, the body that is made of them, and what counts as a difference.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use tranship_core::container::{MountKind, MountSpec, RestartPolicy};
+use tranship_core::engine::CreateRequest;
+use tranship_core::{ContainerSpec, ImageSpec};
+
+use super::body::{Defaults, create_body};
+use super::compare::differences;
+use super::{KEY, obstacles};
+use crate::fault::Ask;
+
+const ID: &str = "d271e1184eb8df261f0531f3e223d6422a6b9be340c4c067fd52c02c86ed286a";
+const ANONYMOUS: &str = "defe167a82379949db542b73a2bb07218e0493969a967fcd845be848f02fb9ac";
+
+fn documents() -> Value {
+    serde_json::from_str(include_str!("fixtures/podman-5.4-running.json")).unwrap()
+}
+
+fn request() -> CreateRequest {
+    let compatible = json!({ "Id": ID, "Name": "/web", "Config": { "StopSignal": "15", "Hostname": "hh" } });
+    let image: ImageSpec = crate::describe::image(
+        &json!({ "Id": format!("sha256:{}", "5d".repeat(32)) }),
+        &Ask::new("inspect", "image", ""),
+    )
+    .unwrap();
+    let around = crate::describe::Surroundings::default();
+    let ask = Ask::new("inspect", "container", "web");
+    let mut spec: ContainerSpec =
+        crate::describe::container(compatible, image, Vec::new(), &around, &ask).unwrap();
+    let mount = |name: &str, at: &str, anonymous| MountSpec {
+        kind: MountKind::Volume,
+        name: name.into(),
+        source: String::new(),
+        destination: at.into(),
+        driver: "local".into(),
+        writable: true,
+        anonymous,
+    };
+    spec.mounts = vec![mount("data", "/data", false), mount(ANONYMOUS, "/anon", true)];
+    spec.document[KEY] = documents();
+    spec.attachments = super::describe::attachments(&documents(), ID);
+    CreateRequest {
+        spec,
+        name: "web".into(),
+        publish: BTreeMap::new(),
+        restart_policy: RestartPolicy::never(),
+        empty_volumes: false,
+        carried: BTreeMap::from([("/data".into(), "other".into()), ("/anon".into(), String::new())]),
+        drop_fixed_addresses: false,
+    }
+}
+
+fn body(request: &CreateRequest) -> Value {
+    let capabilities = ["CAP_CHOWN", "CAP_MKNOD"].map(str::to_owned).to_vec();
+    let defaults = Defaults {
+        capabilities,
+        image_is_checked: false,
+    };
+    create_body(request, "image:1", &defaults).unwrap()
+}
+
+#[test]
+fn the_body_says_everything_again() {
+    let mut request = request();
+    request.publish.insert(8080, 9090);
+    let body = body(&request);
+    assert_eq!(body["image"], "image:1");
+    assert_eq!(body["restart_policy"], "no", "parked");
+    assert_eq!(
+        body["volumes"][0],
+        json!({ "Name": "other", "Dest": "/data", "Options": ["rw", "rprivate", "nosuid", "nodev", "rbind"], "IsAnonymous": false, "SubPath": "" })
+    );
+    assert_eq!(
+        (&body["volumes"][1]["Name"], &body["volumes"][1]["IsAnonymous"]),
+        (&json!(""), &json!(true))
+    );
+    assert_eq!(body["Networks"]["net1"]["static_ips"], json!(["10.66.0.9"]));
+    assert_eq!(body["Networks"]["net1"]["aliases"], json!(["foo"]));
+    assert_eq!(body["Networks"]["net2"]["interface_name"], "eth0");
+    assert_eq!(body["portmappings"][0]["host_port"], 9090);
+    assert_eq!(body["sysctl"]["net.core.somaxconn"], "100");
+    assert_eq!(
+        body["env"],
+        json!({ "A": "b", "HOSTNAME": "hh", "PATH": "/bin", "container": "podman" })
+    );
+    assert_eq!(
+        body["r_limits"][0],
+        json!({ "type": "nofile", "hard": 2000, "soft": 1000 })
+    );
+    assert_eq!(body["resource_limits"]["memory"]["limit"], 67_108_864);
+    assert!(body["resource_limits"]["devices"].is_null());
+    assert!(
+        body["cap_add"]
+            .as_array()
+            .unwrap()
+            .contains(&json!("CAP_SYS_TIME"))
+    );
+    assert_eq!(body["cap_drop"], json!(["CAP_MKNOD"]));
+    assert_eq!(body["entrypoint"], json!([]), "the image's would come back");
+    assert_eq!(
+        (&body["stop_signal"], &body["stop_timeout"]),
+        (&json!(15), &json!(3))
+    );
+    assert_eq!(body["netns"], json!({ "nsmode": "bridge" }));
+    assert_eq!(
+        (&body["read_only_filesystem"], &body["read_write_tmpfs"]),
+        (&json!(true), &json!(true))
+    );
+    assert!(body["selinux_opts"].is_null() && body["userns"].is_null());
+
+    request.drop_fixed_addresses = true;
+    assert!(self::body(&request)["Networks"]["net1"]["static_ips"].is_null());
+    request.spec.document[KEY]["Runtime"] = Value::Null;
+    let defaults = Defaults {
+        capabilities: Vec::new(),
+        image_is_checked: false,
+    };
+    assert!(create_body(&request, "image:1", &defaults).is_err());
+}
+
+#[test]
+fn an_image_s_health_check_that_the_container_does_not_have_stays_away() {
+    let mut request = request();
+    request.spec.document[KEY]["Inspect"]["Config"]["Healthcheck"] = Value::Null;
+    let defaults = Defaults {
+        capabilities: Vec::new(),
+        image_is_checked: true,
+    };
+    let body = create_body(&request, "image:1", &defaults).unwrap();
+    assert_eq!(body["healthconfig"], json!({ "Test": ["NONE"] }));
+}
+
+/// The documents of the container as it would be made: another id, its own volumes, no restart policy yet.
+fn made() -> Value {
+    let text = documents()
+        .to_string()
+        .replace(ID, &"4f".repeat(32))
+        .replace(&ID[..12], &"4f".repeat(6));
+    let text = text.replace(ANONYMOUS, &"5e".repeat(32));
+    let mut made: Value = serde_json::from_str(&text).unwrap();
+    made["Inspect"]["Mounts"][0]["Name"] = "other".into();
+    made["Inspect"]["HostConfig"]["RestartPolicy"]["Name"] = "no".into();
+    made["Runtime"]["process"]["env"]
+        .as_array_mut()
+        .unwrap()
+        .reverse();
+    made["Runtime"]["mounts"].as_array_mut().unwrap().reverse();
+    made
+}
+
+#[test]
+fn the_same_container_is_the_same() {
+    let found = differences(&request(), &documents(), &made());
+    assert_eq!(found, Vec::<String>::new());
+}
+
+#[test]
+fn whatever_is_lost_is_seen() {
+    let lost = |change: &dyn Fn(&mut Value)| {
+        let mut made = made();
+        change(&mut made);
+        differences(&request(), &documents(), &made).len()
+    };
+    let changes: [&dyn Fn(&mut Value); 14] = [
+        &|m| m["Runtime"]["linux"]["sysctl"]["net.core.somaxconn"] = "4096".into(),
+        &|m| m["Runtime"]["process"]["args"] = json!(["sh"]),
+        &|m| drop(m["Runtime"]["process"]["env"].as_array_mut().unwrap().pop()),
+        &|m| m["Runtime"]["linux"]["seccomp"] = Value::Null,
+        &|m| {
+            drop(
+                m["Runtime"]["linux"]["maskedPaths"]
+                    .as_array_mut()
+                    .unwrap()
+                    .remove(0),
+            )
+        },
+        &|m| m["Runtime"]["root"]["readonly"] = false.into(),
+        &|m| drop(m["Runtime"]["mounts"].as_array_mut().unwrap().pop()),
+        &|m| m["Wishes"]["Networks"]["net1"]["static_ips"] = Value::Null,
+        &|m| m["Wishes"]["portmappings"] = Value::Null,
+        &|m| m["Inspect"]["Config"]["Labels"]["x"] = "z".into(),
+        &|m| m["Inspect"]["Config"]["StopTimeout"] = 10.into(),
+        &|m| m["Inspect"]["Mounts"][0]["Name"] = "data".into(),
+        &|m| m["Inspect"]["HostConfig"]["SomethingNew"] = "x".into(),
+        &|m| m["Inspect"]["OCIRuntime"] = "runc".into(),
+    ];
+    for (number, change) in changes.iter().enumerate() {
+        assert!(lost(change) >= 1, "change {number}");
+    }
+}
+
+#[test]
+fn nothing_stands_in_the_way_of_this_one() {
+    assert_eq!(obstacles::of(&documents(), false), []);
+}

@@ -1,0 +1,113 @@
+//! Processes of Podman's containers go on at another host where they were.
+
+use super::options;
+use crate::live::failures::harmed_with;
+use crate::live::redis::nothing_is_missing;
+use crate::live::{nothing_dumped, numbers, without_gap};
+use crate::world::{inspect, is_running, wait_until};
+
+#[test]
+fn a_counter_counts_on_without_a_gap() {
+    let world = world!(options());
+    world.count(&[
+        "--memory",
+        "64m",
+        "--health-cmd",
+        "true",
+        "--health-interval",
+        "1s",
+    ]);
+    let report = world.live("a", "b", &[]);
+    let before = numbers(&world.a);
+    wait_until(|| numbers(&world.b).len() > 10);
+    let after = numbers(&world.b);
+    without_gap(&before);
+    without_gap(&after);
+    assert_eq!(before.last().unwrap() + 1, after[0], "it went on where it was");
+    println!("downtime {} ms", report["downtime_ms"]);
+
+    // Podman keeps its books as for any container.
+    assert!(!is_running(&world.a, "web"));
+    assert_eq!(
+        inspect(&world.b, "web", "{{.HostConfig.RestartPolicy.Name}}"),
+        "always"
+    );
+    assert_eq!(inspect(&world.b, "web", "{{.HostConfig.Memory}}"), "67108864");
+    let client = |args: &[&str]| {
+        let mut all = vec!["podman"];
+        all.extend(args);
+        world.b.exec_ok(&all).unwrap()
+    };
+    assert_eq!(client(&["exec", "web", "echo", "hello"]).trim(), "hello");
+    client(&["healthcheck", "run", "web"]);
+    assert_eq!(inspect(&world.b, "web", "{{.State.Health.Status}}"), "healthy");
+    let count = numbers(&world.b).len();
+    client(&["pause", "web"]);
+    client(&["unpause", "web"]);
+    wait_until(|| numbers(&world.b).len() > count + 5);
+
+    // And back, from memory again.
+    world.live("b", "a", &["--replace"]);
+    let there = numbers(&world.b);
+    wait_until(|| numbers(&world.a).len() > 10);
+    assert_eq!(there.last().unwrap() + 1, numbers(&world.a)[0]);
+    world.a.exec_ok(["podman", "stop", "-t", "1", "web"]).unwrap();
+    assert!(!is_running(&world.a, "web"));
+    world.a.exec_ok(["podman", "start", "web"]).unwrap();
+    wait_until(|| numbers(&world.a).last() < Some(&20));
+    nothing_dumped(&world.a);
+    nothing_dumped(&world.b);
+}
+
+#[test]
+fn an_open_file_in_a_volume_and_a_fixed_address_come_along() {
+    let world = world!(options());
+    let image = world.a.load_image("python").unwrap();
+    let count = "exec 3>>/data/log; i=0; while :; do i=$((i+1)); echo $i; echo $i >&3; sleep 0.05; done";
+    world
+        .a
+        .sh(&format!(
+            "podman network create --subnet 10.66.0.0/24 net1
+             podman run -d --name web --network net1:ip=10.66.0.9 -v data:/data -v /anon {image} sh -c '{count}'"
+        ))
+        .unwrap();
+    wait_until(|| numbers(&world.a).len() > 10);
+    world.live("a", "b", &[]);
+    wait_until(|| numbers(&world.b).len() > 10);
+    let log = world
+        .b
+        .exec_ok(["podman", "exec", "web", "cat", "/data/log"])
+        .unwrap();
+    let written: Vec<u64> = log.lines().map(|line| line.parse().unwrap()).collect();
+    without_gap(&written);
+    assert_eq!(written[0], 1, "what was written before the move");
+    let address = "{{(index .NetworkSettings.Networks \"net1\").IPAddress}}";
+    assert_eq!(inspect(&world.b, "web", address), "10.66.0.9");
+    world
+        .b
+        .sh("podman exec web grep -q 10.66.0.9 /proc/net/fib_trie")
+        .unwrap();
+}
+
+#[test]
+fn no_write_that_redis_acknowledged_is_missing() {
+    nothing_is_missing(options());
+}
+
+#[test]
+fn a_restore_that_fails_there_lets_the_source_go_on() {
+    harmed_with(
+        options(),
+        "rm /dev/shm/tranship-memory/*/images/core-1.img",
+        "missing image",
+    );
+}
+
+#[test]
+fn a_list_of_files_that_is_none_lets_the_source_go_on() {
+    harmed_with(
+        options(),
+        "for f in /dev/shm/tranship-memory/*/images/files.img; do echo nothing > $f; done",
+        "no list of open files",
+    );
+}
