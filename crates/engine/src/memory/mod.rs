@@ -197,7 +197,11 @@ impl DockerEngine {
         let runtime = self.runtime_of(container).await?;
         let paused = self.status(container).await?.state == ContainerState::Paused;
         let settings = dump.work().join("criu.conf");
-        let text = format!("skip-in-flight\nghost-limit {LARGEST_GHOST}\nverbosity 2\n");
+        let mut text = format!("skip-in-flight\nghost-limit {LARGEST_GHOST}\nverbosity 2\n");
+        if self.podman {
+            let groups = std::fs::read_to_string("/proc/self/cgroup").map_err(|error| ask.failed(error))?;
+            text.push_str(&podman::own_hierarchies(&groups));
+        }
         std::fs::write(&settings, text).map_err(|error| ask.failed(error))?;
         // Only what the engine's restore can take: the rest is refused while everything still runs.
         let mut command = runtime.command();
