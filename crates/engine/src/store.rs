@@ -65,9 +65,15 @@ impl Store {
         })
     }
 
-    /// Whether there are layers, and they may be read.
-    pub(crate) fn has_layers(&self) -> bool {
-        std::fs::read_dir(self.layers()).is_ok()
+    /// Whether layers may be read. An engine that never held one has not made their directory yet.
+    pub(crate) fn is_readable(&self) -> bool {
+        let layers = self.layers();
+        match (std::fs::read_dir(&layers), layers.parent()) {
+            (Err(error), Some(above)) if error.kind() == io::ErrorKind::NotFound => {
+                std::fs::read_dir(above).is_ok()
+            }
+            (read, _) => read.is_ok(),
+        }
     }
 
     fn layers(&self) -> PathBuf {
@@ -163,7 +169,7 @@ impl DockerEngine {
         if !self.wants_direct() || !understood {
             return None;
         }
-        self.records(identity).filter(Store::has_layers)
+        self.records(identity).filter(Store::is_readable)
     }
 
     /// The engine's own records below its root directory, if they may be read.
@@ -197,5 +203,24 @@ pub(crate) fn unreadable(path: &Path, error: &io::Error) -> EngineError {
         action: "read its image storage".into(),
         status: 0,
         message: format!("{}: {error}", path.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Store;
+
+    type TestResult = Result<(), Box<dyn std::error::Error>>;
+
+    #[test]
+    fn an_engine_that_never_held_an_image_has_a_store() -> TestResult {
+        let root = tempfile::tempdir()?;
+        let store = Store::open(root.path(), "id").ok_or("no store")?;
+        assert!(!store.is_readable(), "nothing is there");
+        std::fs::create_dir_all(root.path().join("image/overlay2/layerdb"))?;
+        assert!(store.is_readable(), "no layer is there");
+        std::fs::create_dir(root.path().join("image/overlay2/layerdb/sha256"))?;
+        assert!(store.is_readable());
+        Ok(())
     }
 }
