@@ -20,11 +20,11 @@ use crate::tree::{Facts, TreeSummary};
 /// Files that are handed to a thread at once, at most.
 const BATCH: usize = 32;
 /// Bytes of content that are handed to a thread at once, about.
-const BATCH_BYTES: usize = 256 << 10;
+pub(super) const BATCH_BYTES: usize = 256 << 10;
 /// Batches, entries and directories that wait, at most.
-const WAITING: usize = 128;
+pub(super) const WAITING: usize = 128;
 /// Bytes of files and entries that wait, at most, before the next one joins them.
-const WAITING_BYTES: usize = 8 << 20;
+pub(super) const WAITING_BYTES: usize = 8 << 20;
 /// Directories that stay open for what is being made in them, at most.
 const DIRECTORIES: usize = 64;
 

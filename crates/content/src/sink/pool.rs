@@ -17,6 +17,7 @@ use bytes::Bytes;
 use super::apply::explain;
 use super::content::Filling;
 use super::error::{SinkError, shown};
+use super::pending::{BATCH_BYTES, WAITING, WAITING_BYTES};
 use super::place::{Place, split};
 use super::record::facts_of;
 use crate::entry::{ChunkId, Entry, EntryKind};
@@ -25,8 +26,10 @@ use crate::tree::Facts;
 
 /// Threads at most: the kernel's locks of directories and of the file system's journal leave no work for more.
 const MOST: usize = 4;
-/// Batches of one directory that wait for its thread before one that has nothing to do joins in.
-const CROWD: usize = 40;
+/// Batches of one directory that wait for its thread before one that has nothing to do joins in: fewer than may wait in all, by
+/// number and by bytes, or nobody ever would.
+const CROWD: usize = 12;
+const _: () = assert!(2 * CROWD <= WAITING && 2 * CROWD * BATCH_BYTES <= WAITING_BYTES);
 
 /// A file to be made, in the place of the base's if there is one.
 pub(super) struct Job {
