@@ -510,7 +510,13 @@ fn a_full_disk_is_named() {
     let result = unpack_with(&one(large), root.path(), "/", Links::InRoot, options);
     let left = fs::read_dir(root.path()).unwrap().count();
     let bound = root.path().join("bound");
-    fs::write(&bound, "host").unwrap();
+    // The kernel may give the space of what has no name any more back a moment later.
+    let mut tries = 0;
+    while let Err(error) = fs::write(&bound, "host") {
+        tries += 1;
+        assert!(tries < 100, "{error}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
     let bind = Command::new("mount")
         .arg("--bind")
         .arg(&bound)
