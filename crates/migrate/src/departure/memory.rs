@@ -34,6 +34,8 @@ impl Departure {
             match self.ports.engine.dump(memory).await {
                 Ok(()) => {}
                 Err(EngineError::Failed { message, .. } | EngineError::Unsupported { message }) => {
+                    // Whoever asked for its end meanwhile is not to see it go on in another mode.
+                    self.stop_if_cancelled()?;
                     return Err(self.not_dumped(index, &message));
                 }
                 Err(error) => return Err(error.into()),

@@ -76,6 +76,28 @@ async fn the_first_dump_comes_before_anything_travels() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_abort_during_a_first_dump_that_fails_is_an_abort() {
+    let world = remembering();
+    world.run().await;
+    let dump = world.source.calls().iter().position(|c| *c == "dump").unwrap();
+
+    let world = remembering();
+    world.source.fail(&[(dump, Failure::Before)]);
+    // Whoever chose the mode would go on in another one after `NOT_DUMPED`.
+    let cancel = world.cancel.clone();
+    world.told.listen(move |event| {
+        if *event == (Event::PhaseStarted { phase: Phase::Check }) {
+            cancel.send_replace(true);
+        }
+    });
+    let record = world.run().await;
+    assert_eq!(world.asked_here("dump"), 1);
+    assert_eq!(record.state, DepartureState::RolledBack);
+    assert_eq!(code(&record), "migrate.aborted");
+    assert!(remembers(&world.source) && !dumped(&world.source));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_first_dump_that_is_old_by_the_first_round_is_made_again() {
     for (image_ms, dumps) in [(9_000, 2), (11_000, 3)] {
         let world = remembering();
