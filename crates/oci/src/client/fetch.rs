@@ -12,7 +12,7 @@ use tranship_core::engine::ByteStream;
 use tranship_core::ids::Digest;
 
 use super::request::{Ask, text};
-use super::store::{Kept, Store};
+use super::store::{Damaged, Kept, Store};
 use super::{BodyStream, Client, ClientError};
 use crate::archive::{self, Layer};
 use crate::document::{self, Descriptor, LARGEST, LARGEST_CONFIG, Pushed};
@@ -25,6 +25,9 @@ use crate::spool::{BlobFile, Shared};
 
 /// How many layers are fetched at once.
 pub(super) const PARALLEL: usize = 4;
+
+/// How often a layer may break off that has to come in one piece. Each time all of it travels for nothing.
+const IN_ONE_PIECE: u32 = 4;
 
 /// What of an image is wanted.
 #[derive(Debug, Clone, Copy)]
@@ -290,7 +293,7 @@ impl Client {
     }
 
     /// A blob, from the store or into it. What broke off goes on where it stands; if what was put together so has another digest, it
-    /// is thrown away, and all of it comes once more.
+    /// is thrown away, and all of it comes once more, in one piece.
     pub(super) async fn blob(
         &self,
         repository: &Repository,
@@ -305,9 +308,23 @@ impl Client {
             store.forget(digest);
             return self.of_length(blob, descriptor);
         }
-        let (mut fruitless, mut farthest, mut anew) = (0, 0, false);
+        let (mut fruitless, mut farthest) = (0, 0);
         loop {
-            let (id, upload) = store.upload(&mut slot)?;
+            let (id, upload) = store.upload(&mut slot.upload)?;
+            if let Some(damaged) = &mut slot.damaged {
+                let mut upload = upload.lock().await;
+                if upload.at > 0 {
+                    upload.restart();
+                    damaged.broken += 1;
+                }
+                // A link that is shaky enough would have it travel for ever.
+                if damaged.broken >= IN_ONE_PIECE {
+                    let lie = self.lie(format!("layer {digest}"), &damaged.found);
+                    store.drop_upload(&mut slot.upload);
+                    store.forget(digest);
+                    return Err(lie);
+                }
+            }
             let before = upload.lock().await.at;
             let got = match before < descriptor.size {
                 true => self.part(repository, descriptor, store, &upload, before).await,
@@ -318,12 +335,14 @@ impl Client {
             match got {
                 Ok(begin) => {
                     let done = store.spool.finish(&id, &upload, digest).await;
-                    *slot = None;
+                    slot.upload = None;
                     // Parts are compared by nobody before, and the first of them may be of another day. What came in one piece would
                     // come so again.
-                    if matches!(done, Err(OciError::Digest { .. })) && begin > 0 && !anew {
+                    if matches!(done, Err(OciError::Digest { .. })) && begin > 0 && slot.damaged.is_none() {
                         tracing::debug!(%digest, "a layer in parts is not what it should be, and comes anew");
-                        (fruitless, farthest, anew) = (0, 0, true);
+                        let found = upload.lock().await.digest();
+                        slot.damaged = Some(Damaged { found, broken: 0 });
+                        (fruitless, farthest) = (0, 0);
                         continue;
                     }
                     let blob = store.spool.blob(digest);
@@ -359,7 +378,7 @@ impl Client {
                             | ClientError::NotFound { .. }
                     );
                     if useless {
-                        store.drop_upload(&mut slot);
+                        store.drop_upload(&mut slot.upload);
                         store.forget(digest);
                     }
                     return Err(error);

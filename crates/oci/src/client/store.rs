@@ -11,8 +11,26 @@ use crate::error::OciError;
 use crate::name::Repository;
 use crate::spool::{BlobFile, Limits, Shared, Spool};
 
-/// The upload that a layer comes into; whoever holds the lock brings it.
-pub(super) type Slot = Arc<tokio::sync::Mutex<Option<String>>>;
+/// What is kept of a layer on its way; whoever holds the lock brings it.
+pub(super) type Slot = Arc<tokio::sync::Mutex<Part>>;
+
+/// What is kept of a layer on its way.
+#[derive(Debug, Default)]
+pub(super) struct Part {
+    /// The upload that it comes into.
+    pub(super) upload: Option<String>,
+    /// What was put together of parts was something else. It comes in one piece from then on, also over the next connection.
+    pub(super) damaged: Option<Damaged>,
+}
+
+/// A layer that was put together wrongly.
+#[derive(Debug)]
+pub(super) struct Damaged {
+    /// The digest of what was put together.
+    pub(super) found: Digest,
+    /// How often it broke off since, of which nothing could be used.
+    pub(super) broken: u32,
+}
 
 /// A directory for layers on their way.
 pub struct Store {
@@ -42,7 +60,8 @@ impl Store {
         // Those that nobody brings at the moment are layers that broke off; their uploads may be gone by now.
         slots.retain(|_, slot| match slot.try_lock() {
             Ok(held) => {
-                Arc::strong_count(slot) > 1 || held.as_ref().is_some_and(|id| self.spool.has_upload(id))
+                Arc::strong_count(slot) > 1
+                    || held.upload.as_ref().is_some_and(|id| self.spool.has_upload(id))
             }
             Err(_) => true,
         });
@@ -102,7 +121,9 @@ impl Store {
             return blob.length;
         }
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = slots.get(digest).and_then(|slot| slot.try_lock().ok()?.clone());
+        let id = slots
+            .get(digest)
+            .and_then(|slot| slot.try_lock().ok()?.upload.clone());
         let upload = id.and_then(|id| self.spool.upload(&self.name, &id).ok());
         // Of one that is written to at this moment nothing counts: there is more room then, not less.
         upload.map_or(0, |upload| upload.try_lock().map_or(0, |upload| upload.at))
@@ -115,7 +136,7 @@ impl Store {
         slots.retain(|digest, slot| {
             let idle = Arc::strong_count(slot) == 1 && !wanted.contains_key(digest);
             match slot.try_lock() {
-                Ok(mut held) if idle => self.drop_upload(&mut held),
+                Ok(mut held) if idle => self.drop_upload(&mut held.upload),
                 _ => {
                     spared.insert(digest.clone());
                     return true;
@@ -199,7 +220,7 @@ mod tests {
     async fn begin(store: &Store, name: &[u8], bytes: &'static [u8]) -> (Digest, Slot) {
         let digest = Digest::of(name);
         let slot = store.slot(&digest);
-        let (_, upload) = store.upload(&mut *slot.lock().await).unwrap();
+        let (_, upload) = store.upload(&mut slot.lock().await.upload).unwrap();
         let body = futures_util::stream::iter([Ok::<_, std::io::Error>(bytes.into())]);
         store.spool.append(&upload, None, None, body).await.unwrap();
         (digest, slot)

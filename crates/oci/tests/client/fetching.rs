@@ -1,21 +1,22 @@
 //! What is asked for, and what comes of it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Request, Response, header};
+use tranship_core::fault::Explain as _;
 use tranship_core::ids::Digest;
 use tranship_oci::client::{
-    BodyStream, Client, ClientError, Login, Logins, Payload, Store, Transport, Wanted,
+    BodyStream, Client, ClientError, Login, Logins, Patience, Payload, Store, Transport, Wanted,
 };
 use tranship_oci::document::media;
 use tranship_oci::name::{Reference, Repository, Tag};
 
 use crate::common::{Client as Pusher, Engine, Image, gzip, limits, noise, plain, zstd};
 use crate::server::{
-    Node, Server, answer, broken, is_layer, me, patience, range_of, reading, spec, streamed, writing,
+    Me, Node, Server, answer, broken, is_layer, me, patience, range_of, reading, spec, streamed, writing,
 };
 
 fn three() -> Image {
@@ -161,8 +162,62 @@ async fn a_layer_that_was_put_together_wrongly_comes_once_more_and_no_more() {
     let (starts, took, spooled) = in_parts(0, 1, usize::MAX).await;
     let error = took.unwrap_err();
     assert!(matches!(error, ClientError::Digest { .. }), "{error}");
-    assert_eq!(starts, [None, at, None, at]);
+    // Each time in one piece.
+    assert_eq!(starts, [None, at, None, None, None, None]);
     assert_eq!(spooled, 0);
+}
+
+#[tokio::test]
+async fn a_layer_that_is_damaged_in_parts_is_given_up_over_any_number_of_connections() {
+    let image = Image::new("app", &[noise(1, 3 << 20)]);
+    let (layer, dead) = (image.layers[0].clone(), AtomicBool::new(false));
+    let server = {
+        let image = image.clone();
+        Server::lying(reading(&image.clone()), move |seen, _| {
+            if !is_layer(seen, &image) {
+                return None;
+            }
+            let range = [("content-range", "bytes 2097152-3145727/3145728")];
+            // A connection that broke is of no use to the next request.
+            let was_dead = dead.swap(false, Ordering::Relaxed);
+            Some(match range_of(seen) {
+                None if was_dead => streamed(200, &[], broken(Bytes::new())),
+                Some(_) if was_dead => streamed(206, &range, broken(Bytes::new())),
+                None => {
+                    dead.store(true, Ordering::Relaxed);
+                    streamed(200, &[], broken(layer.slice(..2 << 20)))
+                }
+                Some(_) => answer(206, &range, Bytes::from_iter(layer[2 << 20..].iter().map(|b| !b))),
+            })
+        })
+    };
+    let node = Node::new(server);
+    let once = Patience {
+        tries: 1,
+        ..patience()
+    };
+    let mut ends = Vec::new();
+    for _ in 0..9 {
+        let address = "reg.example".parse().unwrap();
+        let client = Client::new(address, Arc::clone(&node.server) as _, Arc::new(Me), once);
+        let (repository, spec) = (Repository::new("app").unwrap(), spec(&image));
+        let wanted = Wanted {
+            image: &spec,
+            held: 0,
+        };
+        let reference = Reference::Tag(Tag::new("1").unwrap());
+        let came = client.fetch(&repository, &reference, wanted, &node.store).await;
+        ends.push(came.unwrap_err().code());
+        if ends.last() != Some(&"registry.lost") {
+            break;
+        }
+    }
+    assert_eq!(ends.len(), 5, "{ends:?}");
+    assert_eq!(ends.pop(), Some("registry.digest"));
+    let seen = node.server.seen.lock().unwrap();
+    assert_eq!(seen.iter().filter(|seen| range_of(seen).is_some()).count(), 2);
+    drop(seen);
+    assert_eq!(node.spooled(), 0);
 }
 
 #[tokio::test]
