@@ -78,7 +78,7 @@ pub async fn run(context: &Context, args: &MigrateArgs) -> Vec<Fault> {
 
 /// Watches a migration that was begun before, and shows how it went.
 pub async fn watch_to_the_end(context: &Context, source: &mut Connection, id: &MigrationId) -> Vec<Fault> {
-    match watch(context, source, id).await {
+    match watch(context, source, id, &mut Noticed::default()).await {
         Ok(view) => {
             show_summary(context, &view);
             let mut faults: Vec<Fault> = view.fault.clone().into_iter().collect();
@@ -121,24 +121,92 @@ async fn one_of(
 ) -> Result<MigrationView, Fault> {
     let container = plan.spec().id.clone();
     let chosen = plan.options.mode == ModeRequest::Auto && plan.mode == Mode::Live;
-    let view = one(context, args, prepared, plan).await?;
+    let mut interrupts = Noticed::default();
+    let mut view = one(context, args, prepared, plan, &mut interrupts).await?;
     let put_back = view.departure == Some(DepartureState::RolledBack);
     let fault = match &view.fault {
         Some(fault) if chosen && put_back && fault.code == NOT_DUMPED => fault,
-        _ => return Ok(view),
+        _ => {
+            if chosen && put_back {
+                view.fault = view.fault.map(of_chosen_live);
+            }
+            return Ok(view);
+        }
     };
+    // It may have come when the first try was being put back already, which an abort does not change.
+    if interrupts.any {
+        return Ok(view);
+    }
     context.ui.warn(&format!("not in live mode: {}", fault.message));
     let named = ContainerName::new(container.as_str())
         .map_err(|error| Fault::new("name.invalid", FaultKind::Bug, error.to_string()))?;
     let (containers, options) = ([named], args.moves.options()?);
     let (source, destination) = (&prepared.source, &prepared.destination);
-    let again = plans(source, destination, &containers, &options, Some(&fault.message)).await;
+    let again = plans(source, destination, &containers, &options, Some(&fault.message));
+    let Some(again) = interrupts.unless_any(again).await else {
+        context.ui.say("interrupted: it is not moved in another mode");
+        return Ok(view);
+    };
     let again = again.map_err(|error| error.because(fault.message.clone()))?;
     show_plans(context, &again);
     refuse_conflicts(&again).map_err(|error| error.because(fault.message.clone()))?;
     match again.into_iter().next() {
-        Some(plan) => one(context, args, prepared, plan).await,
+        Some(plan) => one(context, args, prepared, plan, &mut interrupts).await,
         None => Ok(view),
+    }
+}
+
+/// A fault of a move for which `auto` took live mode: after one that the mode may have to do with, the same command would take it again.
+fn of_chosen_live(mut fault: Fault) -> Fault {
+    let other =
+        "live mode was chosen by `auto`, and would be again: --mode cold carries everything but memory";
+    let of_live = ["engine.", "live.", "health."]
+        .iter()
+        .any(|room| fault.code.starts_with(room));
+    if of_live {
+        let before = fault.hint.take().map(|hint| format!("{hint}; "));
+        fault.hint = Some(format!("{}{other}", before.unwrap_or_default()));
+    }
+    fault
+}
+
+/// Interrupts of one container's move, over all its tries: once they are heard they end nothing by themselves any more, so that one
+/// which comes between two tries would be lost to all.
+#[derive(Default)]
+struct Noticed {
+    /// From the first look at a migration on.
+    signals: Option<Interrupts>,
+    /// One came.
+    any: bool,
+}
+
+impl Noticed {
+    fn listen(&mut self) -> Result<(), Fault> {
+        if self.signals.is_none() {
+            self.signals = Some(Interrupts::new()?);
+        }
+        Ok(())
+    }
+
+    /// Waits for the next one. Whether there was one before.
+    async fn next(&mut self) -> bool {
+        match &mut self.signals {
+            Some(signals) => signals.next().await,
+            None => std::future::pending().await,
+        }
+        std::mem::replace(&mut self.any, true)
+    }
+
+    /// What comes of `work`, unless there is an interrupt before it is through, or was one before it began.
+    async fn unless_any<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        if self.any {
+            return None;
+        }
+        tokio::select! {
+            biased;
+            _ = self.next() => None,
+            done = work => Some(done),
+        }
     }
 }
 
@@ -147,6 +215,7 @@ async fn one(
     args: &MigrateArgs,
     prepared: &mut Prepared,
     plan: Plan,
+    interrupts: &mut Noticed,
 ) -> Result<MigrationView, Fault> {
     let id = plan.id.clone();
     let mut entry = Entry {
@@ -183,7 +252,7 @@ async fn one(
     context
         .ui
         .say(&format!("migration {id} of {} began", entry.container));
-    let view = watch(context, &mut prepared.source, &id).await;
+    let view = watch(context, &mut prepared.source, &id, interrupts).await;
     entry.outcome = Some(match &view {
         Ok(view) => view.fault.as_ref().map_or_else(
             || view.status.clone(),
@@ -250,12 +319,16 @@ pub async fn route(
 }
 
 /// Shows the migration until it is over. Interrupts ask it to end in order; a lost connection is made again.
-async fn watch(context: &Context, source: &mut Connection, id: &MigrationId) -> Result<MigrationView, Fault> {
+async fn watch(
+    context: &Context,
+    source: &mut Connection,
+    id: &MigrationId,
+    interrupts: &mut Noticed,
+) -> Result<MigrationView, Fault> {
     let mut progress = Progress::new(&context.ui);
     let mut losses = 0;
-    let mut interrupted = false;
     loop {
-        match follow(context, source, id, &mut progress, &mut interrupted).await {
+        match follow(context, source, id, &mut progress, interrupts).await {
             Ok(()) => match finished_view(source, id).await {
                 Ok(view) => return Ok(view),
                 Err(fault) if losses >= RECONNECTS => return Err(lost(id, &fault)),
@@ -263,7 +336,7 @@ async fn watch(context: &Context, source: &mut Connection, id: &MigrationId) -> 
             },
             Err(fault) if losses >= RECONNECTS => return Err(lost(id, &fault)),
             // An interrupt at a terminal reaches ssh too, and its end is no surprise then.
-            Err(_) if interrupted => context
+            Err(_) if interrupts.any => context
                 .ui
                 .say("connecting to the source again, to see how it ends"),
             Err(fault) => context
@@ -297,11 +370,11 @@ async fn follow(
     source: &Connection,
     id: &MigrationId,
     progress: &mut Progress,
-    interrupted: &mut bool,
+    interrupts: &mut Noticed,
 ) -> Result<(), Fault> {
     let mut events = source.client.events(id).await?;
-    let mut signals = Interrupts::new()?;
-    if *interrupted {
+    interrupts.listen()?;
+    if interrupts.any {
         // An interrupt at a terminal ends ssh too, perhaps before it carried the request.
         match source.client.abort(id).await {
             Ok(()) => {}
@@ -328,14 +401,13 @@ async fn follow(
                     }
                 }
             },
-            () = signals.next() => {
-                context.ui.say(if *interrupted {
+            again = interrupts.next() => {
+                context.ui.say(if again {
                     "interrupted again: the source was asked already and goes back in order; it does so without this \
                      program too, and `tranship status` shows how it ends"
                 } else {
                     "interrupted: asking the source to roll back"
                 });
-                *interrupted = true;
                 match source.client.abort(id).await {
                     Ok(()) => {}
                     Err(fault) if fault.code == "migrate.too-late" => {
@@ -384,4 +456,43 @@ async fn finished_view(source: &Connection, id: &MigrationId) -> Result<Migratio
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{Signal, getpid, kill_process};
+
+    use super::*;
+
+    #[test]
+    fn whoever_let_auto_choose_live_mode_is_told_of_another_one() {
+        let hint = |code: &str, hint: Option<&str>| {
+            let fault = Fault::new(code, FaultKind::RolledBack, "it did not work");
+            of_chosen_live(hint.into_iter().fold(fault, Fault::with_hint)).hint
+        };
+        for code in ["engine.failed", "live.files", "health.exited"] {
+            let told = hint(code, None).unwrap();
+            assert!(told.starts_with("live mode was chosen") && told.contains("--mode cold"));
+            let told = hint(code, Some("look")).unwrap();
+            assert!(told.starts_with("look; ") && told.contains("--mode cold"));
+        }
+        for code in ["migrate.aborted", "wire.lost", "registry.digest"] {
+            assert_eq!(hint(code, Some("look")).unwrap(), "look");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_interrupt_between_two_tries_is_not_lost() {
+        let mut interrupts = Noticed::default();
+        interrupts.listen().unwrap();
+        assert_eq!(interrupts.unless_any(std::future::ready(1)).await, Some(1));
+        // Nobody looks when it comes.
+        kill_process(getpid(), Signal::INT).unwrap();
+        let slow = tokio::time::sleep(Duration::from_secs(600));
+        assert_eq!(interrupts.unless_any(slow).await, None);
+        assert!(interrupts.any);
+        assert_eq!(interrupts.unless_any(std::future::ready(1)).await, None);
+        kill_process(getpid(), Signal::TERM).unwrap();
+        assert!(interrupts.next().await, "it is the second one");
+    }
 }
