@@ -87,7 +87,10 @@ impl NodeImages {
     fn registry(&self, address: &str) -> Result<(Address, Arc<Client>), Fault> {
         let address: Address = address.parse().map_err(Fault::from)?;
         let logins = Arc::new(self.docker.clone());
-        let client = Client::new(address.clone(), Arc::new(Https), logins, Patience::default());
+        let transport = Arc::new(Https {
+            registry: address.host().to_owned(),
+        });
+        let client = Client::new(address.clone(), transport, logins, Patience::default());
         Ok((address, client))
     }
 }
@@ -427,15 +430,18 @@ impl Transport for OverStream {
     }
 }
 
-/// Requests to registries elsewhere.
-struct Https;
+/// Requests to a registry elsewhere, and to where it leads.
+struct Https {
+    /// `host[:port]` of the registry itself.
+    registry: String,
+}
 
 #[async_trait]
 impl Transport for Https {
     async fn send(&self, request: Request<Payload>) -> io::Result<Response<BodyStream>> {
         let uri = request.uri();
         let roots = match (uri.scheme_str(), uri.authority()) {
-            (Some("https"), Some(host)) => Some(trust::roots(host.as_str()).await?),
+            (Some("https"), Some(host)) => Some(trust::roots(host.as_str(), &self.registry).await?),
             _ => None,
         };
         let response = tranship_wire::https::send(request.map(body), roots.as_ref()).await;

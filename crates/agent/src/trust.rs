@@ -4,6 +4,7 @@
 use std::io;
 use std::path::Path;
 
+use tranship_oci::client::BadCertificates;
 use tranship_wire::https::Roots;
 
 /// Where systems keep the certificates that they trust; the first one that is there counts.
@@ -27,27 +28,33 @@ struct Trust {
     client: Option<(Vec<u8>, Vec<u8>)>,
 }
 
-/// The certificates for a registry, `host[:port]`.
+/// The certificates for a host, `host[:port]`, that is asked for the sake of a registry. Only the registry itself is shown who we are: it
+/// leads to hosts of its choice.
 ///
 /// # Errors
-/// If there is none at all; if one for its clients is of no use.
-pub(crate) async fn roots(host: &str) -> io::Result<Roots> {
-    let host = host.to_owned();
-    let read =
-        tokio::task::spawn_blocking(move || read(&host, &BUNDLES.map(Path::new), Path::new(OF_DOCKER)));
-    let trust = read.await.map_err(io::Error::other)??;
+/// [`BadCertificates`] within, if there is none at all; if one for its clients is of no use.
+pub(crate) async fn roots(host: &str, registry: &str) -> io::Result<Roots> {
+    let (host, shown) = (host.to_owned(), host.eq_ignore_ascii_case(registry));
+    let read = tokio::task::spawn_blocking(move || {
+        read(&host, shown, &BUNDLES.map(Path::new), Path::new(OF_DOCKER))
+    });
+    let trust = read.await.map_err(io::Error::other)?.map_err(useless)?;
     let client = trust.client.as_ref().map(|(cert, key)| (&cert[..], &key[..]));
-    Roots::with_client(trust.roots.iter().map(Vec::as_slice), client).map_err(|error| match &client {
-        Some(_) => io::Error::other(format!(
-            "its certificates below {OF_DOCKER} are of no use: {error}"
-        )),
-        None => io::Error::other(
-            "this node trusts no certificates at all; install its package of them (ca-certificates)",
-        ),
+    Roots::with_client(trust.roots.iter().map(Vec::as_slice), client).map_err(|error| {
+        useless(match &client {
+            Some(_) => format!("those below {OF_DOCKER} are of no use: {error}"),
+            None => "this node trusts none at all; install its package of them (ca-certificates)".into(),
+        })
     })
 }
 
-fn read(host: &str, bundles: &[&Path], of_docker: &Path) -> io::Result<Trust> {
+/// What no other try mends.
+fn useless(why: impl ToString) -> io::Error {
+    io::Error::other(BadCertificates(why.to_string()))
+}
+
+/// What is there for a host; a certificate to be `shown` only if it is wanted.
+fn read(host: &str, shown: bool, bundles: &[&Path], of_docker: &Path) -> io::Result<Trust> {
     let mut trust = Trust {
         roots: bundles
             .iter()
@@ -64,21 +71,39 @@ fn read(host: &str, bundles: &[&Path], of_docker: &Path) -> io::Result<Trust> {
     let mut paths: Vec<_> = own.flatten().map(|entry| entry.path()).collect();
     // Of several for clients, the first one by its name is shown.
     paths.sort();
+    let mut wanted = shown;
     for path in paths {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("crt") => trust.roots.extend(std::fs::read(&path)),
-            Some("cert") if trust.client.is_none() => {
-                // Without it the registry would say no to somebody whom it should know, and nobody would know why.
-                let needed = |path: &Path| {
-                    std::fs::read(path)
-                        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
-                };
-                trust.client = Some((needed(&path)?, needed(&path.with_extension("key"))?));
+            Some("cert") if wanted => {
+                wanted = false;
+                trust.client = one_to_show(&path, |path| std::fs::read(path))?;
             }
             _ => {}
         }
     }
     Ok(trust)
+}
+
+/// A certificate and its key. Both may be closed to an agent that is not root's: it is a stranger to the registry then, as it is without
+/// any, and many let strangers read. Where one is missing the registry would say no to somebody whom it should know, and nobody would
+/// know why.
+fn one_to_show(
+    path: &Path,
+    read: impl Fn(&Path) -> io::Result<Vec<u8>>,
+) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
+    let both = [path, &path.with_extension("key")].map(|path| {
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        read(path).map_err(named)
+    });
+    match both {
+        [Ok(certificate), Ok(key)] => Ok(Some((certificate, key))),
+        [Err(error), _] | [_, Err(error)] if error.kind() == io::ErrorKind::PermissionDenied => {
+            tracing::warn!(%error, "a registry is asked without the certificate that it may want to see");
+            Ok(None)
+        }
+        [Err(error), _] | [_, Err(error)] => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -94,7 +119,10 @@ mod tests {
         std::fs::write(own.join("client.key"), "secret").unwrap();
         let bundle = directory.path().join("bundle");
         std::fs::write(&bundle, "all").unwrap();
-        let read = |host: &str| super::read(host, &[Path::new("/nowhere"), &bundle], directory.path());
+        let read_as = |host: &str, shown: bool| {
+            super::read(host, shown, &[Path::new("/nowhere"), &bundle], directory.path())
+        };
+        let read = |host: &str| read_as(host, true);
         let roots = |host: &str| read(host).unwrap().roots;
         assert_eq!(roots("r:5000"), [b"all".to_vec(), b"one".to_vec()]);
         assert_eq!(read("r:5000").unwrap().client, None);
@@ -106,6 +134,9 @@ mod tests {
         let trust = read("r:5000").unwrap();
         assert_eq!(trust.client, Some((b"cert 1".to_vec(), b"secret".to_vec())));
         assert_eq!(trust.roots.len(), 2);
+        // Where a registry leads to, nobody is told who we are.
+        let elsewhere = read_as("r:5000", false).unwrap();
+        assert_eq!((elsewhere.roots.len(), elsewhere.client), (2, None));
         for other in ["r", "r:5001", "../r:5000", "."] {
             let nothing = Trust {
                 roots: vec![b"all".to_vec()],
@@ -113,5 +144,31 @@ mod tests {
             };
             assert_eq!(read(other).unwrap(), nothing, "{other}");
         }
+    }
+    #[test]
+    fn a_key_that_is_closed_to_the_agent_is_done_without() {
+        use io::ErrorKind::{InvalidData, NotFound, PermissionDenied};
+        for (closed, kind, fails) in [
+            ("r.key", PermissionDenied, false),
+            ("r.cert", PermissionDenied, false),
+            ("r.key", NotFound, true),
+            ("r.key", InvalidData, true),
+        ] {
+            let read = |path: &Path| match path.ends_with(closed) {
+                true => Err(kind.into()),
+                false => Ok(b"x".to_vec()),
+            };
+            match one_to_show(Path::new("/certs/r.cert"), read) {
+                Ok(shown) => assert!(!fails && shown.is_none(), "{closed} {kind}"),
+                Err(error) => assert!(fails && error.to_string().contains(closed), "{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_of_no_use_is_told_as_that() {
+        let error = useless("no key");
+        let within = error.get_ref().and_then(|inner| inner.downcast_ref());
+        assert!(matches!(within, Some(BadCertificates(why)) if why == "no key"));
     }
 }

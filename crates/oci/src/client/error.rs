@@ -146,6 +146,14 @@ pub enum ClientError {
         /// Why. Never holds a secret.
         message: String,
     },
+    /// Certificates of this node's, which are of no use.
+    #[error("the certificates for {registry} are of no use: {message}")]
+    Certificates {
+        /// The registry.
+        registry: String,
+        /// Which ones, and why.
+        message: String,
+    },
     /// A document or layer that is refused, the spool, or the engine.
     #[error(transparent)]
     Oci(#[from] OciError),
@@ -181,6 +189,7 @@ impl Explain for ClientError {
             Self::Answer { .. } => "registry.answer",
             Self::Address { .. } => "registry.address",
             Self::Credentials { .. } => "registry.credentials",
+            Self::Certificates { .. } => "registry.certificates",
             Self::Oci(error) => error.code(),
         }
     }
@@ -197,6 +206,9 @@ impl Explain for ClientError {
             }
             Self::Partial { .. } => {
                 "an index is pushed whole or not at all, and of this one not all platforms are here; use --image-strategy layers or stream".into()
+            }
+            Self::Certificates { .. } => {
+                "a certificate NAME.cert in /etc/docker/certs.d/HOST:PORT on that node needs its NAME.key beside it".into()
             }
             Self::Busy { .. } => "try again later, or use --image-strategy stream".into(),
             Self::Insecure { .. } => {

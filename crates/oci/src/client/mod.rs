@@ -63,9 +63,15 @@ pub trait Transport: Send + Sync {
     /// Sends one request, and returns when the header of the answer came.
     ///
     /// # Errors
-    /// That nobody is reached, or that the connection broke. Any status is an answer.
+    /// That nobody is reached, or that the connection broke; [`BadCertificates`] within it, where it could not even begin. Any status is
+    /// an answer.
     async fn send(&self, request: Request<Payload>) -> std::io::Result<Response<BodyStream>>;
 }
+
+/// Certificates of this node's that are of no use, which no other try mends. Goes within the error of [`Transport::send`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadCertificates(pub String);
 
 /// How much patience a client has.
 #[derive(Debug, Clone, Copy)]

@@ -8,15 +8,18 @@ use http::{Method, Response, StatusCode, header};
 
 use super::request::{Ask, text};
 use super::{BodyStream, Client, ClientError};
+use crate::name::Repository;
 
 /// How long a registry is asked to let go of an upload. Nobody waits for it.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// An upload that a registry has begun. Dropped before it is [`Opened::done`], it is cancelled, as well as that goes.
+/// An upload that a registry has begun. Dropped before it is [`Opened::done`], it is cancelled, as well as that goes and where it surely is
+/// one.
 pub(super) struct Opened {
     client: Weak<Client>,
     location: String,
     scope: String,
+    /// Nothing is to be cancelled.
     done: bool,
 }
 
@@ -57,14 +60,33 @@ impl Drop for Opened {
 
 impl Client {
     /// The upload that an answer tells of, if it says where.
-    pub(super) fn opened(&self, answer: &Response<BodyStream>, scope: &str) -> Option<Opened> {
+    pub(super) fn opened(
+        &self,
+        answer: &Response<BodyStream>,
+        repository: &Repository,
+        scope: &str,
+    ) -> Option<Opened> {
         let location = text(answer.headers(), &header::LOCATION)?;
         Some(Opened {
             client: self.me.clone(),
             location: location.to_owned(),
             scope: scope.to_owned(),
-            done: false,
+            done: !self.is_upload(location, repository),
         })
+    }
+
+    /// Whether this is surely an upload into the repository at the registry itself. A registry says where, and what it names is deleted: it
+    /// could be anything that this node reaches.
+    fn is_upload(&self, location: &str, repository: &Repository) -> bool {
+        let what = "an upload";
+        let (Ok(own), Ok(at)) = (self.uri("/v2/", what), self.uri(location, what)) else {
+            return false;
+        };
+        let uploads = format!("/v2/{}/blobs/uploads/", repository.as_str());
+        let id = at.path().strip_prefix(&uploads).unwrap_or_default();
+        // Some see a way up in dots, also in those that are written otherwise.
+        let plain = !id.contains(['%', '\\']) && id.split('/').all(|part| !matches!(part, "." | ".."));
+        at.authority() == own.authority() && !id.is_empty() && plain
     }
 
     async fn cancel(&self, location: String, scope: &str) -> Result<(), ClientError> {

@@ -203,7 +203,7 @@ impl Client {
             match answer.status() {
                 StatusCode::CREATED => return Ok(false),
                 // Begun in place of a mount. One that was begun so before is dropped, and with that cancelled.
-                StatusCode::ACCEPTED => opened = self.opened(&answer, &scope).or(opened),
+                StatusCode::ACCEPTED => opened = self.opened(&answer, repository, &scope).or(opened),
                 _ => {}
             }
         }
@@ -215,7 +215,7 @@ impl Client {
                 if answer.status() != StatusCode::ACCEPTED {
                     return Err(self.refusal(answer, &what).await);
                 }
-                self.opened(&answer, &scope)
+                self.opened(&answer, repository, &scope)
                     .ok_or_else(|| self.nonsense(&what, "it does not say where to"))?
             }
         };

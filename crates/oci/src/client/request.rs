@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use tokio::time::timeout;
 
 use super::auth::{Challenge, Login, secret};
-use super::{BodyStream, Client, ClientError, Payload};
+use super::{BadCertificates, BodyStream, Client, ClientError, Payload};
 use crate::document::media;
 
 /// How often a request is led on.
@@ -174,7 +174,7 @@ impl Client {
                 self.patience.document
             };
             match timeout(patience, &mut sent).await {
-                Ok(sent) => return sent.map_err(|error| self.lost(&error)),
+                Ok(sent) => return sent.map_err(|error| self.unsent(&error)),
                 Err(_) => {
                     let now = taken.load(Ordering::Relaxed);
                     if now == before {
@@ -192,8 +192,22 @@ impl Client {
         pause: Duration,
     ) -> Result<Response<BodyStream>, ClientError> {
         match timeout(pause, self.transport.send(request)).await {
-            Ok(sent) => sent.map_err(|error| self.lost(&error)),
+            Ok(sent) => sent.map_err(|error| self.unsent(&error)),
             Err(_) => Err(self.lost(&"no answer came")),
+        }
+    }
+
+    /// Why there is no answer to what was sent.
+    fn unsent(&self, error: &std::io::Error) -> ClientError {
+        match error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<BadCertificates>())
+        {
+            Some(bad) => ClientError::Certificates {
+                registry: self.name(),
+                message: bad.to_string(),
+            },
+            None => self.lost(error),
         }
     }
 
@@ -220,7 +234,7 @@ impl Client {
     }
 
     /// The address of a path, or a whole address that the registry gave, if it is guarded as the registry is.
-    fn uri(&self, path: &str, what: &str) -> Result<Uri, ClientError> {
+    pub(super) fn uri(&self, path: &str, what: &str) -> Result<Uri, ClientError> {
         let whole = match path.starts_with('/') {
             true => format!("{}{path}", self.address.base()),
             false => path.to_owned(),

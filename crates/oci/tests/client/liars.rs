@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use http::Method;
+use http::{Method, Request, Response};
 use serde_json::json;
 use tranship_core::ids::Digest;
+use tranship_oci::client::{BadCertificates, BodyStream, Client, Payload, Transport};
 use tranship_oci::document::media;
 
 use crate::common::{Client as Pusher, Engine, Image, gzip, limits, noise};
 use crate::server::{
-    Node, Seen, Server, answer, broken, is_layer, is_manifest, me, reading, streamed, writing,
+    Me, Node, Seen, Server, answer, broken, is_layer, is_manifest, me, patience, reading, streamed, writing,
 };
 
 fn image() -> Image {
@@ -21,9 +22,7 @@ fn image() -> Image {
 }
 
 /// A server that answers requests for layers so.
-fn layers(
-    lie: impl Fn(&Seen, &Image) -> http::Response<tranship_oci::client::BodyStream> + Send + Sync + 'static,
-) -> Node {
+fn layers(lie: impl Fn(&Seen, &Image) -> Response<BodyStream> + Send + Sync + 'static) -> Node {
     let image = image();
     Node::new(Server::lying(reading(&image), move |seen, _| {
         is_layer(seen, &image).then(|| lie(seen, &image))
@@ -31,9 +30,7 @@ fn layers(
 }
 
 /// A server that answers requests for manifests so.
-fn manifests(
-    lie: impl Fn(&Seen) -> http::Response<tranship_oci::client::BodyStream> + Send + Sync + 'static,
-) -> Node {
+fn manifests(lie: impl Fn(&Seen) -> Response<BodyStream> + Send + Sync + 'static) -> Node {
     Node::new(Server::lying(reading(&image()), move |seen, _| {
         is_manifest(seen).then(|| lie(seen))
     }))
@@ -334,6 +331,29 @@ async fn a_registry_that_falls_silent() {
     };
     silent(false).refuses(&image(), "registry.lost").await;
     silent(true).refuses(&image(), "registry.lost").await;
+}
+
+/// Cannot even begin.
+#[derive(Default)]
+struct Unready(AtomicUsize);
+
+#[async_trait::async_trait]
+impl Transport for Unready {
+    async fn send(&self, _request: Request<Payload>) -> std::io::Result<Response<BodyStream>> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Err(std::io::Error::other(BadCertificates("no key".into())))
+    }
+}
+
+#[tokio::test]
+async fn certificates_of_no_use_are_no_lost_connection() {
+    let node = Node::new(Server::new(reading(&image())));
+    let transport = Arc::new(Unready::default());
+    let address = "reg.example".parse().unwrap();
+    let client = Client::new(address, Arc::clone(&transport) as _, Arc::new(Me), patience());
+    let node = Node { client, ..node };
+    node.refuses(&image(), "registry.certificates").await;
+    assert_eq!(transport.0.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]

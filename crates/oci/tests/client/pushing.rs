@@ -267,24 +267,44 @@ async fn an_upload_that_became_a_blob_is_not_cancelled() {
 }
 
 #[tokio::test]
-async fn an_upload_elsewhere_is_cancelled_without_the_password() {
+async fn only_what_is_an_upload_at_the_registry_itself_is_cancelled() {
     let image = Image::new("app", &[noise(1, 1000)]);
     let source = Engine::with(&[("app:1", &image)]);
-    let spool = tempfile::tempdir().unwrap();
-    let registry = writing(Engine::with(&[]), Some(me()), &spool.path().join("s"));
-    let node = Node::new(Server::lying(registry, |seen, _| {
-        if seen.url.starts_with("https://store.example/") {
-            assert!(seen.header("authorization").is_none());
-            return Some(answer(400, &[], ""));
-        }
-        let location = [("location", "https://store.example/upload?signed=1")];
-        let begins = seen.method == Method::POST && seen.header("authorization").is_some();
-        begins.then(|| answer(202, &location, ""))
-    }));
-    push(&node, &source, &image, &[]).await.unwrap_err();
-    cancelled(&node.server, 1).await;
-    let at = "https://store.example/upload?signed=1";
-    assert_eq!(node.server.count(&Method::DELETE, at), 1);
+    for (location, times) in [
+        ("/v2/tranship/blobs/uploads/x?state=1", 1),
+        ("https://REG.example/v2/tranship/blobs/uploads/x", 1),
+        ("https://store.example/upload?signed=1", 0),
+        ("https://store.example/v2/tranship/blobs/uploads/x", 0),
+        ("https://reg.example:8443/v2/tranship/blobs/uploads/x", 0),
+        ("/v2/other/blobs/uploads/x", 0),
+        ("/v2/tranship/manifests/x", 0),
+        ("/v2/tranship/blobs/uploads/", 0),
+        ("/v2/tranship/blobs/uploads/../../manifests/x", 0),
+        ("/v2/tranship/blobs/uploads/%2e%2e/x", 0),
+    ] {
+        let spool = tempfile::tempdir().unwrap();
+        let registry = writing(Engine::with(&[]), Some(me()), &spool.path().join("s"));
+        let node = Node::new(Server::lying(registry, move |seen, _| {
+            if seen.url.starts_with("https://store.example/") {
+                assert!(seen.header("authorization").is_none());
+            }
+            match seen.method {
+                Method::POST if seen.header("authorization").is_some() => {
+                    Some(answer(202, &[("location", location)], ""))
+                }
+                Method::PUT => Some(answer(400, &[], "")),
+                Method::DELETE => Some(answer(204, &[], "")),
+                _ => None,
+            }
+        }));
+        push(&node, &source, &image, &[]).await.unwrap_err();
+        // It is sent wherever the registry says.
+        assert_eq!(node.server.count(&Method::PUT, "digest="), 1, "{location}");
+        cancelled(&node.server, times).await;
+        // Longer than it would have waited.
+        tokio::time::sleep(patience().breath * 100).await;
+        assert_eq!(node.server.count(&Method::DELETE, "/"), times, "{location}");
+    }
 }
 
 #[tokio::test]
