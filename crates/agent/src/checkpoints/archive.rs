@@ -179,8 +179,8 @@ impl Export {
     ///
     /// # Errors
     /// `checkpoint.damaged`, `checkpoint.stream`.
-    pub(super) fn write(&self, out: impl Write) -> Result<(), CheckpointError> {
-        let described = self.described()?;
+    pub(super) fn write(&self, mut out: impl Write) -> Result<(), CheckpointError> {
+        let described = self.described(&mut out)?;
         let out = self.encoder(BufWriter::with_capacity(BUFFER, out))?;
         let out = self.write_plain(&described, out)?;
         out.finish().and_then(|mut out| out.flush()).map_err(stream)
@@ -202,9 +202,9 @@ impl Export {
         Encoder::new(out, format, Some(1)).map_err(|error| stream(io::Error::other(error)))
     }
 
-    /// The first look at the images.
-    pub(super) fn described(&self) -> Result<Described, CheckpointError> {
-        let (description, inner) = self.describe()?;
+    /// The first look at the images, for `out`, which gets nothing of it.
+    pub(super) fn described(&self, out: impl Write) -> Result<Described, CheckpointError> {
+        let (description, inner) = self.describe(out)?;
         let text = serde_json::to_vec(&description).map_err(|error| stream(error.into()))?;
         if text.len() as u64 > LONGEST_DESCRIPTION {
             return Err(bad("its description is too long".into()));
@@ -245,9 +245,9 @@ impl Export {
     }
 
     /// Describes what will follow, and says how long the images are as an archive of their own.
-    fn describe(&self) -> Result<(Description, u64), CheckpointError> {
+    fn describe(&self, out: impl Write) -> Result<(Description, u64), CheckpointError> {
         let mut found = Vec::new();
-        let mut counted = Writer::new(Counter(0));
+        let mut counted = Writer::new(Silent { out, bytes: 0 });
         let (about, file) = (&self.about, &self.file);
         // The description can be read by everybody.
         let listed = self.memory == ArchiveMemory::Unencrypted;
@@ -300,7 +300,7 @@ impl Export {
         };
         // What could not come back is not written.
         description.check()?;
-        Ok((description, counted.finish().map_err(unwritten)?.0))
+        Ok((description, counted.finish().map_err(unwritten)?.bytes))
     }
 
     fn images_into<W: Write>(&self, archive: &mut Writer<W>, below: &str) -> Result<(), CheckpointError> {
@@ -332,17 +332,22 @@ pub(super) fn unwritten(error: WriteError) -> CheckpointError {
     stream(images::io_of(error))
 }
 
-/// Counts bytes.
-struct Counter(u64);
+/// Counts bytes, of which `out` gets none. It is only asked whether it still takes any: a look at many images takes long, and whoever
+/// wanted to have them may have left.
+pub(super) struct Silent<W> {
+    pub(super) out: W,
+    pub(super) bytes: u64,
+}
 
-impl Write for Counter {
+impl<W: Write> Write for Silent<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 += bytes.len() as u64;
+        self.out.flush()?;
+        self.bytes += bytes.len() as u64;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        self.out.flush()
     }
 }
 

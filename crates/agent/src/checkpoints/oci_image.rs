@@ -20,7 +20,7 @@ use tranship_core::node::EngineFacts;
 use tranship_oci::document::media;
 use tranship_oci::name::{Repository, Tag};
 
-use super::archive::{Content, Described, Export, stream, unwritten};
+use super::archive::{Content, Described, Export, Silent, stream, unwritten};
 use super::error::CheckpointError;
 use super::images::BUFFER;
 use super::store::About;
@@ -131,9 +131,13 @@ impl ImageExport {
     ///
     /// # Errors
     /// `checkpoint.damaged`, `checkpoint.stream`.
-    pub(super) fn write(&self, out: impl Write) -> Result<(), CheckpointError> {
-        let described = self.archive.described()?;
-        let layer = self.layer_into(&described, io::sink())?;
+    pub(super) fn write(&self, mut out: impl Write) -> Result<(), CheckpointError> {
+        let described = self.archive.described(&mut out)?;
+        let silent = Silent {
+            out: &mut out,
+            bytes: 0,
+        };
+        let layer = self.layer_into(&described, silent)?;
         let mut image = Writer::new(BufWriter::with_capacity(BUFFER, out));
         document(
             &mut image,

@@ -87,7 +87,11 @@ pub struct StreamWriter {
 impl StreamWriter {
     fn pass_on(&mut self) -> io::Result<()> {
         if self.buffer.is_empty() {
-            return Ok(());
+            // Whoever has nothing to write for long asks so whether anybody still listens.
+            return match self.pieces.is_closed() {
+                true => Err(io::ErrorKind::BrokenPipe.into()),
+                false => Ok(()),
+            };
         }
         let next = BytesMut::with_capacity(2 * PIECE);
         let piece = std::mem::replace(&mut self.buffer, next).freeze();
@@ -151,4 +155,31 @@ where
         receiver.recv().await.map(|piece| (piece, receiver))
     });
     Ok(Box::pin(futures_util::stream::iter(first).chain(rest)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_writer_without_bytes_sees_that_nobody_listens_any_more() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (go_on, wait) = std::sync::mpsc::channel::<()>();
+        let writing = tokio::spawn(writer(move |out| {
+            tell.send(out.flush()).unwrap();
+            wait.recv().unwrap();
+            tell.send(out.flush()).unwrap();
+            Ok(())
+        }));
+        let told = tokio::task::spawn_blocking(move || (told.recv().unwrap(), told)).await;
+        let (first, told) = told.unwrap();
+        assert!(first.is_ok());
+        writing.abort();
+        assert!(writing.await.is_err());
+        go_on.send(()).unwrap();
+        let second = tokio::task::spawn_blocking(move || told.recv().unwrap())
+            .await
+            .unwrap();
+        assert_eq!(second.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
 }

@@ -70,15 +70,18 @@ impl Room {
         }
     }
 
-    /// The files of the image, by name and in their order.
-    fn image(&self, compress: bool) -> Vec<(String, Vec<u8>)> {
+    fn export(&self, compress: bool) -> ImageExport {
         let spec = memory::bare_spec("Web", &memory::image("app:1", 2));
-        let export = ImageExport {
+        ImageExport {
             archive: self.archive(compress),
             facts: ImageFacts::new(&spec, &self.about(), &memory::facts(), "4.2.1"),
-        };
+        }
+    }
+
+    /// The files of the image, by name and in their order.
+    fn image(&self, compress: bool) -> Vec<(String, Vec<u8>)> {
         let mut written = Vec::new();
-        export.write(&mut written).unwrap();
+        self.export(compress).write(&mut written).unwrap();
         let mut archive = tranship_archive::reader::Reader::new(
             written.as_slice(),
             tranship_archive::reader::ReadOptions::strict(),
@@ -197,5 +200,50 @@ fn only_what_can_be_a_name_is_one() {
     assert_eq!(reference("a._b", "one"), None);
     for (version, number) in [("4.2.1", "40201"), ("4.2", "40200"), ("", "")] {
         assert_eq!(criu_number(version), number);
+    }
+}
+
+/// Is asked whether it still takes something, and does so often, and then no more.
+#[derive(Default)]
+struct Leaves {
+    after: usize,
+    asked: usize,
+    written: usize,
+}
+
+impl Write for Leaves {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.written += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.asked += 1;
+        match self.asked > self.after {
+            true => Err(io::ErrorKind::BrokenPipe.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn whoever_left_before_the_first_byte_is_not_written_for() {
+    let room = Room::new();
+    let mut all = Leaves {
+        after: usize::MAX,
+        ..Leaves::default()
+    };
+    room.archive(true).described(&mut all).unwrap();
+    // While the images are described, and while the layer is measured.
+    for after in [0, all.asked] {
+        for compress in [true, false] {
+            let mut leaves = Leaves {
+                after,
+                ..Leaves::default()
+            };
+            let error = room.export(compress).write(&mut leaves).unwrap_err();
+            assert!(matches!(error, CheckpointError::Stream(_)), "{error}");
+            assert_eq!((leaves.asked, leaves.written), (after + 1, 0));
+        }
     }
 }
