@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -260,6 +261,32 @@ impl ImageWays for NodeImages {
 
     fn keeps(&self) -> bool {
         self.store.get().is_some_and(|store| store.keeps())
+    }
+
+    async fn make_room(&self, bytes: u64) {
+        let Some(store) = self.store.get().cloned() else {
+            return;
+        };
+        let made = tokio::task::spawn_blocking(move || store.make_room(bytes)).await;
+        if let Ok(Err(error)) = made {
+            // The engine will say whether there is room.
+            tracing::warn!(%error, "what is kept of layers cannot make way");
+        }
+    }
+
+    async fn kept_bytes(&self, directory: &Path) -> u64 {
+        let Some(store) = self.store.get().cloned() else {
+            return 0;
+        };
+        let both = [self.directory.clone(), directory.to_owned()];
+        let looked = tokio::task::spawn_blocking(move || {
+            let [here, there] = both.map(|path| std::fs::metadata(path).map(|found| found.dev()).ok());
+            match here.is_some() && here == there {
+                true => store.idle_bytes(),
+                false => 0,
+            }
+        });
+        looked.await.unwrap_or_default()
     }
 }
 

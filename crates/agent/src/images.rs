@@ -10,6 +10,7 @@ use tranship_core::fault::FaultKind;
 use tranship_core::ids::Digest;
 use tranship_core::image::ImageSpec;
 use tranship_core::{EngineError, Fault};
+use tranship_migrate::images::room_of;
 
 use crate::state::Agent;
 
@@ -89,6 +90,7 @@ impl Agent {
     pub async fn import_image(&self, archive: ByteStream) -> Result<(), Fault> {
         // It goes on when the caller's connection is gone.
         let _loading = self.loading();
+        self.registry.ports().images.make_room(room_of(None)).await;
         Ok(self.engine().import_image(archive).await?)
     }
 

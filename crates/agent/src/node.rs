@@ -16,6 +16,7 @@ use tranship_core::node::{
 use tranship_core::storage::{ElementAt, ElementPlace, VolumeUser};
 use tranship_core::{ContainerSpec, Engine, Fault};
 use tranship_migrate::Ports;
+use tranship_migrate::images::ImageWays;
 
 use crate::guids::Guids;
 
@@ -37,18 +38,18 @@ pub fn now_ms() -> u64 {
     now
 }
 
-/// Collects the facts about this node.
+/// Collects the facts about this node. What `images` keeps of layers makes way for others, and counts as free.
 ///
 /// # Errors
 /// What the engine says; what the kernel does not tell is left out.
-pub async fn facts(engine: &dyn Engine) -> Result<NodeFacts, Fault> {
+pub async fn facts(engine: &dyn Engine, images: &dyn ImageWays) -> Result<NodeFacts, Fault> {
     let engine_facts = engine.facts().await?;
     let user_id = rustix::process::getuid().as_raw();
     let direct_layers = user_id == 0
         && engine_facts.image_store == ImageStore::Classic
         && engine_facts.storage_driver == "overlay2";
     let direct_files = reaches_files(user_id, &engine_facts);
-    let (free_bytes, free_inodes) = free(&engine_facts);
+    let (free_bytes, free_inodes) = free(&engine_facts, images).await;
     let mut limits = Vec::new();
     if user_id != 0 {
         limits.push(
@@ -83,20 +84,22 @@ pub async fn facts(engine: &dyn Engine) -> Result<NodeFacts, Fault> {
 
 /// Bytes and inodes free for the engine's data. Where containerd keeps images and layers, the smaller of both: each has to take in a
 /// part of what comes.
-fn free(engine: &EngineFacts) -> (Option<u64>, Option<u64>) {
+async fn free(engine: &EngineFacts, images: &dyn ImageWays) -> (Option<u64>, Option<u64>) {
     let mut roots = vec![engine.root_directory.as_str()];
     if engine.containerd_seen {
         roots.push(&engine.containerd_root);
     }
-    let spaces: Option<Vec<_>> = roots
-        .iter()
-        .map(|root| rustix::fs::statvfs(Path::new(root)).ok())
-        .collect();
-    let spaces = spaces.unwrap_or_default();
-    let bytes = spaces.iter().map(|s| s.f_bavail.saturating_mul(s.f_frsize)).min();
-    // Some file systems (btrfs) have no fixed number of inodes and say 0 of 0.
-    let inodes = spaces.iter().filter(|s| s.f_files > 0).map(|s| s.f_favail).min();
-    (bytes, inodes)
+    let (mut bytes, mut inodes) = (Vec::new(), Vec::new());
+    for root in roots.into_iter().map(Path::new) {
+        let Ok(space) = rustix::fs::statvfs(root) else {
+            return (None, None);
+        };
+        let kept = images.kept_bytes(root).await;
+        bytes.push(space.f_bavail.saturating_mul(space.f_frsize).saturating_add(kept));
+        // Some file systems (btrfs) have no fixed number of inodes and say 0 of 0.
+        inodes.extend((space.f_files > 0).then_some(space.f_favail));
+    }
+    (bytes.into_iter().min(), inodes.into_iter().min())
 }
 
 /// Whether the engine's adapter will find files without the engine: as root, where the engine does not shift user ids and
@@ -277,11 +280,15 @@ async fn sizes(ports: &Ports, spec: &ContainerSpec) -> BTreeMap<String, ElementS
     sizes
 }
 
-/// Answers what would be if these containers came here.
+/// Answers what would be if these containers came here; `images` as in [`facts`].
 ///
 /// # Errors
 /// What the engine says.
-pub async fn survey(engine: &dyn Engine, request: &SurveyRequest) -> Result<Survey, Fault> {
+pub async fn survey(
+    engine: &dyn Engine,
+    images: &dyn ImageWays,
+    request: &SurveyRequest,
+) -> Result<Survey, Fault> {
     let containers = engine.containers().await?;
     let mut ports: Vec<PortInUse> = Vec::new();
     for container in &containers {
@@ -315,7 +322,7 @@ pub async fn survey(engine: &dyn Engine, request: &SurveyRequest) -> Result<Surv
         arrivals.push(arrival_facts(engine, spec).await?);
     }
     Ok(Survey {
-        node: facts(engine).await?,
+        node: facts(engine, images).await?,
         networks: engine.networks().await?,
         volumes: engine.volumes().await?,
         volume_specs: engine.volume_specs().await?,
@@ -401,6 +408,63 @@ fn parse_socket(line: &str, protocol: &str, wanted: &str) -> Option<PortInUse> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
+
+    use async_trait::async_trait;
+    use tranship_core::ImageSpec;
+    use tranship_core::storage::Pipe;
+    use tranship_migrate::images::{Fetched, ImageOrigin};
+    use tranship_testkit::memory;
+
+    /// Keeps so many bytes of layers.
+    struct Keeps(u64);
+
+    #[async_trait]
+    impl ImageWays for Keeps {
+        async fn serve(&self, _: &ImageSpec, _: Pipe, _: Arc<AtomicU64>) -> Result<(), Fault> {
+            unreachable!()
+        }
+
+        async fn push(
+            &self,
+            _: &ImageSpec,
+            _: &str,
+            _: bool,
+            _: Arc<AtomicU64>,
+        ) -> Result<ImageOrigin, Fault> {
+            unreachable!()
+        }
+
+        async fn fetch(
+            &self,
+            _: &ImageSpec,
+            _: usize,
+            _: &ImageOrigin,
+            _: Option<Pipe>,
+        ) -> Result<Fetched, Fault> {
+            unreachable!()
+        }
+
+        async fn kept_bytes(&self, directory: &Path) -> u64 {
+            assert_eq!(directory, Path::new("/"));
+            self.0
+        }
+    }
+
+    #[tokio::test]
+    async fn what_makes_way_counts_as_free() {
+        let engine = EngineFacts {
+            root_directory: "/".into(),
+            containerd_seen: false,
+            ..memory::facts()
+        };
+        let (bytes, _) = free(&engine, &Keeps(1 << 60)).await;
+        assert!(bytes.unwrap() > 1 << 60);
+        let (bytes, _) = free(&engine, &Keeps(0)).await;
+        assert!(bytes.unwrap() < 1 << 60);
+    }
 
     #[test]
     fn sockets_are_read_as_the_kernel_writes_them() {

@@ -196,7 +196,7 @@ impl Agent {
     /// # Errors
     /// What the engine says.
     pub async fn node(&self) -> Result<NodeFacts, Fault> {
-        node::facts(self.engine()).await
+        node::facts(self.engine(), self.registry.ports().images.as_ref()).await
     }
 
     /// One container, for a plan.
@@ -260,7 +260,7 @@ impl Agent {
     /// # Errors
     /// What the engine says.
     pub async fn survey(&self, request: &SurveyRequest) -> Result<Survey, Fault> {
-        node::survey(self.engine(), request).await
+        node::survey(self.engine(), self.registry.ports().images.as_ref(), request).await
     }
 
     /// Ends a copy that arrives here.

@@ -1,6 +1,7 @@
 //! The ways of an image: which one a plan chooses, and what the two halves of a migration ask of their nodes for it.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -166,6 +167,24 @@ pub trait ImageWays: Send + Sync {
     fn keeps(&self) -> bool {
         false
     }
+
+    /// Drops what is kept of layers if there are not so many bytes free beside it: it is of no use to an image that there is no room for.
+    /// What is being brought or taken in at the moment stays.
+    async fn make_room(&self, _bytes: u64) {}
+
+    /// Bytes on the disk of this directory that would make way so.
+    async fn kept_bytes(&self, _directory: &Path) -> u64 {
+        0
+    }
+}
+
+/// Room for an archive whose length nobody knows. Few images have more.
+pub const ROOM: u64 = 8 << 30;
+
+/// Room that the engine needs for an archive: it unpacks it before it makes layers of it.
+#[must_use]
+pub fn room_of(archive: Option<u64>) -> u64 {
+    archive.map_or(ROOM, |bytes| bytes.saturating_mul(2))
 }
 
 pub(crate) fn unsupported() -> Fault {

@@ -288,6 +288,25 @@ impl Spool {
         !(state.uploads.is_empty() && state.blobs.is_empty())
     }
 
+    /// Bytes of uploads that nobody writes to at the moment, and of blobs that nobody reads.
+    pub(crate) fn idle_bytes(&self) -> u64 {
+        let state = self.state();
+        let blobs = state.blobs.values().map(|blob| &blob.value);
+        let blobs = blobs
+            .filter(|blob| Arc::strong_count(blob) == 1)
+            .map(|blob| blob.length);
+        let uploads = state.uploads.values().filter_map(|session| {
+            let unused = Arc::strong_count(&session.upload) == 1;
+            session
+                .upload
+                .try_lock()
+                .ok()
+                .filter(|_| unused)
+                .map(|upload| upload.at)
+        });
+        blobs.chain(uploads).fold(0, u64::saturating_add)
+    }
+
     /// Gives an upload up.
     pub(crate) fn give_up(&self, id: &str) {
         self.state().uploads.remove(id);

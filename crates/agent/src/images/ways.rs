@@ -12,7 +12,7 @@ use tranship_core::ids::Digest;
 use tranship_core::image::ImageSpec;
 use tranship_core::storage::Pipe;
 use tranship_core::{EngineError, Fault, MigrationId};
-use tranship_migrate::images::{Came, Fetched, ImageOrigin};
+use tranship_migrate::images::{Came, Fetched, ImageOrigin, room_of};
 
 use super::no_image;
 use crate::server::regardless;
@@ -115,6 +115,7 @@ impl Agent {
         let images = &self.registry.ports().images;
         let fetched = images.fetch(image, held, &asked.origin, pipe).await?;
         let Fetched { archive, came, kept } = fetched;
+        images.make_room(room_of(Some(came.bytes))).await;
         // Dropped with this future, and so when the caller leaves. The engine is waited for all the same: it goes on with an archive
         // that it has all of, and is broken off in one that it has not.
         let here = CancellationToken::new();

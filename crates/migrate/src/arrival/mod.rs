@@ -18,7 +18,7 @@ use tranship_core::{ContainerId, EngineError, Fault};
 
 use crate::destination::{ArrivalState, Opened};
 use crate::elements::Target;
-use crate::images::{Came, ImageOrigin, Kept};
+use crate::images::{Came, ImageOrigin, Kept, room_of};
 use crate::options::HookTime;
 use crate::plan::{Member, Plan};
 use crate::ports::Ports;
@@ -202,7 +202,7 @@ impl Arrival {
         let mut record = self.record.lock().await;
         Self::refuse_if_over(&record)?;
         let transfer = member_of(&record, member)?.transfer;
-        let (image, tag) = (transfer.image, transfer.tag);
+        let (image, tag, room) = (transfer.image, transfer.tag, room_of(transfer.bytes));
         let known = self.ports.engine.image(image.id.as_str()).await?;
         let held = known.as_ref().is_some_and(|known| known.is_whole(&image));
         let (mut notes, mut came) = (Vec::new(), Came::default());
@@ -257,6 +257,8 @@ impl Arrival {
                     (fetched.archive, fetched.kept)
                 }
             };
+            // After an engine that had no room, what is kept for the next try would take up what that needs, by whichever way it comes.
+            self.ports.images.make_room(room).await;
             // Not given up half-way: an engine that has the whole archive goes on taking it in after its caller left, and
             // the discard would come too early to see the image. When it is to end, the archive breaks off instead.
             let archive = self.until_cancelled(archive);

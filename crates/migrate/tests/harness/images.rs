@@ -1,7 +1,7 @@
 //! Images by other ways than one archive, over engines in memory: an archive through a pipe, or by a registry that is a promise.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
@@ -17,6 +17,8 @@ pub struct Carried {
     pub engine: Arc<MemoryEngine>,
     /// How often what was kept of an image was removed.
     pub removed: Arc<AtomicUsize>,
+    /// For how many bytes there was to be room, and whether the engine took something in before.
+    pub rooms: Arc<Mutex<Vec<(u64, bool)>>>,
 }
 
 fn lost() -> Fault {
@@ -28,6 +30,7 @@ impl Carried {
         Self {
             engine: Arc::clone(engine),
             removed: Arc::default(),
+            rooms: Arc::default(),
         }
     }
 }
@@ -101,5 +104,9 @@ impl ImageWays for Carried {
                 removed.fetch_add(1, Ordering::Relaxed);
             }),
         })
+    }
+    async fn make_room(&self, bytes: u64) {
+        let late = self.engine.calls().contains(&"import image");
+        self.rooms.lock().unwrap().push((bytes, late));
     }
 }

@@ -234,6 +234,7 @@ async fn what_came_stays_here_if_the_engine_is_to_blame() {
             let images = harness::images::Carried {
                 engine: Arc::clone(&world.destination),
                 removed: Arc::clone(&removed),
+                rooms: Arc::default(),
             };
             let ports = Ports {
                 images: Arc::new(images),
@@ -256,5 +257,44 @@ async fn what_came_stays_here_if_the_engine_is_to_blame() {
             assert_eq!(came.err().map_or(String::new(), |f| f.code), code);
             assert_eq!(removed.load(Ordering::Relaxed), goes, "{code}");
         }
+    }
+}
+
+#[tokio::test]
+async fn what_is_kept_of_layers_makes_way_for_an_image_in_any_way() {
+    use std::sync::Arc;
+    use tranship_core::Engine as _;
+    use tranship_migrate::images::{ImageOrigin, ROOM};
+    use tranship_migrate::{Arrival, Ports};
+
+    for (by_archive, bytes, room) in [
+        (true, Some(1000), 2000),
+        (true, None, ROOM),
+        (false, Some(1000), 2000),
+    ] {
+        let mut world = world(&by(ImageStrategy::Registry), |_| {});
+        world.plan.transfer.bytes = bytes;
+        let images = harness::images::Carried::by(&world.destination);
+        let rooms = Arc::clone(&images.rooms);
+        let ports = Ports {
+            images: Arc::new(images),
+            ..harness::ports(&world.destination)
+        };
+        let kept = Arc::new(harness::Kept::default());
+        let arrival = Arrival::new(ports, kept, world.plan.clone(), 0);
+        arrival.open().await.unwrap();
+        let image = &world.plan.transfer.image;
+        if by_archive {
+            let archive = world.source.export_image(image, None, 0).await.unwrap();
+            arrival.image(0, Some(archive.stream)).await.unwrap();
+        } else {
+            let origin = ImageOrigin::Registry {
+                address: "r:5000".into(),
+                repository: "tranship".into(),
+                manifest: image.id.clone(),
+            };
+            arrival.image_from(0, &origin).await.unwrap();
+        }
+        assert_eq!(*rooms.lock().unwrap(), [(room, false)]);
     }
 }

@@ -73,6 +73,26 @@ impl Store {
         self.spool.keeps()
     }
 
+    /// Bytes of layers that nobody brings or reads at the moment. They make way for others.
+    #[must_use]
+    pub fn idle_bytes(&self) -> u64 {
+        self.spool.idle_bytes()
+    }
+
+    /// Throws away what nobody brings or reads at the moment if less than this is free, beside what is always left free. Blocks.
+    ///
+    /// # Errors
+    /// [`OciError::Spool`].
+    pub fn make_room(&self, bytes: u64) -> Result<(), OciError> {
+        match self.spool.room(bytes) {
+            Err(OciError::NoSpace { .. }) => {
+                self.make_way(&BTreeMap::new());
+                Ok(())
+            }
+            looked => looked.map(drop),
+        }
+    }
+
     pub(super) fn slot(&self, digest: &Digest) -> Slot {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(slots.entry(digest.clone()).or_default())
@@ -265,6 +285,31 @@ mod tests {
         drop((reader, waiting));
         store.room_for(&wanted(&[(&part, u64::MAX)])).unwrap_err();
         assert_eq!(came(all), [0, 2, 0, 0, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn what_is_idle_makes_way_for_what_comes_otherwise() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits {
+            free: 0,
+            ..Limits::default()
+        };
+        let store = Store::open(directory.path(), limits).unwrap();
+        let (idle, read) = (put(&store, b"idle").await, put(&store, b"read it").await);
+        let (old, _) = begin(&store, b"old", b"o").await;
+        let (busy, waiting) = begin(&store, b"busy", b"bus").await;
+        let reader = store.spool.blob(&read).unwrap();
+        let came = || [&idle, &read, &old, &busy].map(|digest| store.came(digest));
+        // Of those that are waited for, it is not known whether they come to more.
+        assert_eq!(store.idle_bytes(), 4 + 1 + 3);
+        store.make_room(1).unwrap();
+        assert_eq!(came(), [4, 7, 1, 3]);
+        store.make_room(u64::MAX).unwrap();
+        assert_eq!(came(), [0, 7, 0, 3]);
+        drop((reader, waiting));
+        assert_eq!(store.idle_bytes(), 7 + 3);
+        store.make_room(u64::MAX).unwrap();
+        assert_eq!((came(), store.idle_bytes()), ([0; 4], 0));
     }
 
     #[tokio::test]
