@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use tranship_core::engine::{ByteStream, ImportOptions, LiveRoot};
 use tranship_core::{ContainerId, EngineError};
 
+use crate::cgroups;
 use crate::docker::{DockerEngine, UNLIMITED};
 use crate::fault::Ask;
 use crate::filter::TarFilter;
@@ -108,7 +109,7 @@ impl DockerEngine {
         };
         // The number may mean another process here, or by now: only what is looked at after the directory was opened counts.
         let groups = std::fs::read_to_string(directory.join("cgroup")).unwrap_or_default();
-        Ok(groups.contains(id.as_str()).then_some(LiveRoot {
+        Ok(cgroups::are_of(&groups, id.as_str()).then_some(LiveRoot {
             directory: root,
             process,
         }))

@@ -24,11 +24,13 @@
 //! | `volume` | volumes, their attributes and users |
 //! | `place`, `confined` | where a storage element's files are |
 //! | `files` | files of a container through the archive API |
+//! | `cgroups` | whose a process is |
 //! | `processes` | pausing, killing, running a command |
 //! | `shim` | waiting for the runtime to let go of a container's last run |
 //! | `podman` | what is different with Podman |
 //! | `memory` | dumps and restores of memory, and what stands in their way |
 
+mod cgroups;
 mod changes;
 mod confined;
 mod containerd;

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec};
 use tranship_core::{ContainerId, Engine as _, EngineError};
 
+use crate::cgroups;
 use crate::confined;
 use crate::containerd::storage_of;
 use crate::docker::{DockerEngine, Identity};
@@ -166,7 +167,7 @@ impl DockerEngine {
         let process = self.seen(&PathBuf::from(format!("/proc/{process}")));
         // The number may mean another process here, or by now.
         let groups = std::fs::read_to_string(process.join("cgroup")).unwrap_or_default();
-        if !groups.contains(container.as_str()) {
+        if !cgroups::are_of(&groups, container.as_str()) {
             return Err(unsupported("the container's process is not seen from here"));
         }
         let found = confined::resolve(&process.join("root"), Path::new(path), false)

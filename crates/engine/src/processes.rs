@@ -13,6 +13,7 @@ use tranship_core::container::ContainerState;
 use tranship_core::engine::ExecOutcome;
 use tranship_core::{ContainerId, Engine as _, EngineError};
 
+use crate::cgroups;
 use crate::docker::{DockerEngine, UNLIMITED};
 use crate::fault::Ask;
 
@@ -244,8 +245,7 @@ impl Tail {
     }
 }
 
-/// Sends SIGKILL to every process whose control group bears the container's id, which nobody else has. Returns how many
-/// there were.
+/// Sends SIGKILL to every process of a container. Returns how many there were.
 fn signal_members(proc: &Path, id: &ContainerId) -> usize {
     let mut signalled = 0;
     for entry in std::fs::read_dir(proc).into_iter().flatten().flatten() {
@@ -268,7 +268,7 @@ fn signal_members(proc: &Path, id: &ContainerId) -> usize {
         let mut groups = String::new();
         let read = std::fs::File::from(file).read_to_string(&mut groups);
         if read.is_ok()
-            && groups.contains(id.as_str())
+            && cgroups::are_of(&groups, id.as_str())
             && rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL).is_ok()
         {
             signalled += 1;

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use tranship_core::{ContainerId, EngineError};
 
+use crate::cgroups;
+
 /// Whether `upper` is the directory of one of the snapshots below `snapshots`, and no other.
 pub(super) fn is_snapshot(snapshots: &Path, upper: &Path) -> bool {
     upper.strip_prefix(snapshots).is_ok_and(|inside| {
@@ -34,7 +36,7 @@ pub(crate) fn same_as_mounted(
     let unseen = |why: &str| unsupported(format!("what is mounted for it cannot be looked at: {why}"));
     let cgroup = cgroup.map_err(|error| unseen(&error.to_string()))?;
     // The number may mean another process here, or by now.
-    if !cgroup.contains(container.as_str()) {
+    if !cgroups::are_of(&cgroup, container.as_str()) {
         return Err(unseen("its process is not seen from here"));
     }
     let mountinfo = mountinfo.map_err(|error| unseen(&error.to_string()))?;

@@ -10,6 +10,7 @@ use tranship_core::memory::{LiveFacts, MemoryReport, Obstacle};
 use tranship_core::network::kernel_socket_address;
 use tranship_core::{ContainerSpec, EngineError};
 
+use crate::cgroups;
 use crate::docker::DockerEngine;
 use crate::fault::Ask;
 use crate::json::{at, flag, items, number, text};
@@ -96,7 +97,7 @@ impl DockerEngine {
         let proc = PathBuf::from(format!("/proc/{process}"));
         // The number may mean another process here, or by now.
         let groups = std::fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
-        if !groups.contains(id) {
+        if !cgroups::are_of(&groups, id) {
             return Ok(None);
         }
         if self.podman {
@@ -211,7 +212,7 @@ fn members(container: &str) -> BTreeMap<i64, i64> {
     numbers
         .filter(|pid| {
             std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
-                .is_ok_and(|groups| groups.contains(container))
+                .is_ok_and(|groups| cgroups::are_of(&groups, container))
         })
         .filter_map(|pid| Some((pid, parent_of(pid)?)))
         .take(MOST_PROCESSES)
