@@ -17,10 +17,39 @@ impl DockerEngine {
                 ask.failed("its processes are not seen from here, and Podman does not end what is paused")
             );
         }
-        self.thaw(id).await.or_else(|error| match error {
-            // It ended as it was thawed.
-            EngineError::Conflict { .. } | EngineError::Failed { .. } => Ok(()),
-            other => Err(other),
-        })
+        unless_it_ended(self.thaw(id).await)
+    }
+}
+
+/// What of the answer to a thaw counts, where the processes are ending.
+fn unless_it_ended(thawed: Result<(), EngineError>) -> Result<(), EngineError> {
+    match thawed {
+        // It ended as it was thawed, or before, and was removed then (`--rm`).
+        Err(EngineError::Conflict { .. } | EngineError::Failed { .. } | EngineError::NotFound { .. }) => {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ended_meanwhile_need_not_thaw() {
+        let ask = Ask::new("unpause", "container", "web");
+        assert!(unless_it_ended(Ok(())).is_ok());
+        for (status, message) in [
+            (404, "no such container"),
+            (409, "it is not paused"),
+            (500, "no process"),
+        ] {
+            assert!(
+                unless_it_ended(Err(ask.refused(status, message))).is_ok(),
+                "{status}"
+            );
+        }
+        assert!(unless_it_ended(Err(ask.uncertain("it broke off"))).is_err());
     }
 }
