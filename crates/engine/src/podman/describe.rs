@@ -23,10 +23,11 @@ impl DockerEngine {
         &self,
         container: &ContainerId,
     ) -> Result<ContainerStatus, EngineError> {
-        let mut found = status(&self.libpod_document(container.as_str()).await?);
+        let ask = Ask::new("inspect", "container", container.as_str());
+        let mut found = status(&self.libpod_document(container.as_str()).await?, &ask)?;
         if found.state == ContainerState::Running && found.health == Health::Starting {
             self.check_health(container).await;
-            found = status(&self.libpod_document(container.as_str()).await?);
+            found = status(&self.libpod_document(container.as_str()).await?, &ask)?;
         }
         Ok(found)
     }
@@ -72,7 +73,8 @@ impl DockerEngine {
     ) -> Result<(), EngineError> {
         let documents = self.podman_documents(&spec.id).await?;
         let inspect = documents.get("Inspect").cloned().unwrap_or_default();
-        spec.status = status(&inspect);
+        let ask = Ask::new("inspect", "container", spec.id.as_str());
+        spec.status = status(&inspect, &ask)?;
         spec.ties.log_driver = text(&inspect, &["HostConfig", "LogConfig", "Type"]);
         let runtime = text(&inspect, &["OCIRuntime"]);
         spec.ties.runtime = if runtime == identity.default_runtime {
@@ -91,7 +93,10 @@ impl DockerEngine {
 
 /// What the container does, from libpod's document. One that was initialised and ended was never started; one that was restored
 /// began to run at that time, of which the time of the start knows nothing.
-pub(super) fn status(inspect: &Value) -> ContainerStatus {
+///
+/// # Errors
+/// In a state that is not known: it must not count as ended, or as one that may be started.
+pub(super) fn status(inspect: &Value, ask: &Ask) -> Result<ContainerStatus, EngineError> {
     let state = |key: &str| text(inspect, &["State", key]);
     let [started, restored] = ["StartedAt", "RestoredAt"].map(state);
     let started = if later(&restored, &started) {
@@ -100,14 +105,15 @@ pub(super) fn status(inspect: &Value) -> ContainerStatus {
         started
     };
     let ran = !started.is_empty() && !started.starts_with(NEVER);
-    ContainerStatus {
+    Ok(ContainerStatus {
         state: match state("Status").as_str() {
             "running" | "stopping" => ContainerState::Running,
             "paused" => ContainerState::Paused,
             "removing" => ContainerState::Removing,
             "exited" | "stopped" if ran => ContainerState::Exited,
             "restarting" => ContainerState::Restarting,
-            _ => ContainerState::Created,
+            "configured" | "created" | "initialized" | "exited" | "stopped" => ContainerState::Created,
+            other => return Err(ask.failed(format!("its state is {other:?}, which is not known here"))),
         },
         health: match text(inspect, &["State", "Health", "Status"]).as_str() {
             "starting" => Health::Starting,
@@ -120,7 +126,7 @@ pub(super) fn status(inspect: &Value) -> ContainerStatus {
         error: state("Error"),
         oom_killed: flag(inspect, &["State", "OOMKilled"]),
         restart_count: u64::try_from(number(inspect, &["RestartCount"])).unwrap_or_default(),
-    }
+    })
 }
 
 /// Whether one moment is after another, both as Podman writes them: one node, one zone.
@@ -177,7 +183,21 @@ mod tests {
     }
 
     fn status_of(state: Value) -> ContainerStatus {
-        status(&json!({ "State": state }))
+        let ask = Ask::new("inspect", "container", "web");
+        status(&json!({ "State": state }), &ask).unwrap()
+    }
+
+    #[test]
+    fn only_what_never_ran_counts_as_created() {
+        for created in ["configured", "created", "initialized"] {
+            let found = status_of(json!({ "Status": created }));
+            assert_eq!(found.state, ContainerState::Created, "{created}");
+        }
+        let ask = Ask::new("inspect", "container", "web");
+        for unknown in ["unknown", "bad state", ""] {
+            let found = status(&json!({ "State": { "Status": unknown } }), &ask);
+            assert!(found.unwrap_err().to_string().contains("not known"), "{unknown}");
+        }
     }
 
     #[test]
