@@ -26,6 +26,7 @@
 //! | `files` | files of a container through the archive API |
 //! | `cgroups` | whose a process is |
 //! | `processes` | pausing, killing, running a command |
+//! | `programs` | running podman, runtimes and CRIU |
 //! | `shim` | waiting for the runtime to let go of a container's last run |
 //! | `podman` | what is different with Podman |
 //! | `memory` | dumps and restores of memory, and what stands in their way |
@@ -49,6 +50,7 @@ mod networks;
 mod place;
 mod podman;
 mod processes;
+mod programs;
 mod raw;
 pub mod recreate;
 mod shim;

@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use tokio::process::Command;
 use tranship_core::memory::{LiveFacts, MemoryReport, Obstacle};
 use tranship_core::network::kernel_socket_address;
 use tranship_core::{ContainerSpec, EngineError};
@@ -14,6 +12,7 @@ use crate::cgroups;
 use crate::docker::DockerEngine;
 use crate::fault::Ask;
 use crate::json::{at, flag, items, number, text};
+use crate::programs::program;
 use crate::raw::escape;
 
 /// As many processes of a container are looked at.
@@ -356,10 +355,9 @@ fn own_address(local: &str) -> Option<IpAddr> {
 }
 
 /// The first version number in what a program says about itself; empty if it cannot be run.
-async fn version_of(program: &str, flag: &str) -> String {
-    let said = Command::new(program)
+async fn version_of(name: &str, flag: &str) -> String {
+    let said = program(name)
         .arg(flag)
-        .stdin(Stdio::null())
         .output()
         .await
         .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())

@@ -20,7 +20,6 @@ mod sockets;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
@@ -32,6 +31,7 @@ use tranship_core::{ContainerId, Engine as _, EngineError};
 use crate::docker::DockerEngine;
 use crate::fault::Ask;
 use crate::json::text;
+use crate::programs::program;
 
 /// Directory in which dumps lie, below one of the roots.
 const DUMPS: &str = "tranship-memory";
@@ -402,7 +402,7 @@ struct Runtime {
 
 impl Runtime {
     fn command(&self) -> Command {
-        let mut command = Command::new(self.program);
+        let mut command = program(self.program);
         command.arg("--root").arg(&self.root);
         command
     }
@@ -413,7 +413,7 @@ impl Runtime {
 async fn pause_again(runtime: &Runtime, container: &ContainerId) {
     let mut command = runtime.command();
     command.arg("pause").arg(container.as_str());
-    let done = command.stdin(Stdio::null()).output().await;
+    let done = command.output().await;
     tracing::debug!(?done, "pausing after a dump that failed");
 }
 

@@ -1,17 +1,16 @@
 //! Reading what Podman says of a container, and what it keeps of it.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::process::Command;
 use tranship_core::{ContainerId, EngineError};
 
 use super::API;
 use crate::docker::DockerEngine;
 use crate::fault::Ask;
 use crate::json::text;
+use crate::programs::program;
 use crate::raw::escape;
 
 /// How long Podman's command may take to describe a container.
@@ -77,9 +76,8 @@ pub(super) fn specification(directory: &Path) -> Value {
 
 /// What was wished for. No API tells it: fixed addresses are in Podman's database, and in the words of its command.
 async fn wishes(container: &ContainerId) -> Option<Value> {
-    let told = Command::new("podman")
+    let told = program("podman")
         .args(["generate", "spec", "--compact", container.as_str()])
-        .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
     let told = tokio::time::timeout(TOLD_WITHIN, told).await.ok()?;
