@@ -31,6 +31,8 @@ const UNPACKED: &str = "ctrd-checkpoint";
 pub(super) enum LayoutError {
     /// A file is none that CRIU writes.
     Strange(PathBuf, &'static str),
+    /// Where the engine looks for a checkpoint there is one already, which somebody else made.
+    Taken(PathBuf),
     /// The file system refused.
     Io(PathBuf, io::Error),
 }
@@ -39,18 +41,54 @@ impl fmt::Display for LayoutError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Strange(path, why) => write!(f, "the dump is damaged: {}: {why}", path.display()),
+            Self::Taken(path) => write!(
+                f,
+                "{} has a checkpoint that was not made here, and is left alone: remove it, or put it elsewhere",
+                path.display()
+            ),
             Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
         }
     }
 }
 
-/// Takes the checkpoint away, also one that a restore left which was interrupted.
-pub(super) fn remove(directory: &Path) -> io::Result<()> {
-    or_missing(std::fs::remove_dir_all(directory))?;
+/// Takes the checkpoint away, also one that a restore left which was interrupted. One of somebody else's stays: Podman keeps its user's where
+/// it restores from (`podman container checkpoint`). Says whether there is none any more.
+pub(super) fn remove(directory: &Path, container: &ContainerId) -> io::Result<bool> {
+    match directory.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(error),
+        Ok(found) if !found.is_dir() => return Ok(false),
+        Ok(_) => {}
+    }
+    let mark = mark(container);
+    if directory.join(&mark).symlink_metadata().is_ok() {
+        // The mark last: who is interrupted here finds its own again.
+        for entry in std::fs::read_dir(directory)? {
+            let entry = entry?;
+            if entry.file_name() == mark.as_str() {
+                continue;
+            }
+            let removed = if entry.file_type()?.is_dir() {
+                std::fs::remove_dir_all(entry.path())
+            } else {
+                std::fs::remove_file(entry.path())
+            };
+            or_missing(removed)?;
+        }
+        or_missing(std::fs::remove_file(directory.join(&mark)))?;
+    }
+    // Without the mark it is one's own only if it is empty: made a moment before the mark, or left a moment after it.
+    match std::fs::remove_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            tracing::warn!(path = %directory.display(), "a checkpoint that was not made here is left");
+            return Ok(false);
+        }
+        other => or_missing(other)?,
+    }
     // Others' checkpoints may lie there, or whatever else the engine has beside it.
     let empty = directory.parent().map(std::fs::remove_dir);
     tracing::trace!(?empty, "the checkpoints");
-    Ok(())
+    Ok(true)
 }
 
 /// The file by which the checkpoint of a container is known wherever it is unpacked. CRIU does not look at it.
@@ -76,7 +114,7 @@ pub(super) fn remove_unpacked(directory: &Path, container: &ContainerId) -> io::
 }
 
 /// Makes a checkpoint in `directory`, which is among the engine's, of the images in `images`. Says how many connections it closes. What
-/// cannot be laid out leaves nothing.
+/// cannot be laid out leaves nothing, and what others made there stays.
 pub(super) fn lay_out(
     images: &Path,
     directory: &Path,
@@ -87,7 +125,9 @@ pub(super) fn lay_out(
         let path = path.to_owned();
         move |error| LayoutError::Io(path, error)
     };
-    or_missing(std::fs::remove_dir_all(directory)).map_err(refused(directory))?;
+    if !remove(directory, container).map_err(refused(directory))? {
+        return Err(LayoutError::Taken(directory.to_owned()));
+    }
     // The engine makes this one as it likes.
     std::fs::create_dir_all(checkpoints).map_err(refused(checkpoints))?;
     private_directory(directory).map_err(refused(directory))?;
@@ -96,7 +136,7 @@ pub(super) fn lay_out(
         .map_err(refused(&marked))
         .and_then(|()| fill(images, directory));
     if done.is_err() {
-        remove(directory).map_err(refused(directory))?;
+        remove(directory, container).map_err(refused(directory))?;
     }
     done
 }
@@ -194,7 +234,7 @@ mod tests {
         std::os::unix::fs::symlink(&link, &elsewhere).unwrap();
         assert_eq!(std::fs::read(elsewhere).unwrap().len(), 100_000);
         assert!(!made.join("core-1.img").is_symlink());
-        remove(&made).unwrap();
+        assert!(remove(&made, &container()).unwrap());
         assert!(!made.parent().unwrap().exists());
         assert!(images.join("pages-1.img").exists());
     }
@@ -218,11 +258,40 @@ mod tests {
     #[test]
     fn an_older_one_makes_way() {
         let (_root, images, old) = directories();
-        std::fs::create_dir_all(&old).unwrap();
+        std::fs::create_dir_all(old.join("directory")).unwrap();
         std::fs::write(old.join("core-9.img"), b"").unwrap();
+        std::fs::write(old.join(mark(&container())), b"").unwrap();
         std::fs::write(images.join("core-1.img"), b"core").unwrap();
         lay_out(&images, &old, &container()).unwrap();
         assert!(!old.join("core-9.img").exists());
         assert!(old.join("core-1.img").exists());
+    }
+
+    #[test]
+    fn a_checkpoint_of_somebody_else_s_stays() {
+        let (_root, images, theirs) = directories();
+        std::fs::create_dir_all(&theirs).unwrap();
+        std::fs::write(theirs.join("core-9.img"), b"").unwrap();
+        std::fs::write(theirs.join(mark(&ContainerId::new("b".repeat(64)).unwrap())), b"").unwrap();
+        std::fs::write(images.join("core-1.img"), b"core").unwrap();
+        assert!(!remove(&theirs, &container()).unwrap());
+        let refused = lay_out(&images, &theirs, &container());
+        assert!(matches!(refused, Err(LayoutError::Taken(_))), "{refused:?}");
+        assert!(theirs.join("core-9.img").exists() && !theirs.join("core-1.img").exists());
+
+        std::fs::remove_dir_all(&theirs).unwrap();
+        std::os::unix::fs::symlink(&images, &theirs).unwrap();
+        assert!(!remove(&theirs, &container()).unwrap());
+        assert!(theirs.is_symlink() && images.join("core-1.img").exists());
+    }
+
+    #[test]
+    fn a_directory_that_was_made_right_before_an_interruption_makes_way() {
+        let (_root, images, empty) = directories();
+        std::fs::create_dir_all(&empty).unwrap();
+        lay_out(&images, &empty, &container()).unwrap();
+        std::fs::remove_file(empty.join(mark(&container()))).unwrap();
+        assert!(remove(&empty, &container()).unwrap());
+        assert!(!empty.exists());
     }
 }

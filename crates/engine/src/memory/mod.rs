@@ -271,7 +271,7 @@ impl DockerEngine {
         std::fs::write(&used, b"").map_err(|error| ask.failed(error))?;
         let started = self.start_from(&dump, &ask).await;
         // They are looked for again when the dump goes.
-        if let Err(error) = layout::remove(&checkpoint).and(remove_unpacked(container)) {
+        if let Err(error) = layout::remove(&checkpoint, container).and(remove_unpacked(container)) {
             tracing::warn!("images of a restore of {container} are left: {error}");
         }
         let refused = matches!(
@@ -351,7 +351,7 @@ impl DockerEngine {
             tracing::trace!(?left, bytes, "the directory of dumps");
         }
         // Small images were copied there for a restore that was interrupted.
-        failed = layout::remove(&checkpoint).err().or(failed);
+        failed = layout::remove(&checkpoint, container).err().or(failed);
         failed = remove_unpacked(container).err().or(failed);
         failed.map_or(Ok(()), |error| Err(ask.failed(error)))
     }
