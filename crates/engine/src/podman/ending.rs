@@ -1,12 +1,22 @@
-//! Ending what is paused.
+//! Ending what is paused, and what did not begin.
 //!
 //! Podman sends a signal to a paused container and waits five seconds for its end, which with the old freezer does not come before the
 //! thaw; then it calls the container stopped, and neither thaws it nor lets it be thawed any more (seen with 5.4.2).
+//!
+//! What it stopped itself it marks as stopped by its user. A start takes that mark away, a restore does not: the restart policy of what was
+//! restored would be dead. So what was only initialised is not stopped but cleaned up after, which no API does; Podman does not notice by
+//! itself that it ended.
+
+use std::time::Duration;
 
 use tranship_core::{ContainerId, EngineError};
 
 use crate::docker::DockerEngine;
 use crate::fault::Ask;
+use crate::programs::program;
+
+/// How long Podman's command may take to clean up after a container.
+const CLEANED_WITHIN: Duration = Duration::from_secs(60);
 
 impl DockerEngine {
     /// Thaws a container whose processes, `signalled` of them, have their deadly signal already: none of them runs again.
@@ -18,6 +28,22 @@ impl DockerEngine {
             );
         }
         unless_it_ended(self.thaw(id).await)
+    }
+
+    /// Takes an initialisation back: the container's process, which waits for a start, goes, and so do mounts and networks.
+    pub(super) async fn take_back(&self, id: &ContainerId) -> Result<(), EngineError> {
+        let ask = Ask::new("clean up after", "container", id.as_str());
+        let cleaning = program("podman")
+            .args(["container", "cleanup", id.as_str()])
+            .kill_on_drop(true)
+            .output();
+        let done = tokio::time::timeout(CLEANED_WITHIN, cleaning).await;
+        let done = done.map_err(|error| ask.failed(error))?;
+        let done = done.map_err(|error| ask.failed(format!("podman cannot be run: {error}")))?;
+        if done.status.success() {
+            return Ok(());
+        }
+        Err(ask.failed(String::from_utf8_lossy(&done.stderr).trim()))
     }
 }
 

@@ -1,7 +1,5 @@
 //! Making a container again by Podman's own API.
 
-use std::time::Duration;
-
 use serde_json::Value;
 use tranship_core::engine::CreateRequest;
 use tranship_core::ids::ContainerName;
@@ -100,8 +98,7 @@ impl DockerEngine {
         let ask = Ask::new("initialise", "container", id.as_str());
         let path = format!("{API}/containers/{}/init", id.as_str());
         self.raw.post(&path, &Value::Null, &ask).await?;
-        // Nothing of it runs yet: there is nothing to wait for.
-        self.stop(id, Some(Duration::ZERO)).await?;
+        self.take_back(id).await?;
         self.let_go(id).await
     }
 }

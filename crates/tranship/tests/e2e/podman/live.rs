@@ -51,6 +51,16 @@ fn a_counter_counts_on_without_a_gap() {
     let there = numbers(&world.b);
     wait_until(|| numbers(&world.a).len() > 10);
     assert_eq!(there.last().unwrap() + 1, numbers(&world.a)[0]);
+
+    // What ends by itself is started again, as it would have been at the source.
+    world
+        .a
+        .sh("kill -9 $(podman inspect --format '{{.State.Pid}}' web)")
+        .unwrap();
+    let starts = || numbers(&world.a).iter().filter(|number| **number == 1).count();
+    wait_until(|| starts() == 1 && is_running(&world.a, "web"));
+    wait_until(|| numbers(&world.a).last() > Some(&20));
+
     world.a.exec_ok(["podman", "stop", "-t", "1", "web"]).unwrap();
     assert!(!is_running(&world.a, "web"));
     world.a.exec_ok(["podman", "start", "web"]).unwrap();
