@@ -107,11 +107,9 @@ pub(super) fn create_body(
     set("hostname", spec.host_name.clone().unwrap_or_default().into());
     set("annotations", annotations(inspect));
     set("restart_policy", request.restart_policy.name.as_str().into());
-    set("remove", flag(inspect, &["HostConfig", "AutoRemove"]).into());
-    set(
-        "removeImage",
-        flag(inspect, &["HostConfig", "AutoRemoveImage"]).into(),
-    );
+    // Never: it is ended once before it runs, and would take its volumes with it.
+    set("remove", Value::Null);
+    set("removeImage", Value::Null);
     set("init", flag(inspect, &["HostConfig", "Init"]).into());
     set("privileged", flag(inspect, &["HostConfig", "Privileged"]).into());
     set("terminal", flag(inspect, &["Config", "Tty"]).into());

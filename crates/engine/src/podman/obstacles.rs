@@ -65,6 +65,23 @@ fn inspected(inspect: &Value) -> Vec<Found> {
     if is_set(&["Config", "Secrets"]) {
         found.push(secrets());
     }
+    let unit = at(inspect, &["Config", "Labels", "PODMAN_SYSTEMD_UNIT"]);
+    if !unit.is_null() {
+        // It would start a second instance here, or take the container away when it ends.
+        found.push((
+            "podman.unit",
+            format!("it belongs to the systemd unit {unit}, which makes, starts and removes it here"),
+            "stop and disable the unit, and make the container again without it, with a restart policy",
+        ));
+    }
+    if flag(inspect, &["HostConfig", "AutoRemove"]) || flag(inspect, &["HostConfig", "AutoRemoveImage"]) {
+        // It is ended once when it is made, and Podman would take it away then, and its volumes with it.
+        found.push((
+            "podman.auto-remove",
+            "Podman removes it as soon as it ends (--rm, --rmi)".into(),
+            "make the container again without --rm",
+        ));
+    }
     if flag(inspect, &["Config", "SystemdMode"]) {
         found.push((
             "podman.systemd",
@@ -251,6 +268,16 @@ mod tests {
             codes(|d| d["Inspect"]["Config"]["SystemdMode"] = true.into()),
             ["podman.systemd"]
         );
+        assert_eq!(
+            codes(|d| d["Inspect"]["Config"]["Labels"] = json!({ "PODMAN_SYSTEMD_UNIT": "web.service" })),
+            ["podman.unit"]
+        );
+        for key in ["AutoRemove", "AutoRemoveImage"] {
+            assert_eq!(
+                codes(|d| d["Inspect"]["HostConfig"][key] = true.into()),
+                ["podman.auto-remove"]
+            );
+        }
         assert_eq!(codes(|d| d["Inspect"]["Rootfs"] = "/r".into()), ["podman.rootfs"]);
         assert_eq!(host("UsernsMode", "private"), ["podman.userns"]);
         assert_eq!(host("NetworkMode", "slirp4netns"), ["podman.namespace"]);

@@ -122,6 +122,19 @@ fn the_body_says_everything_again() {
 }
 
 #[test]
+fn nothing_is_made_that_goes_away_by_itself() {
+    let mut request = request();
+    for key in ["AutoRemove", "AutoRemoveImage"] {
+        request.spec.document[KEY]["Inspect"]["HostConfig"][key] = true.into();
+    }
+    for key in ["remove", "removeImage"] {
+        request.spec.document[KEY]["Wishes"][key] = true.into();
+    }
+    let body = body(&request);
+    assert!(body["remove"].is_null() && body["removeImage"].is_null());
+}
+
+#[test]
 fn an_image_s_health_check_that_the_container_does_not_have_stays_away() {
     let mut request = request();
     request.spec.document[KEY]["Inspect"]["Config"]["Healthcheck"] = Value::Null;
