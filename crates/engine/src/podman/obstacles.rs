@@ -129,6 +129,27 @@ fn inspected(inspect: &Value) -> Vec<Found> {
             "make it again without --log-opt max-size and path; log_size_max in containers.conf holds for all containers",
         ));
     }
+    let options = options(inspect);
+    // No document has them in a form in which they could be asked for again.
+    let groups = given(&options, "--cgroups");
+    let groups = groups.iter().find(|groups| *groups != "enabled");
+    if let Some(groups) = groups
+        .cloned()
+        .or_else(|| (host("Cgroups") == "disabled").then(|| "disabled".to_owned()))
+    {
+        found.push((
+            "podman.cgroups",
+            format!("its control groups are not Podman's usual ones (--cgroups={groups})"),
+            "make it again without --cgroups",
+        ));
+    }
+    if !given(&options, "--storage-opt").is_empty() {
+        found.push((
+            "podman.storage-opt",
+            "it has options for its storage (--storage-opt)".into(),
+            "make it again without --storage-opt",
+        ));
+    }
     let limits = [
         "BlkioWeightDevice",
         "BlkioDeviceReadBps",
@@ -172,6 +193,25 @@ fn inspected(inspect: &Value) -> Vec<Found> {
         ));
     }
     found
+}
+
+/// The words of the command that made it, without those that are its program's.
+fn options(inspect: &Value) -> Vec<String> {
+    let mut words = texts(inspect, &["Config", "CreateCommand"]);
+    let program = texts(inspect, &["Config", "Cmd"]);
+    if words.ends_with(&program) {
+        words.truncate(words.len() - program.len());
+    }
+    words
+}
+
+/// Every value that was given for an option, as `--option=value` or in two words.
+fn given(words: &[String], option: &str) -> Vec<String> {
+    let value = |(place, word): (usize, &String)| match word.strip_prefix(option)? {
+        "" => Some(words.get(place + 1).cloned().unwrap_or_default()),
+        rest => rest.strip_prefix('=').map(str::to_owned),
+    };
+    words.iter().enumerate().filter_map(value).collect()
 }
 
 /// By what the container was made with.
@@ -245,6 +285,19 @@ mod tests {
         assert!(codes(|_| {}).is_empty());
     }
 
+    /// What stands in the way of one that such a command made, whose program is its last word.
+    fn made_by(words: &[&str]) -> Vec<String> {
+        codes(|d| {
+            d["Inspect"]["Config"]["Cmd"] = json!([words.last().unwrap()]);
+            d["Inspect"]["Config"]["CreateCommand"] = [&["podman", "run"], words].concat().into();
+        })
+    }
+
+    #[test]
+    fn words_of_its_program_are_no_options() {
+        assert!(made_by(&["--cgroups=enabled", "i", "--cgroups=split"]).is_empty());
+    }
+
     #[test]
     fn what_is_not_made_again_is_named() {
         let host = |key: &str, value: &str| {
@@ -295,6 +348,19 @@ mod tests {
             codes(|d| d["Wishes"]["overlay_volumes"] = json!([{ "source": "/x" }])),
             ["podman.mount"]
         );
+        for (words, code) in [
+            (&["--cgroups=split", "i", "sh"][..], "podman.cgroups"),
+            (&["--cgroups", "no-conmon", "i", "sh"], "podman.cgroups"),
+            (
+                &["--cgroups=enabled", "--cgroups=no-conmon", "i", "sh"],
+                "podman.cgroups",
+            ),
+            (&["--storage-opt=size=1G", "i", "sh"], "podman.storage-opt"),
+            (&["--storage-opt", "size=1G", "i"], "podman.storage-opt"),
+        ] {
+            assert_eq!(made_by(words), [code], "{words:?}");
+        }
+        assert_eq!(host("Cgroups", "disabled"), ["podman.cgroups"]);
         assert_eq!(codes(|d| d["Runtime"] = Value::Null), ["podman.unseen"]);
         assert_eq!(of(&Value::Null, true)[0].code, "podman.rootless");
     }
