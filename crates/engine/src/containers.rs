@@ -14,6 +14,7 @@ use crate::docker::{DockerEngine, Identity};
 use crate::fault::Ask;
 use crate::images::may_be_containerd;
 use crate::json::{at, entries, flag, items, text};
+use crate::podman::check_mounts;
 use crate::raw::escape;
 use crate::recreate::{
     Joins, beforehand, carried, create_body, expected, further_endpoints, leaves_primary, losses,
@@ -146,7 +147,9 @@ impl DockerEngine {
         })?;
         let (image, image_config) = self.image_for(request).await?;
         // Before anything is made: what cannot be asked for at all.
-        if !self.podman {
+        if self.podman {
+            check_mounts(request)?;
+        } else {
             create_body(request, &image_config, &image, self.joins())?;
         }
         self.refuse_taken_volumes(request).await?;

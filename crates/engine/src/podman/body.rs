@@ -4,39 +4,34 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
-use tranship_core::container::{MountKind, MountSpec};
 use tranship_core::engine::CreateRequest;
 use tranship_core::{ContainerSpec, EngineError};
 
-use super::KEY;
+use super::{KEY, mounts};
 use crate::describe::is_short_id;
 use crate::json::{at, entries, flag, is_empty, items, object, text, texts};
-use crate::recreate::carried;
 
-/// What of the wishes is the source's own, or said in another way here.
-const NOT_AS_THEY_ARE: [&str; 22] = [
-    "name",
-    "image",
-    "rootfs",
-    "env",
-    "command",
-    "entrypoint",
-    "volumes",
-    "mounts",
-    "Networks",
-    "restart_policy",
-    "restart_tries",
-    "idmappings",
-    "userns",
-    "pidns",
-    "ipcns",
-    "utsns",
-    "cgroupns",
-    "netns",
-    "selinux_opts",
-    "privileged",
-    "resource_limits",
-    "init_container_type",
+/// What of the wishes goes on as it is. The rest is said in another way here, or is the source's own (names of its files and programs).
+/// What is lost with it shows where the new container is compared with the old one.
+const AS_THEY_ARE: [&str; 18] = [
+    "labels",
+    "containerCreateCommand",
+    "sdnotifyMode",
+    "shm_size",
+    "shm_size_systemd",
+    "label_nested",
+    "portmappings",
+    "expose",
+    "use_image_hostname",
+    "use_image_hosts",
+    "healthLogDestination",
+    "healthMaxLogCount",
+    "healthMaxLogSize",
+    "personality",
+    "passwd_entry",
+    "group_entry",
+    "chroot_directories",
+    "volatile",
 ];
 
 /// Annotations that Podman makes of other options.
@@ -85,9 +80,7 @@ pub(super) fn create_body(
     let documents = documents(spec)?;
     let (inspect, runtime) = (at(documents, &["Inspect"]), at(documents, &["Runtime"]));
     let mut body = object(documents, &["Wishes"]);
-    for key in NOT_AS_THEY_ARE {
-        body.remove(key);
-    }
+    body.retain(|key, _| AS_THEY_ARE.contains(&key.as_str()));
     let mut set = |key: &str, value: Value| {
         if is_empty(&value) {
             body.remove(key);
@@ -99,17 +92,14 @@ pub(super) fn create_body(
     set("image", image.into());
     // All volumes are named here, those of the image as well.
     set("image_volume_mode", "ignore".into());
-    set("volumes", volumes(request, documents));
-    set("mounts", mounts(request, documents));
+    set("volumes", mounts::volumes(request, documents));
+    set("mounts", mounts::mounts(request, documents));
     set("Networks", networks(request, documents));
     set("env", env(spec, runtime, documents));
     set("unsetenvall", true.into());
     set("hostname", spec.host_name.clone().unwrap_or_default().into());
     set("annotations", annotations(inspect));
     set("restart_policy", request.restart_policy.name.as_str().into());
-    // Never: it is ended once before it runs, and would take its volumes with it.
-    set("remove", Value::Null);
-    set("removeImage", Value::Null);
     set("init", flag(inspect, &["HostConfig", "Init"]).into());
     set("privileged", flag(inspect, &["HostConfig", "Privileged"]).into());
     set("terminal", flag(inspect, &["Config", "Tty"]).into());
@@ -200,46 +190,6 @@ pub(super) fn create_body(
         }
     }
     Ok(Value::Object(body))
-}
-
-/// The volumes by their new names; those without a name are made anew, and are the container's own.
-fn volumes(request: &CreateRequest, documents: &Value) -> Value {
-    let volumes = items(documents, &["Wishes", "volumes"]).iter().map(|volume| {
-        let at_path = text(volume, &["Dest"]);
-        let mount = mount_at(&request.spec, &at_path);
-        let mut fields = object(volume, &[]);
-        if let Some(mount) = mount {
-            let name = match carried(request, mount) {
-                Some(name) => name,
-                None if mount.anonymous => "",
-                None => mount.name.as_str(),
-            };
-            fields.insert("Name".into(), name.into());
-            fields.insert("IsAnonymous".into(), name.is_empty().into());
-        }
-        Value::Object(fields)
-    });
-    Value::Array(volumes.collect())
-}
-
-/// Bind mounts from their new places, and file systems in memory.
-fn mounts(request: &CreateRequest, documents: &Value) -> Value {
-    let mounts = items(documents, &["Wishes", "mounts"]).iter().map(|mount| {
-        let mut fields = object(mount, &[]);
-        let seen = mount_at(&request.spec, &text(mount, &["destination"]));
-        if let Some(path) = seen
-            .filter(|seen| seen.kind == MountKind::Bind)
-            .and_then(|seen| carried(request, seen))
-        {
-            fields.insert("source".into(), path.into());
-        }
-        Value::Object(fields)
-    });
-    Value::Array(mounts.collect())
-}
-
-fn mount_at<'a>(spec: &'a ContainerSpec, path: &str) -> Option<&'a MountSpec> {
-    spec.mounts.iter().find(|mount| mount.destination == path)
 }
 
 /// Podman mounts memory over a few directories of a root that is read-only, unless it is told not to.

@@ -20,7 +20,7 @@
 //! | `documents` | reading the three |
 //! | `describe` | what the typed view gets from them |
 //! | `obstacles` | what cannot be made again, for the plan |
-//! | `body` | the body of `create` |
+//! | `body`, `mounts` | the body of `create` |
 //! | `compare` | whether what was made is what was asked for |
 //! | `make` | making it |
 //! | `ending` | ending what is paused |
@@ -35,11 +35,14 @@ mod ending;
 mod health;
 mod images;
 mod make;
+mod mounts;
 mod networks;
 mod obstacles;
 mod place;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use mounts::check as check_mounts;
 
 /// Where Podman's own API begins. Every version from 5.0 on answers there.
 pub(crate) const API: &str = "/v5.0.0/libpod";

@@ -9,7 +9,7 @@ use tranship_core::{ContainerSpec, ImageSpec};
 
 use super::body::{Defaults, create_body};
 use super::compare::differences;
-use super::{KEY, obstacles};
+use super::{KEY, check_mounts, obstacles};
 use crate::fault::Ask;
 
 const ID: &str = "d271e1184eb8df261f0531f3e223d6422a6b9be340c4c067fd52c02c86ed286a";
@@ -119,6 +119,90 @@ fn the_body_says_everything_again() {
         image_is_checked: false,
     };
     assert!(create_body(&request, "image:1", &defaults).is_err());
+}
+
+#[test]
+fn only_what_the_plan_saw_is_mounted() {
+    assert!(check_mounts(&request()).is_ok());
+    let refused = |change: &dyn Fn(&mut CreateRequest)| {
+        let mut request = request();
+        change(&mut request);
+        check_mounts(&request).is_err()
+    };
+    let wish = |kind: &'static str, list: &'static str, entry: Value| {
+        assert!(
+            refused(&|r| {
+                let wishes = &mut r.spec.document[KEY]["Wishes"][list];
+                wishes.as_array_mut().unwrap().push(entry.clone());
+            }),
+            "{kind}"
+        );
+    };
+    let bind = json!({ "type": "bind", "source": "/", "destination": "/host", "options": ["rbind"] });
+    wish("a bind mount", "mounts", bind);
+    let memory = json!({ "type": "tmpfs", "source": "/", "destination": "/host", "options": ["rbind"] });
+    wish("one that says it were memory", "mounts", memory);
+    let over = json!({ "type": "bind", "source": "/", "destination": "/data" });
+    wish("one where a volume is", "mounts", over);
+    wish(
+        "no type",
+        "mounts",
+        json!({ "source": "/", "destination": "/host" }),
+    );
+    wish(
+        "a volume",
+        "volumes",
+        json!({ "Name": "other", "Dest": "/other" }),
+    );
+    assert!(refused(&|r| drop(
+        r.carried.insert("/data".into(), "/etc".into())
+    )));
+    assert!(refused(&|r| drop(
+        r.carried.insert("/nowhere".into(), "x".into())
+    )));
+    assert!(refused(&|r| drop(r.carried.remove("/data"))));
+    assert!(refused(&|r| {
+        r.carried.clear();
+        r.empty_volumes = true;
+        r.spec.mounts[0].name = "../etc".into();
+    }));
+}
+
+#[test]
+fn wishes_go_on_only_as_far_as_they_are_known() {
+    let mut request = request();
+    request.spec.mounts.push(MountSpec {
+        kind: MountKind::Bind,
+        name: String::new(),
+        source: "/srv/seen".into(),
+        destination: "/bound".into(),
+        driver: String::new(),
+        writable: true,
+        anonymous: false,
+    });
+    let wishes = &mut request.spec.document[KEY]["Wishes"];
+    for key in [
+        "conmon_pid_file",
+        "oci_runtime",
+        "init_path",
+        "Rootfs",
+        "remove",
+        "removeImage",
+    ] {
+        wishes[key] = "/etc/x".into();
+    }
+    wishes["volumes"][0]["name"] = "/etc".into();
+    wishes["mounts"][0]["source"] = "/etc".into();
+    wishes["mounts"].as_array_mut().unwrap().push(
+        json!({ "type": "bind", "source": "/etc", "Source": "/etc", "destination": "/bound", "options": ["rbind"] }),
+    );
+    let body = body(&request);
+    for value in body.as_object().unwrap().values() {
+        assert!(!value.to_string().contains("/etc"), "{value}");
+    }
+    assert_eq!(body["mounts"][0]["source"], "tmpfs");
+    assert_eq!(body["mounts"][1]["source"], "/srv/seen");
+    assert_eq!(body["labels"], json!({ "x": "y" }));
 }
 
 #[test]

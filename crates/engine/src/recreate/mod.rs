@@ -19,4 +19,4 @@ pub use body::{Joins, create_body, expected, network_body};
 pub(crate) use body::{further_endpoints, leaves_primary, restart_policy};
 pub(crate) use compare::losses;
 pub use compare::{IGNORED, differences};
-pub(crate) use volumes::{beforehand, carried};
+pub(crate) use volumes::{beforehand, carried, check as check_carried};

@@ -14,7 +14,7 @@ use crate::volume::{is_volume_name, no_volume_name};
 
 /// Refuses a container with volumes or bind mounts unless they are carried or empty ones are allowed, and what is
 /// carried to a place that cannot be.
-pub(super) fn check(request: &CreateRequest) -> Result<(), EngineError> {
+pub(crate) fn check(request: &CreateRequest) -> Result<(), EngineError> {
     let spec = &request.spec;
     let unsupported = |message: String| Err(EngineError::Unsupported { message });
     for mount in &spec.mounts {
