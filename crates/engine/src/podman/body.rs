@@ -7,20 +7,19 @@ use serde_json::{Map, Value, json};
 use tranship_core::engine::CreateRequest;
 use tranship_core::{ContainerSpec, EngineError};
 
-use super::{KEY, mounts};
+use super::{KEY, mounts, ports};
 use crate::describe::is_short_id;
 use crate::json::{at, entries, flag, is_empty, items, object, text, texts};
 
 /// What of the wishes goes on as it is. The rest is said in another way here, or is the source's own (names of its files and programs).
 /// What is lost with it shows where the new container is compared with the old one.
-const AS_THEY_ARE: [&str; 18] = [
+const AS_THEY_ARE: [&str; 17] = [
     "labels",
     "containerCreateCommand",
     "sdnotifyMode",
     "shm_size",
     "shm_size_systemd",
     "label_nested",
-    "portmappings",
     "expose",
     "use_image_hostname",
     "use_image_hosts",
@@ -95,6 +94,10 @@ pub(super) fn create_body(
     set("volumes", mounts::volumes(request, documents));
     set("mounts", mounts::mounts(request, documents));
     set("Networks", networks(request, documents));
+    set(
+        "portmappings",
+        ports::single(documents, Some(&request.publish)).into(),
+    );
     set("env", env(spec, runtime, documents));
     set("unsetenvall", true.into());
     set("hostname", spec.host_name.clone().unwrap_or_default().into());
@@ -177,17 +180,6 @@ pub(super) fn create_body(
         ("netns", "NetworkMode"),
     ] {
         exactly(key, json!({ "nsmode": text(inspect, &["HostConfig", mode]) }));
-    }
-    if let Some(ports) = body.get_mut("portmappings").and_then(Value::as_array_mut) {
-        for port in ports {
-            let old = port.get("host_port").and_then(Value::as_u64);
-            let new = old
-                .and_then(|old| u16::try_from(old).ok())
-                .and_then(|old| request.publish.get(&old));
-            if let (Some(new), Some(port)) = (new, port.as_object_mut()) {
-                port.insert("host_port".into(), (*new).into());
-            }
-        }
     }
     Ok(Value::Object(body))
 }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use tranship_core::container::MountKind;
 use tranship_core::engine::CreateRequest;
 
+use super::ports;
 use crate::describe::{is_generated_name, is_short_id};
 use crate::json::{at, is_empty, items, object, text, texts};
 use crate::recreate::carried;
@@ -169,20 +170,8 @@ impl Side<'_> {
     }
 
     fn ports(&self) -> Value {
-        let ports = items(self.documents, &["Wishes", "portmappings"])
-            .iter()
-            .map(|port| {
-                let mut fields = object(port, &[]);
-                let old = fields.get("host_port").and_then(Value::as_u64);
-                let new = old
-                    .and_then(|old| u16::try_from(old).ok())
-                    .zip(self.request)
-                    .and_then(|(old, request)| request.publish.get(&old));
-                if let Some(new) = new {
-                    fields.insert("host_port".into(), (*new).into());
-                }
-                Value::Object(fields).to_string()
-            });
+        let ports = ports::single(self.documents, self.request.map(|request| &request.publish));
+        let ports = ports.iter().map(ToString::to_string);
         json!(ports.collect::<BTreeSet<String>>())
     }
 

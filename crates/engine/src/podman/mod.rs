@@ -20,7 +20,7 @@
 //! | `documents` | reading the three |
 //! | `describe` | what the typed view gets from them |
 //! | `obstacles` | what cannot be made again, for the plan |
-//! | `body`, `mounts` | the body of `create` |
+//! | `body`, `mounts`, `ports` | the body of `create` |
 //! | `compare` | whether what was made is what was asked for |
 //! | `make` | making it |
 //! | `ending` | ending what is paused |
@@ -39,6 +39,7 @@ mod mounts;
 mod networks;
 mod obstacles;
 mod place;
+mod ports;
 #[cfg(test)]
 mod tests;
 

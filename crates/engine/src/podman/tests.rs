@@ -206,6 +206,36 @@ fn wishes_go_on_only_as_far_as_they_are_known() {
 }
 
 #[test]
+fn of_a_range_only_the_named_port_is_published_elsewhere() {
+    let mut request = request();
+    let wishes = &mut request.spec.document[KEY]["Wishes"];
+    wishes["portmappings"][0]["range"] = 3.into();
+    request.publish.insert(8081, 9090);
+    let body = body(&request);
+    let ports = body["portmappings"].as_array().unwrap();
+    let pairs: Vec<_> = ports
+        .iter()
+        .map(|port| (port["host_port"].as_u64().unwrap(), &port["container_port"]))
+        .collect();
+    assert_eq!(
+        pairs,
+        [(8080, &json!(8080)), (9090, &json!(8081)), (8082, &json!(8082))]
+    );
+    // As Podman would join them again.
+    let mut made = made();
+    let port = |host: u16, inside: u16, range: u16| json!({ "host_ip": "", "container_port": inside, "host_port": host, "range": range, "protocol": "tcp" });
+    made["Wishes"]["portmappings"] = json!([port(8080, 8080, 1), port(8082, 8082, 1), port(9090, 8081, 1)]);
+    let wanted = &request.spec.document[KEY];
+    assert_eq!(differences(&request, wanted, &made), Vec::<String>::new());
+    request.publish.clear();
+    let wanted = &request.spec.document[KEY];
+    made["Wishes"]["portmappings"] = json!([port(8080, 8080, 2), port(8082, 8082, 1)]);
+    assert_eq!(differences(&request, wanted, &made), Vec::<String>::new());
+    made["Wishes"]["portmappings"] = json!([port(8080, 8080, 2)]);
+    assert_eq!(differences(&request, wanted, &made).len(), 1);
+}
+
+#[test]
 fn nothing_is_made_that_goes_away_by_itself() {
     let mut request = request();
     for key in ["AutoRemove", "AutoRemoveImage"] {
