@@ -84,6 +84,8 @@ impl DockerEngine {
         };
         spec.attachments = attachments(&documents, spec.id.as_str());
         spec.ties.uncarried = obstacles::of(&documents, identity.shifts_ids);
+        let addresses = obstacles::of_addresses(&spec.networks, &spec.attachments);
+        spec.ties.uncarried.extend(addresses);
         if let Some(document) = spec.document.as_object_mut() {
             document.insert(KEY.into(), documents);
         }

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use serde_json::Value;
+use tranship_core::NetworkSpec;
+use tranship_core::container::NetworkAttachment;
 use tranship_core::memory::Obstacle;
 
 use crate::json::{at, flag, is_empty, items, text, texts};
@@ -39,6 +41,30 @@ pub(super) fn of(documents: &Value, rootless: bool) -> Vec<Obstacle> {
         add(code, message, remedy);
     }
     found
+}
+
+/// Addresses of its own that a network without a bridge shows to the whole wire. The new container has them as soon as it is made, while
+/// the old one still answers: two would.
+pub(super) fn of_addresses(networks: &[NetworkSpec], attachments: &[NetworkAttachment]) -> Vec<Obstacle> {
+    let on_the_wire = |attachment: &&NetworkAttachment| {
+        let own = !attachment.fixed_addresses.is_empty() || attachment.mac_address.is_some();
+        let network = networks.iter().find(|network| network.name == attachment.network);
+        own && network.is_some_and(|network| matches!(network.driver.as_str(), "macvlan" | "ipvlan"))
+    };
+    attachments
+        .iter()
+        .filter(on_the_wire)
+        .map(|attachment| {
+            Obstacle::new(
+                "podman.wire-address",
+                format!(
+                    "it has a fixed address in network {}, which the new container would answer at as well while it is made",
+                    attachment.network
+                ),
+                "make the container again without a fixed address there, or in a network with a bridge",
+            )
+        })
+        .collect()
 }
 
 type Found = (&'static str, String, &'static str);
@@ -296,6 +322,43 @@ mod tests {
     #[test]
     fn words_of_its_program_are_no_options() {
         assert!(made_by(&["--cgroups=enabled", "i", "--cgroups=split"]).is_empty());
+    }
+
+    #[test]
+    fn fixed_addresses_are_refused_where_two_would_answer() {
+        let found = |driver: &str, address: Option<&str>, mac: Option<&str>| {
+            let network = NetworkSpec {
+                id: "x".into(),
+                name: "wire".into(),
+                driver: driver.into(),
+                scope: "local".into(),
+                internal: false,
+                ipv6: false,
+                options: Default::default(),
+                labels: Default::default(),
+                pools: Vec::new(),
+                used: Default::default(),
+                document: Value::Null,
+            };
+            let attachment = NetworkAttachment {
+                network: "wire".into(),
+                aliases: Vec::new(),
+                fixed_addresses: address.map(|a| a.parse().unwrap()).into_iter().collect(),
+                mac_address: mac.map(str::to_owned),
+                links: Vec::new(),
+            };
+            let found = of_addresses(&[network], &[attachment]);
+            found.into_iter().map(|o| o.code).collect::<Vec<_>>()
+        };
+        let address = Some("10.0.0.9");
+        assert_eq!(found("macvlan", address, None), ["podman.wire-address"]);
+        assert_eq!(found("ipvlan", address, None), ["podman.wire-address"]);
+        assert_eq!(
+            found("macvlan", None, Some("5e:a6:a8:08:54:21")),
+            ["podman.wire-address"]
+        );
+        assert!(found("macvlan", None, None).is_empty());
+        assert!(found("bridge", address, None).is_empty());
     }
 
     #[test]
