@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use tranship_core::engine::CreateRequest;
 use tranship_core::{ContainerSpec, EngineError};
 
+use super::compare::DEFAULT_PROFILE;
 use super::{KEY, mounts, ports};
 use crate::describe::is_short_id;
 use crate::json::{at, entries, flag, is_empty, items, object, text, texts};
@@ -280,6 +281,8 @@ fn security(inspect: &Value, set: &mut impl FnMut(&str, Value)) {
         match option.split_once('=') {
             Some(("label", "disable")) => set("selinux_opts", json!(["disable"])),
             Some(("seccomp", profile)) => set("seccomp_profile_path", profile.into()),
+            // Podman's own one, which has another name with another version.
+            Some(("apparmor", profile)) if profile.starts_with(DEFAULT_PROFILE) => {}
             Some(("apparmor", profile)) => set("apparmor_profile", profile.into()),
             _ => {}
         }

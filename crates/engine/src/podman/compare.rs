@@ -42,6 +42,9 @@ const COMPARED: [&str; 6] = [
     "UseImageHostname",
 ];
 
+/// How the profiles begin that Podman makes for AppArmor itself.
+pub(super) const DEFAULT_PROFILE: &str = "containers-default-";
+
 /// Fields of the runtime's specification that the nodes differ in.
 const LINUX_IGNORED: [&str; 3] = ["cgroupsPath", "mountLabel", "seccomp"];
 
@@ -80,7 +83,14 @@ impl Side<'_> {
         config.retain(|key, _| !CONFIG_IGNORED.contains(&key.as_str()));
         let mut host = object(inspect, &["HostConfig"]);
         host.retain(|key, _| !HOST_IGNORED.contains(&key.as_str()));
-        sort(&mut host, "SecurityOpt");
+        let options: BTreeSet<String> = texts(inspect, &["HostConfig", "SecurityOpt"])
+            .iter()
+            .map(|option| match option.strip_prefix("apparmor=") {
+                Some(profile) => format!("apparmor={}", without_version(profile)),
+                None => option.clone(),
+            })
+            .collect();
+        host.insert("SecurityOpt".into(), json!(options));
         let top: Map<String, Value> = COMPARED
             .iter()
             .map(|key| ((*key).to_owned(), at(inspect, &[key]).clone()))
@@ -179,6 +189,8 @@ impl Side<'_> {
     fn runtime(&self, runtime: &Value) -> Value {
         let mut process = object(runtime, &["process"]);
         process.remove("selinuxLabel");
+        let profile = text(runtime, &["process", "apparmorProfile"]);
+        process.insert("apparmorProfile".into(), without_version(&profile).into());
         let env: BTreeSet<String> = texts(runtime, &["process", "env"])
             .into_iter()
             .filter(|entry| {
@@ -230,6 +242,15 @@ impl Side<'_> {
     }
 }
 
+/// A profile of AppArmor. Podman's own one bears the version of the library that made it.
+fn without_version(profile: &str) -> &str {
+    if profile.starts_with(DEFAULT_PROFILE) {
+        DEFAULT_PROFILE
+    } else {
+        profile
+    }
+}
+
 /// A list whose order means nothing.
 fn sort(fields: &mut Map<String, Value>, key: &str) {
     if let Some(list) = fields.get(key).filter(|list| list.is_array()) {
@@ -248,6 +269,21 @@ fn walk(path: &str, here: &Value, there: &Value, found: &mut Vec<String>) {
             let [a, b] = [&here, &there].map(|side| side.get(key).unwrap_or(&Value::Null));
             walk(&format!("{path}/{key}"), a, b, found);
         }
+        return;
+    }
+    // What is in them may be secret, and errors are written down.
+    if path.ends_with("/CreateCommand") {
+        found.push(format!("{path}: another one there"));
+        return;
+    }
+    if path.ends_with("/process/env") {
+        let [here, there] = [here, there].map(|side| texts(side, &[]).into_iter().collect::<BTreeSet<_>>());
+        let names: BTreeSet<&str> = here
+            .symmetric_difference(&there)
+            .map(|entry| entry.split('=').next().unwrap_or_default())
+            .collect();
+        let names: Vec<&str> = names.into_iter().collect();
+        found.push(format!("{path}: other values of {} there", names.join(", ")));
         return;
     }
     let short = |value: &Value| value.to_string().chars().take(160).collect::<String>();

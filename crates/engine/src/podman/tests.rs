@@ -236,6 +236,36 @@ fn of_a_range_only_the_named_port_is_published_elsewhere() {
 }
 
 #[test]
+fn values_of_variables_stay_out_of_what_is_said() {
+    let mut made = made();
+    made["Runtime"]["process"]["env"] = json!(["PATH=/bin", "A=hidden", "B=hidden"]);
+    made["Inspect"]["Config"]["CreateCommand"] = json!(["podman", "run", "-e", "A=hidden"]);
+    let said = differences(&request(), &documents(), &made).join("; ");
+    assert!(said.contains("A, B, HOME, HOSTNAME, container"), "{said}");
+    assert!(said.contains("CreateCommand"), "{said}");
+    assert!(!said.contains("hidden") && !said.contains("A=b"), "{said}");
+}
+
+#[test]
+fn the_version_in_the_name_of_podman_s_profile_means_nothing() {
+    let with = |mut documents: Value, profile: &str| {
+        documents["Runtime"]["process"]["apparmorProfile"] = profile.into();
+        documents["Inspect"]["HostConfig"]["SecurityOpt"] = json!([format!("apparmor={profile}")]);
+        documents
+    };
+    let mut request = request();
+    let wanted = with(documents(), "containers-default-0.62.2");
+    let found = |profile: &str| differences(&request, &wanted, &with(made(), profile)).len();
+    assert_eq!(found("containers-default-0.64.0"), 0);
+    assert_eq!(found("unconfined"), 2);
+    assert_eq!(found("mine"), 2);
+    request.spec.document[KEY] = wanted;
+    assert!(body(&request)["apparmor_profile"].is_null());
+    request.spec.document[KEY] = with(documents(), "mine");
+    assert_eq!(body(&request)["apparmor_profile"], "mine");
+}
+
+#[test]
 fn nothing_is_made_that_goes_away_by_itself() {
     let mut request = request();
     for key in ["AutoRemove", "AutoRemoveImage"] {
