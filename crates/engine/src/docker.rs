@@ -46,6 +46,7 @@ pub struct DockerEngine {
     pub(crate) root_prefix: PathBuf,
     /// The engine and the containerd that were seen to belong together, by their ids.
     pub(crate) proved: Arc<Mutex<Option<(String, String)>>>,
+    pub(crate) looks: Arc<Mutex<crate::podman::Looks>>,
 }
 
 /// What the engine says about itself that decides the ways to its images.
@@ -95,6 +96,7 @@ impl DockerEngine {
             direct: None,
             root_prefix: PathBuf::from("/"),
             proved: Arc::default(),
+            looks: Arc::default(),
         })
     }
 

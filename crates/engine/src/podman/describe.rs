@@ -24,9 +24,11 @@ impl DockerEngine {
         container: &ContainerId,
     ) -> Result<ContainerStatus, EngineError> {
         let ask = Ask::new("inspect", "container", container.as_str());
-        let mut found = status(&self.libpod_document(container.as_str()).await?, &ask)?;
+        let inspect = self.libpod_document(container.as_str()).await?;
+        let mut found = status(&inspect, &ask)?;
         if found.state == ContainerState::Running && found.health == Health::Starting {
-            self.check_health(container).await;
+            let interval = number(&inspect, &["Config", "Healthcheck", "Interval"]);
+            self.check_health(container, &found.started_at, interval).await;
             found = status(&self.libpod_document(container.as_str()).await?, &ask)?;
         }
         Ok(found)

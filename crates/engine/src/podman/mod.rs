@@ -43,6 +43,7 @@ mod ports;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use health::Looks;
 pub(crate) use mounts::check as check_mounts;
 
 /// Where Podman's own API begins. Every version from 5.0 on answers there.
