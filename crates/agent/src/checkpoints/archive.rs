@@ -24,6 +24,7 @@ use tranship_core::ids::Digest;
 use super::ArchiveMemory;
 use super::error::CheckpointError;
 use super::images::{self, BUFFER, Packing};
+use super::oci_image;
 use super::seal::{NodeKey, Opening, PROOF, Sealing, sealed_bytes};
 use super::store::About;
 
@@ -578,7 +579,10 @@ fn whole<R: Read>(archive: &mut Reader<R>, name: &str, most: u64) -> Result<Vec<
         .as_ref()
         .is_some_and(|entry| is_file(entry, name) && entry.size <= most)
     {
-        return Err(unexpected(entry.as_ref(), name));
+        return Err(match entry.as_ref().is_some_and(oci_image::is_of_layout) {
+            true => CheckpointError::Image,
+            false => unexpected(entry.as_ref(), name),
+        });
     }
     let mut content = Vec::new();
     archive

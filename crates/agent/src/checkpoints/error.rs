@@ -142,6 +142,9 @@ pub(crate) enum CheckpointError {
         /// What was found.
         why: String,
     },
+    /// It is an image, of which the archive is the layer.
+    #[error("the archive cannot be used: it is an image, not the archive of a checkpoint")]
+    Image,
     /// It bears no proof that this node's key gave it.
     #[error("the archive was not exported by this node, or was changed since")]
     Foreign,
@@ -236,7 +239,7 @@ impl Explain for CheckpointError {
             Self::ContainerGone { .. } => "checkpoint.container-gone",
             Self::Damaged { .. } => "checkpoint.damaged",
             Self::Key { .. } => "checkpoint.key",
-            Self::Archive { .. } => "checkpoint.archive",
+            Self::Archive { .. } | Self::Image => "checkpoint.archive",
             Self::Foreign => "checkpoint.foreign",
             Self::OtherContainer { .. } => "checkpoint.other-container",
             Self::NotExported { .. } => "checkpoint.not-exported",
@@ -283,6 +286,11 @@ impl Explain for CheckpointError {
             }
             Self::Archive { .. } => {
                 "it has to be as `tranship checkpoint export` wrote it, whole and unchanged; fetch or export it again".into()
+            }
+            Self::Image => {
+                "an exported image has the archive as its one layer: `tar -xOf IMAGE.tar blobs/sha256/… | tranship checkpoint import - NODE//CONTAINER`, \
+                with the layer's digest as `skopeo inspect oci-archive:IMAGE.tar` names it"
+                    .into()
             }
             Self::Foreign => {
                 "memory decides what its processes may do, so a node takes back only what it exported itself, with the key that it has now".into()

@@ -275,5 +275,13 @@ impl<W: Write> Write for Measured<W> {
     }
 }
 
+/// Whether an entry is one that the archive of an image may begin with, by whichever tool wrote it.
+pub(super) fn is_of_layout(entry: &Entry) -> bool {
+    let path = entry.path.strip_prefix(b"./").unwrap_or(&entry.path);
+    let path = path.strip_suffix(b"/").unwrap_or(path);
+    let files: [&[u8]; 4] = [b"oci-layout", b"index.json", b"manifest.json", b"blobs"];
+    files.contains(&path) || path.starts_with(b"blobs/")
+}
+
 #[cfg(test)]
 mod tests;

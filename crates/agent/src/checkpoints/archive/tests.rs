@@ -364,6 +364,33 @@ fn nothing_is_taken_that_is_compressed_in_another_way() {
 }
 
 #[test]
+fn an_image_is_told_from_a_damaged_archive() {
+    let room = Room::new();
+    for name in ["oci-layout", "blobs/sha256/00", "index.json", "./manifest.json"] {
+        // A header as all tools write it.
+        let mut header = [0; 1024 + 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        for (at, value) in [
+            (100, "0000644"),
+            (108, "0000000"),
+            (116, "0000000"),
+            (124, "00000000000"),
+            (136, "00000000000"),
+        ] {
+            header[at..at + value.len()].copy_from_slice(value.as_bytes());
+        }
+        header[156] = b'0';
+        header[257..265].copy_from_slice(b"ustar\x0000");
+        header[148..156].fill(b' ');
+        let sum: u32 = header[..512].iter().map(|byte| u32::from(*byte)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        let error = room.import(&header, &room.key()).err().unwrap();
+        assert_eq!(error.code(), "checkpoint.archive", "{name}");
+        assert!(error.hint().unwrap().contains("tar -xOf"), "{name}: {error}");
+    }
+}
+
+#[test]
 fn large_images_come_back_as_well() {
     let mut room = Room::new();
     let pages = noise(3 << 20);
