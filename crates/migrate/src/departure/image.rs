@@ -102,6 +102,9 @@ impl Departure {
             .ports
             .images
             .push(image, &registry, may_push, Arc::clone(&sent));
+        // Both ends speak to the registry, and what one of them met the other may not.
+        let source = self.plan().source.clone();
+        let pushing = async { pushing.await.map_err(|fault| fault.on_node(source)) };
         let pushed = self.watched(pushing, &sent, None).await;
         let bytes = sent.load(Ordering::Relaxed);
         self.record.bytes_sent += bytes;
@@ -110,6 +113,13 @@ impl Departure {
             text: format!("{bytes} bytes went to {registry}"),
         });
         let taking = self.destination.image_from(index, &origin);
+        let destination = self.plan().destination.clone();
+        let taking = async {
+            taking.await.map_err(|fault| match link_lost(&fault) {
+                true => fault,
+                false => fault.on_node(destination),
+            })
+        };
         let came = self.watched(taking, &sent, None).await?;
         self.record.bytes_sent += came.bytes;
         self.say_bytes(bytes.saturating_add(came.bytes), None);

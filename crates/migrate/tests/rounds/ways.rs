@@ -186,7 +186,11 @@ async fn a_way_that_nobody_asked_for_may_turn_out_to_be_none() {
         0..1,
         How::Says("registry.denied", FaultKind::Environment),
     );
-    assert_eq!(code(&world.run().await), "registry.denied");
+    let record = world.run().await;
+    assert_eq!(code(&record), "registry.denied");
+    // Which of the two was refused there is not known otherwise.
+    let node = record.fault.and_then(|fault| fault.node);
+    assert_eq!(node.as_ref(), Some(&world.plan.destination));
 }
 
 #[tokio::test]
