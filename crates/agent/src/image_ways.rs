@@ -152,6 +152,7 @@ impl ImageWays for NodeImages {
         let images: Arc<dyn Images> = Arc::new(EngineImages(Arc::clone(&self.engine)));
         let keeps_blobs = images.blobs(&[]).await?.is_some();
         let mut near = Vec::new();
+        let mut unseen = None;
         for known in &image.repo_digests {
             let Some((repository, manifest)) = of_registry(&address, known) else {
                 continue;
@@ -167,11 +168,16 @@ impl ImageWays for NodeImages {
                 Ok(false) => near.push(repository),
                 // Whoever may not look may still be let in elsewhere, and asks for nothing from here.
                 Err(error) => {
-                    tracing::debug!(repository = repository.as_str(), %error, "a repository that cannot be looked at")
+                    tracing::debug!(repository = repository.as_str(), %error, "a repository that cannot be looked at");
+                    unseen.get_or_insert(error);
                 }
             }
         }
         if !may_push {
+            // Where it could not be looked for, it may be there all the same.
+            if let Some(error) = unseen {
+                return Err(error.into());
+            }
             let text = format!("{registry} does not have the image {} any more", image.id);
             return Err(Fault::new("registry.not-found", FaultKind::Environment, text));
         }
@@ -484,4 +490,49 @@ pub fn check_registry(text: &str) -> Result<(), Fault> {
     text.parse::<Address>()
         .map(drop)
         .map_err(|error: ClientError| Fault::from(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tranship_testkit::memory::{MemoryEngine, image};
+
+    /// Looks for an image, without pushing it, where a registry has this one answer.
+    async fn looked_for(status: &'static str) -> Fault {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let answering = async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 4096]).await;
+                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        };
+        let state = tempfile::tempdir().unwrap();
+        let engine = Arc::new(MemoryEngine::new());
+        let images = NodeImages::new(engine, state.path(), DockerConfig::default());
+        let mut image = image("app:1", 1);
+        image.repo_digests = vec![format!("{host}/app@{}", Digest::of(b"manifest"))];
+        let registry = format!("http://{host}");
+        let found = tokio::select! {
+            found = images.push(&image, &registry, false, Arc::default()) => found,
+            () = answering => unreachable!(),
+        };
+        found.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_cannot_be_looked_at_is_not_said_to_lack_the_image() {
+        let fault = looked_for("403 Forbidden").await;
+        assert!(!fault.message.contains("any more"), "{fault}");
+        assert!(
+            fault.code != "registry.not-found" && fault.code.starts_with("registry."),
+            "{fault}"
+        );
+        let fault = looked_for("404 Not Found").await;
+        assert_eq!(fault.code, "registry.not-found");
+        assert!(fault.message.contains("does not have the image"), "{fault}");
+    }
 }
