@@ -25,6 +25,9 @@ pub mod exit {
 /// The code of a fault that is an interrupt.
 pub const INTERRUPTED: &str = "cp.interrupted";
 
+/// The code of images that were not brought to the end on request: what came before stays, and no source serves anything.
+pub const IMAGE_ABORTED: &str = "image.aborted";
+
 /// The exit code for a kind of failure.
 pub fn code_of(kind: FaultKind) -> u8 {
     match kind {
@@ -74,6 +77,7 @@ pub fn describe(fault: &Fault) -> Vec<String> {
         lines.push(format!("  because: {}", one_line(cause)));
     }
     match fault.kind {
+        FaultKind::RolledBack if fault.code == IMAGE_ABORTED => {}
         FaultKind::RolledBack => lines.push("  state: rolled back; the source serves as before".into()),
         FaultKind::InDoubt => lines.push("  state: in doubt; a person has to look".into()),
         FaultKind::Bug => lines.push("  this is a defect in tranship; please report it".into()),

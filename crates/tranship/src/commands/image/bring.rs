@@ -20,6 +20,7 @@ use crate::commands::Context;
 use crate::commands::cp::Meter;
 use crate::commands::plan::new_id;
 use crate::connect::Connection;
+use crate::failure::IMAGE_ABORTED;
 use crate::interrupts::Interrupts;
 use crate::progress::Line;
 use crate::render::{bytes, duration_ms};
@@ -29,6 +30,10 @@ const WAYS: &str = "images.ways";
 /// How often it is said how far a stream of layers is.
 const SHOWN: Duration = Duration::from_millis(200);
 
+/// What stays of what broke off.
+const GOES_ON: &str = "run it again: what is there does not travel again. What came of single layers (`--image-strategy layers`) stays \
+    at the destination for a quarter of an hour, and it goes on there";
+
 /// How one image was brought.
 #[derive(serde::Serialize)]
 struct Brought {
@@ -36,6 +41,9 @@ struct Brought {
     id: String,
     /// It was there before, and nothing travelled but its tag.
     there: bool,
+    /// The tag that it got, and the other image that this meant there before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retagged: Option<Retagged>,
     /// The way that it took, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     image_way: Option<ImageWay>,
@@ -47,6 +55,14 @@ struct Brought {
     #[serde(skip_serializing_if = "Option::is_none")]
     pushed_bytes: Option<u64>,
     milliseconds: u64,
+}
+
+/// A tag that was taken from another image.
+#[derive(serde::Serialize)]
+struct Retagged {
+    tag: String,
+    /// The image's id.
+    before: String,
 }
 
 /// Brings images from one node to another.
@@ -65,7 +81,7 @@ pub(super) async fn run(
         done = bring_all(context, images, way, (from, to), &mut all) => done,
         () = signals.next() => {
             let text = "bringing images over was aborted on request; those that were told of are there";
-            Err(Fault::new("image.aborted", FaultKind::RolledBack, text))
+            Err(Fault::new(IMAGE_ABORTED, FaultKind::RolledBack, text).with_hint(GOES_ON))
         }
     };
     // What is there is told of also where a later one failed.
@@ -103,6 +119,14 @@ async fn bring_all(
 
 impl Brought {
     fn in_words(&self, to: &str) -> String {
+        let mut words = self.came_in_words(to);
+        if let Some(Retagged { tag, before }) = &self.retagged {
+            words.push_str(&format!("; {tag} meant {before} there before"));
+        }
+        words
+    }
+
+    fn came_in_words(&self, to: &str) -> String {
         let Some(way) = self.image_way.as_ref().filter(|_| !self.there) else {
             return format!("{} → {to}: is there already", self.image);
         };
@@ -140,6 +164,8 @@ struct Chosen {
     there: bool,
     /// How many of its lowest layers do not travel.
     skip: usize,
+    /// The tags that it has there.
+    tags: Vec<String>,
 }
 
 /// What travelled.
@@ -215,9 +241,8 @@ impl<'a> Ends<'a> {
     async fn choose(&self, found: &FoundImage) -> Result<Chosen, Fault> {
         let image = &found.image;
         let known = self.to.client.find_image(image.id.as_str()).await;
-        let held = known
-            .map_err(|fault| self.there(fault))?
-            .is_some_and(|known| !known.image.incomplete);
+        let known = known.map_err(|fault| self.there(fault))?;
+        let held = known.as_ref().is_some_and(|known| !known.image.incomplete);
         let skip = if held {
             image.layers.len()
         } else {
@@ -251,7 +276,34 @@ impl<'a> Ends<'a> {
             };
         }
         let skip = if self.options.whole_image { 0 } else { skip };
-        Ok(Chosen { way, there, skip })
+        let tags = known.map_or_else(Vec::new, |known| known.image.tags);
+        Ok(Chosen {
+            way,
+            there,
+            skip,
+            tags,
+        })
+    }
+
+    /// The tag, if it means another image there. Engines take it from that one without a word.
+    async fn retagged(
+        &self,
+        found: &FoundImage,
+        tag: Option<&str>,
+        there: &[String],
+    ) -> Result<Option<Retagged>, Fault> {
+        let Some(tag) = tag.filter(|tag| !there.iter().any(|known| known == tag)) else {
+            return Ok(None);
+        };
+        let known = self.to.client.find_image(tag).await;
+        let known = known
+            .map_err(|fault| self.there(fault))?
+            .map(|known| known.image.id);
+        let other = known.filter(|known| *known != found.image.id);
+        Ok(other.map(|before| Retagged {
+            tag: tag.to_owned(),
+            before: before.to_string(),
+        }))
     }
 
     async fn bring(&self, reference: &str, found: &FoundImage) -> Result<Brought, Fault> {
@@ -259,7 +311,14 @@ impl<'a> Ends<'a> {
         let image = &found.image;
         let tag = tag_of(image, reference);
         // What came with the images before need not come again.
-        let Chosen { mut way, there, skip } = self.choose(found).await?;
+        let Chosen {
+            mut way,
+            there,
+            skip,
+            tags,
+        } = self.choose(found).await?;
+        // An archive brings its tag along: afterwards nobody knows.
+        let retagged = self.retagged(found, tag.as_deref(), &tags).await?;
         let mut travelled = Travelled::default();
         if !there {
             let done = match way.strategy {
@@ -278,7 +337,7 @@ impl<'a> Ends<'a> {
                     };
                     self.by_archive(reference, found, tag.as_deref(), skip).await?
                 }
-                Some(done) => done?,
+                Some(done) => done.map_err(|fault| goes_on(way.strategy, fault))?,
                 None => self.by_archive(reference, found, tag.as_deref(), skip).await?,
             };
         }
@@ -293,6 +352,7 @@ impl<'a> Ends<'a> {
             image: reference.to_owned(),
             id: image.id.to_string(),
             there,
+            retagged,
             image_way: (!there).then_some(way),
             layers: image.layers.len(),
             layers_sent: travelled.layers,
@@ -448,6 +508,14 @@ fn is_none(way: ImageStrategy, fault: &Fault) -> bool {
     is_no_way(fault) && !(way == ImageStrategy::Layers && fault.code == "registry.lost")
 }
 
+/// A link that broke under single layers: what to do says more than that it may be down.
+fn goes_on(way: ImageStrategy, fault: Fault) -> Fault {
+    match fault.code.as_str() {
+        "wire.lost" | "registry.lost" if way == ImageStrategy::Layers => fault.with_hint(GOES_ON),
+        _ => fault,
+    }
+}
+
 /// Only the registry that was named is asked: the destination shows names and passwords to it, and the source does not choose to whom.
 fn expected(origin: ImageOrigin, registry: &str) -> Result<ImageOrigin, Fault> {
     let text = match &origin {
@@ -517,6 +585,7 @@ mod tests {
             image: "app:1".into(),
             id: "sha256:1".into(),
             there,
+            retagged: None,
             image_way: (!there).then(|| ImageWay {
                 strategy: ImageStrategy::Layers,
                 reason: "as asked for".into(),
@@ -534,5 +603,26 @@ mod tests {
         let was = serde_json::to_value(&was).unwrap();
         assert_eq!(was["there"], true);
         assert!(was.get("image_way").is_none(), "{was}");
+        assert!(was.get("retagged").is_none(), "{was}");
+        let mut was = brought(true);
+        was.retagged = Some(Retagged {
+            tag: "app:1".into(),
+            before: "sha256:2".into(),
+        });
+        let words = "app:1 → b: is there already; app:1 meant sha256:2 there before";
+        assert_eq!(was.in_words("b"), words);
+    }
+
+    #[test]
+    fn what_broke_off_says_that_it_goes_on_and_not_that_a_source_serves() {
+        let lost = || Fault::new("wire.lost", FaultKind::Environment, "lost");
+        assert_eq!(
+            goes_on(ImageStrategy::Layers, lost()).hint.as_deref(),
+            Some(GOES_ON)
+        );
+        assert_eq!(goes_on(ImageStrategy::Stream, lost()).hint, None);
+        let aborted = Fault::new(IMAGE_ABORTED, FaultKind::RolledBack, "aborted");
+        let said = crate::failure::describe(&aborted);
+        assert!(!said.iter().any(|line| line.contains("serves")), "{said:?}");
     }
 }
