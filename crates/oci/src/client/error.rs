@@ -196,11 +196,7 @@ impl Explain for ClientError {
 
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Lost { .. } => {
-                "is it running, and reached from this node? Certificates of your own belong into \
-                /etc/docker/certs.d/HOST:PORT/ca.crt there"
-                    .into()
-            }
+            Self::Lost { registry, message } => why_lost(registry, message),
             Self::Denied { registry, .. } => {
                 format!("`docker login {registry}` on that node, as the user of its agent")
             }
@@ -230,6 +226,49 @@ impl Explain for ClientError {
         match self {
             Self::Address { .. } => FaultKind::Usage,
             _ => FaultKind::Environment,
+        }
+    }
+}
+
+/// What to do about a connection that did not come about. A transport says only in words what it met, those of its TLS library.
+fn why_lost(registry: &str, message: &str) -> String {
+    if message.contains("InvalidContentType") {
+        return format!(
+            "what answers there does not speak TLS: if it has none on purpose, write http://{registry} (a password goes \
+            in the clear then)"
+        );
+    }
+    if message.contains("CaUsedAsEndEntity") {
+        return "the registry shows a certificate that is itself an authority's (CA:TRUE), which is not accepted for a server: \
+            give it one of its own that the authority signs, or make it with basicConstraints=CA:FALSE"
+            .into();
+    }
+    "is it running, and reached from this node? Certificates of your own belong into /etc/docker/certs.d/HOST:PORT/ca.crt there".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_handshake_met_decides_what_is_advised() {
+        for (message, advice) in [
+            (
+                "the TLS handshake failed: received corrupt message of type InvalidContentType",
+                "http://r:5000",
+            ),
+            (
+                "the TLS handshake failed: invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))",
+                "CA:FALSE",
+            ),
+            ("no connection: Connection refused", "is it running"),
+        ] {
+            let lost = ClientError::Lost {
+                registry: "r:5000".into(),
+                message: message.into(),
+            };
+            let hint = lost.hint().unwrap();
+            assert!(hint.contains(advice), "{message}: {hint}");
         }
     }
 }
