@@ -221,7 +221,21 @@ impl DockerEngine {
         let body = create_body(request, image_config, image, self.joins())?;
         let wanted = expected(request, image_config, image)?;
         let path = format!("/containers/create?name={}", escape(name.as_str()));
-        let made = match self.raw.post(&path, &body, ask).await {
+        let id = self.make(&path, &body, request, name, ask).await?;
+        let done = self.complete(&id, request, &wanted, ask).await;
+        self.kept_if(done, id).await
+    }
+
+    /// Has the engine make a container by this call. What may have been made without an answer is removed again.
+    pub(crate) async fn make(
+        &self,
+        path: &str,
+        body: &Value,
+        request: &CreateRequest,
+        name: &ContainerName,
+        ask: &Ask,
+    ) -> Result<ContainerId, EngineError> {
+        let made = match self.raw.post(path, body, ask).await {
             Ok(answer) => {
                 for warning in items(&answer, &["Warnings"]) {
                     tracing::warn!(container = %name, %warning, "the engine warns about the new container");
@@ -230,23 +244,23 @@ impl DockerEngine {
             }
             Err(error) => Err(error),
         };
-        let id = match made {
-            Ok(id) => id,
-            Err(error @ EngineError::Uncertain { .. }) => {
-                self.remove_unsure(name, request).await;
-                return Err(error);
-            }
-            Err(error) => return Err(error),
-        };
-        match self.complete(&id, request, &wanted, ask).await {
-            Ok(()) => Ok(id),
-            Err(error) => {
-                if let Err(left) = self.remove_container(&id).await {
-                    tracing::error!(container = %name, %id, error = %left, "a half-made container could not be removed");
-                }
-                Err(error)
-            }
+        if let Err(EngineError::Uncertain { .. }) = made {
+            self.remove_unsure(name, request).await;
         }
+        made
+    }
+
+    /// The container that was made, if it is as it has to be; else it is removed again.
+    pub(crate) async fn kept_if(
+        &self,
+        done: Result<(), EngineError>,
+        id: ContainerId,
+    ) -> Result<ContainerId, EngineError> {
+        let Err(error) = done else { return Ok(id) };
+        if let Err(left) = self.remove_container(&id).await {
+            tracing::error!(container = %id, error = %left, "a half-made container could not be removed");
+        }
+        Err(error)
     }
 
     fn joins(&self) -> Joins {

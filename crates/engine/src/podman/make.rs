@@ -3,13 +3,13 @@
 use serde_json::Value;
 use tranship_core::engine::CreateRequest;
 use tranship_core::ids::ContainerName;
-use tranship_core::{ContainerId, Engine as _, EngineError};
+use tranship_core::{ContainerId, EngineError};
 
 use super::{API, body, compare};
 use crate::describe;
 use crate::docker::DockerEngine;
 use crate::fault::Ask;
-use crate::json::{at, is_empty, items, text};
+use crate::json::{at, is_empty, text};
 
 impl DockerEngine {
     /// Makes the container, has Podman prepare it, and compares what it is with what it should be. What is not is removed again.
@@ -32,32 +32,9 @@ impl DockerEngine {
         };
         let body = body::create_body(request, image, &defaults)?;
         let path = format!("{API}/containers/create");
-        let made = match self.raw.post(&path, &body, ask).await {
-            Ok(answer) => {
-                for warning in items(&answer, &["Warnings"]) {
-                    tracing::warn!(container = %name, %warning, "podman warns about the new container");
-                }
-                ContainerId::new(text(&answer, &["Id"])).map_err(|error| ask.uncertain(error))
-            }
-            Err(error) => Err(error),
-        };
-        let id = match made {
-            Ok(id) => id,
-            Err(error @ EngineError::Uncertain { .. }) => {
-                self.remove_unsure(name, request).await;
-                return Err(error);
-            }
-            Err(error) => return Err(error),
-        };
-        match self.prove(&id, request, ask).await {
-            Ok(()) => Ok(id),
-            Err(error) => {
-                if let Err(left) = self.remove_container(&id).await {
-                    tracing::error!(container = %name, %id, error = %left, "a half-made container could not be removed");
-                }
-                Err(error)
-            }
-        }
+        let id = self.make(&path, &body, request, name, ask).await?;
+        let done = self.prove(&id, request, ask).await;
+        self.kept_if(done, id).await
     }
 
     async fn prove(&self, id: &ContainerId, request: &CreateRequest, ask: &Ask) -> Result<(), EngineError> {
