@@ -32,7 +32,7 @@ docker save app:1 | tar xO manifest.json | jq -r '.[0].Layers[-1]' > /srv/name
 file=$(find / -xdev -path "*io.containerd.content.v1.content/$(cat /srv/name)" | head -n 1)
 [ -n "$file" ] || file=$(find /var/lib -path "*io.containerd.content.v1.content/$(cat /srv/name)" | head -n 1)
 before=$(stat -c %s "$file")
-printf XXXXXXXX | dd of="$file" bs=1 seek=4000000 conv=notrunc status=none
+printf damaged: | dd of="$file" bs=1 seek=4000000 conv=notrunc status=none
 [ "$before" = "$(stat -c %s "$file")" ] && [ "sha256:$(sha256sum "$file" | cut -d' ' -f1)" != "sha256:$(basename "$file")" ]
 "#;
 

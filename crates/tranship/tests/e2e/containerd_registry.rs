@@ -86,7 +86,7 @@ fn a_registry_that_gives_something_else_is_not_believed() {
     let [_, at_b] = begun(&world);
     there_and_forgotten(&world, "app:1", &by(&at_b));
     let damage = "file=$(find /root/registry -name data -size +8000k | head -n 1) && \
-        printf XXXXXXXX | dd of=$file bs=1 seek=4000000 conv=notrunc status=none";
+        printf damaged: | dd of=$file bs=1 seek=4000000 conv=notrunc status=none";
     world.b.sh(damage).unwrap();
     let before = world.inventories();
     let options = [&["--mode", "cold"][..], &by(&at_b)].concat();
