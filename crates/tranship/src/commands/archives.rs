@@ -228,24 +228,35 @@ mod tests {
         futures_util::stream::iter(parts.into_iter().chain(end))
     }
 
+    // Not by `write`, which hears the signals that another test sends to this process.
     #[tokio::test]
     async fn a_file_has_its_name_only_once_it_is_whole() {
         let at = tempfile::tempdir().unwrap();
         let names = || std::fs::read_dir(at.path()).unwrap().count();
         let path = at.path().join("archive");
         for keep in [Keep::Shared, Keep::Private] {
-            let failed = write(parts(false), &path, keep, |_| ()).await.unwrap_err();
+            let failed = to_its_name(parts(false), &path, keep, |_| ()).await.unwrap_err();
             assert_eq!((failed.code.as_str(), names()), ("test.failed", 0));
         }
         let mode = || path.metadata().unwrap().permissions().mode() & 0o777;
-        assert_eq!(write(parts(true), &path, Keep::Private, |_| ()).await.unwrap(), 7);
+        assert_eq!(
+            to_its_name(parts(true), &path, Keep::Private, |_| ())
+                .await
+                .unwrap(),
+            7
+        );
         assert_eq!(mode(), 0o600);
-        let failed = write(parts(true), &path, Keep::Private, |_| ())
+        let failed = to_its_name(parts(true), &path, Keep::Private, |_| ())
             .await
             .unwrap_err();
         assert_eq!(failed.code, "archive.exists");
         std::fs::write(&path, "older").unwrap();
-        assert_eq!(write(parts(true), &path, Keep::Shared, |_| ()).await.unwrap(), 7);
+        assert_eq!(
+            to_its_name(parts(true), &path, Keep::Shared, |_| ())
+                .await
+                .unwrap(),
+            7
+        );
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "archive");
         let usual = at.path().join("usual");
         std::fs::write(&usual, "").unwrap();
