@@ -235,6 +235,9 @@ impl Explain for OciError {
             Self::Credentials { .. } => Some(
                 "`htpasswd -B -C 10 -c FILE USER` makes one; `chmod 600 FILE` closes it to others".into(),
             ),
+            Self::Spool { source, .. } if source.kind() == std::io::ErrorKind::WouldBlock => {
+                Some("end the other server, or serve without taking images in (--read-only)".into())
+            }
             _ => None,
         }
     }

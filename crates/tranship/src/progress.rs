@@ -11,9 +11,11 @@ use crate::ui::{Style, Ui};
 /// Plain lines about progress come no more often than this.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
 
-/// The display of one migration.
+/// The display of one migration, or of one thing that travels by itself.
 pub struct Progress {
     ui: Ui,
+    /// What travels, if that is not a container.
+    name: Option<String>,
     bar: Option<ProgressBar>,
     begun: Instant,
     last_line: Instant,
@@ -25,10 +27,25 @@ impl Progress {
         let now = Instant::now();
         Self {
             ui: ui.clone(),
+            name: None,
             bar: None,
             begun: now,
             last_line: now,
         }
+    }
+
+    /// Nothing shown yet of a thing with this name. Machines are told of it by a note.
+    pub fn named(ui: &Ui, name: &str) -> Self {
+        let mut progress = Self::new(ui);
+        if ui.json {
+            progress.show(&Event::Note { text: name.into() });
+        }
+        progress.name = Some(crate::failure::one_line(name));
+        progress
+    }
+
+    fn label(&self, phase: Phase) -> String {
+        self.name.clone().unwrap_or_else(|| phase.label().into())
     }
 
     /// Shows one event.
@@ -74,7 +91,7 @@ impl Progress {
         if self.ui.terminal && !self.ui.quiet {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             bar.set_style(ProgressStyle::default_spinner());
-            bar.set_message(phase.label());
+            bar.set_message(self.label(phase));
             bar.enable_steady_tick(Duration::from_millis(120));
             self.bar = Some(bar);
         }
@@ -89,7 +106,7 @@ impl Progress {
                 if let Ok(style) = ProgressStyle::with_template(style) {
                     bar.set_style(style);
                 }
-                bar.set_message(phase.label());
+                bar.set_message(self.label(phase));
                 bar.set_length(total);
             }
             bar.set_position(moved);
@@ -108,7 +125,7 @@ impl Progress {
             .unwrap_or_default();
         self.ui.say(&format!(
             "  {}: {}{of}, {}/s{left}",
-            phase.label(),
+            self.label(phase),
             bytes(moved),
             bytes(rate as u64)
         ));

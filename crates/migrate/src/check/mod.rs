@@ -415,14 +415,17 @@ fn highest_cpu(list: &str) -> Option<u64> {
     list.split([',', '-']).filter_map(|n| n.trim().parse().ok()).max()
 }
 
-fn space(found: &mut Findings, plan: &Plan, survey: &Survey) {
+/// Bytes that an engine needs free to take in so many bytes of an image.
+#[must_use]
+pub fn room_for_image(bytes: u64) -> u64 {
     // `docker load` unpacks the archive before it makes layers of it: twice the bytes for a while.
+    bytes.saturating_mul(2).saturating_add(SPACE_RESERVE)
+}
+
+fn space(found: &mut Findings, plan: &Plan, survey: &Survey) {
     let data = plan.prediction.data_bytes;
     let image = plan.prediction.bytes.saturating_sub(data);
-    let needed = image
-        .saturating_mul(2)
-        .saturating_add(data)
-        .saturating_add(SPACE_RESERVE);
+    let needed = room_for_image(image).saturating_add(data);
     if plan.prediction.bytes == 0 {
         return;
     }

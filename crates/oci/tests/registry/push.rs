@@ -299,7 +299,9 @@ fn a_spool_belongs_to_one_server() {
         Registry::writing(images, None, &spool, limits())
     };
     let first = open().unwrap();
-    assert!(open().is_err());
+    let refused = open().err().map(tranship_core::Fault::from).unwrap();
+    assert_eq!(refused.code, "oci.spool");
+    assert!(refused.hint.unwrap().contains("other server"));
     std::fs::write(spool.join("blobs/left"), "over").unwrap();
     drop(first);
     let _second = open().unwrap();

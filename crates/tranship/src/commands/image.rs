@@ -1,6 +1,8 @@
 //! `tranship image`: images by themselves.
 
 mod bring;
+mod brought;
+mod ends;
 
 use tranship_agent::images::{FoundImage, no_image};
 use tranship_core::image::ImageSpec;

@@ -9,6 +9,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tranship_agent::NodeEngine;
 use tranship_agent::oci::{RegistryHandler, images};
+use tranship_core::engine::Engine as _;
+use tranship_core::node::{EngineFacts, ImageStore};
 use tranship_core::{Fault, FaultKind};
 use tranship_oci::{Credentials, Limits, Registry};
 use tranship_wire::http::{HttpServer, ServerKey};
@@ -51,6 +53,8 @@ pub async fn run(context: &Context, args: &ImageServeArgs) -> Result<(), Fault> 
     }
     let guarded = access.is_some();
     let engine = Arc::new(NodeEngine::at(engine_socket(context, args.engine.as_deref())));
+    // Whoever starts this sees what is wrong, and not those who pull from it later.
+    servable(&engine.facts().await?, rustix::process::geteuid().is_root())?;
     let images = images(engine);
     let registry = if args.read_only {
         Registry::reading(images, access)
@@ -97,6 +101,35 @@ pub async fn run(context: &Context, args: &ImageServeArgs) -> Result<(), Fault> 
     server.serve(handler, stop).await;
     sweeper.abort();
     Ok(())
+}
+
+/// That the images of an engine can be read here.
+fn servable(engine: &EngineFacts, root: bool) -> Result<(), Fault> {
+    let refused = |text: &str, hint: &str| {
+        Err(Fault::new("registry.storage", FaultKind::Environment, text).with_hint(hint))
+    };
+    match engine.image_store {
+        ImageStore::Podman => refused(
+            "images of Podman cannot be served",
+            "`podman push` and `skopeo copy` bring them to a registry",
+        ),
+        _ if !root => refused(
+            "layers are read from the engine's storage, and this process is not root",
+            "run it as root",
+        ),
+        ImageStore::Classic if engine.storage_driver != "overlay2" => refused(
+            &format!(
+                "layers are read from the engine's storage, and that of {:?} is not known",
+                engine.storage_driver
+            ),
+            "overlay2 and containerd's image store are",
+        ),
+        ImageStore::Containerd if !engine.containerd_seen => refused(
+            "the engine keeps images in containerd, and its socket cannot be reached from here",
+            "look whether containerd runs, and run this where its socket is",
+        ),
+        ImageStore::Classic | ImageStore::Containerd => Ok(()),
+    }
 }
 
 /// Cancelled by SIGINT or SIGTERM.
@@ -151,4 +184,30 @@ fn read(path: &Path, secret: Secret) -> Result<Vec<u8>, Fault> {
         ));
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_served_is_not() {
+        let said = |image_store, driver: &str, containerd_seen, root| {
+            let engine = EngineFacts {
+                storage_driver: driver.into(),
+                image_store,
+                containerd_seen,
+                ..tranship_testkit::memory::facts()
+            };
+            let refused = servable(&engine, root).err();
+            refused.map_or_else(String::new, |fault| fault.to_string() + &fault.hint.unwrap())
+        };
+        use ImageStore::{Classic, Containerd, Podman};
+        assert_eq!(said(Classic, "overlay2", false, true), "");
+        assert_eq!(said(Containerd, "overlayfs", true, true), "");
+        assert!(said(Classic, "overlay2", false, false).contains("root"));
+        assert!(said(Classic, "vfs", false, true).contains("vfs"));
+        assert!(said(Containerd, "overlayfs", false, true).contains("socket"));
+        assert!(said(Podman, "overlay", false, true).contains("podman push"));
+    }
 }

@@ -263,6 +263,11 @@ fn a_disk_that_is_full_is_seen_before_or_ends_it_in_order() {
         .migrate(&["--mode", "stateless"])
         .expect(1)
         .saying(&["space.bytes", "prune"]);
+    let push = ["image", "push", &image, "ssh://root@b", "--from", "ssh://root@a"];
+    world
+        .run(&push)
+        .expect(1)
+        .saying(&["error[image.space]", "ssh://root@b", "prune"]);
     assert_eq!(world.inventories(), before);
     drop(world);
 

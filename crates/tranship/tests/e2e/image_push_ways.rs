@@ -29,7 +29,23 @@ fn received(world: &World) -> u64 {
 /// Pushes `app:1` by this way, and returns what was said of it and how many bytes `b` received; the image is gone from there then.
 fn pushed_and_forgotten(world: &World, options: &[&str]) -> (Value, u64) {
     let before = received(world);
-    let said = push(world, &["app:1"], options).expect(0).json();
+    let pushed = push(world, &["app:1"], options).expect(0);
+    // Machines hear which image it is, and from when to when it travels.
+    let events: Vec<Value> = pushed
+        .stderr
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let first: Vec<_> = events.iter().take(2).map(|event| &event["event"]).collect();
+    assert_eq!(first, ["note", "phase-started"], "{events:?}");
+    assert_eq!(events[0]["text"], "app:1");
+    let last = events.last().unwrap();
+    assert_eq!(
+        (&last["event"], &last["phase"]),
+        (&"phase-ended".into(), &"image".into())
+    );
+    let said = pushed.json();
+    assert_eq!(last["bytes"], said[0]["bytes"]);
     let came = received(world) - before;
     assert_eq!(id(&world.a, "app:1"), id(&world.b, "app:1"), "{options:?}");
     let sums = "docker run --rm --network none app:1 md5sum /one /two";

@@ -24,7 +24,6 @@ use crate::ui::BROKEN_PIPE;
 /// Shows how much went by, and how fast.
 pub struct Meter {
     line: Line,
-    title: String,
     begun: Instant,
     shown: Instant,
 }
@@ -35,16 +34,9 @@ impl Meter {
         let now = Instant::now();
         Self {
             line,
-            title: String::new(),
             begun: now,
             shown: now,
         }
-    }
-
-    /// With words in front.
-    pub fn titled(mut self, title: String) -> Self {
-        self.title = title;
-        self
     }
 
     /// So many bytes went by.
@@ -54,12 +46,8 @@ impl Meter {
         }
         self.shown = Instant::now();
         let rate = total as f64 / self.begun.elapsed().as_secs_f64().max(0.001);
-        self.line.show(format!(
-            "{}{}, {}/s",
-            self.title,
-            bytes(total),
-            bytes(rate as u64)
-        ));
+        self.line
+            .show(format!("{}, {}/s", bytes(total), bytes(rate as u64)));
     }
 }
 
