@@ -8,6 +8,7 @@ use tranship_agent::images::{FoundImage, no_image};
 use tranship_core::image::ImageSpec;
 use tranship_core::{Fault, FaultKind, NodeAddress};
 
+use self::ends::{facts, same_store};
 use super::{Context, serve};
 use crate::cli::{ImageArgs, ImageCommand, ImageLayersArgs, ImageLsArgs};
 use crate::connect::{self, Connection};
@@ -109,6 +110,7 @@ async fn layers(context: &Context, args: &ImageLayersArgs) -> Result<(), Fault> 
     let (from, on) = (node(context, &args.from).await?, node(context, &args.on).await?);
     let found = find(&from, &args.image).await?;
     let there = |fault: Fault| fault.on_node(on.label.clone());
+    same_store(&facts(&from).await?, &facts(&on).await?).map_err(there)?;
     let whole = on
         .client
         .find_image(found.image.id.as_str())
@@ -147,16 +149,17 @@ async fn layers(context: &Context, args: &ImageLayersArgs) -> Result<(), Fault> 
         ]);
     }
     context.ui.document(&table(&rows).join("\n"))?;
-    let missing = found
-        .sizes
-        .get(held)
-        .map_or_else(|| "?".to_owned(), |size| bytes(*size));
-    context.ui.say(&format!(
-        "{} of {} layers are missing on {}: {missing} would travel",
-        layers.len().saturating_sub(held),
-        layers.len(),
+    let (missing, all) = (layers.len().saturating_sub(held), layers.len());
+    let travels = match (whole, found.sizes.get(held)) {
+        (true, _) => "nothing".to_owned(),
+        (_, Some(size)) => bytes(*size),
+        (_, None) => "?".to_owned(),
+    };
+    let text = format!(
+        "{missing} of {all} layers are missing on {}: {travels} would travel",
         on.label
-    ));
+    );
+    context.ui.say(&text);
     Ok(())
 }
 

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use tranship_testkit::testbed::Link;
+
 use crate::checkpoint::{STORE, counts_on, state};
 use crate::live::{nothing_dumped, numbers, without_gap};
 use crate::world::{Outcome, World, finish, is_running, reached, wait_until};
@@ -466,6 +468,8 @@ fn an_export_that_breaks_off_leaves_no_file() {
         child
     };
     let nothing_left = || assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
+    // Slowly enough that it is under way whenever this machine gets to break it off.
+    world.a.set_link(Link::Rate("200mbit")).unwrap();
     let child = begun();
     let id = child.id().to_string();
     let sent = Command::new("kill").args(["-INT", &id]).status().unwrap();
@@ -476,6 +480,7 @@ fn an_export_that_breaks_off_leaves_no_file() {
     assert!(world.a.kill_running("agent --serve") > 0);
     assert_ne!(finish(child).code, 0);
     nothing_left();
+    world.a.set_link(Link::Up).unwrap();
     // Nothing was done to the checkpoint.
     world.run(&export).expect(0);
     world.checkpoint("restore", "web", &[]).expect(0);

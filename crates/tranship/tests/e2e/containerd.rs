@@ -250,6 +250,10 @@ fn stores_of_different_kinds_are_told_apart_before_anything_travels() {
         .run(&pushed)
         .expect(1)
         .saying(&["image.store", "containerd-snapshotter"]);
+    let layers = [
+        "image", "layers", pushed[2], "--on", pushed[3], pushed[4], pushed[5],
+    ];
+    world.run(&layers).expect(1).saying(&["image.store"]);
     let inventories = world.inventories();
     world.migrate(&[]).expect(1).saying(&["image.store"]);
     assert_eq!(world.inventories(), inventories);

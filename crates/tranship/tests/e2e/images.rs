@@ -26,18 +26,10 @@ fn only_missing_layers_travel_and_ids_stay() {
     world.a.sh(BUILD).unwrap();
     let to = ["ssh://root@b", "--from", "ssh://root@a"];
     let push = |images: &[&str]| world.run(&[&["image", "push", "--json"], images, &to].concat());
-    let shown = world
-        .run(&[
-            "image",
-            "layers",
-            "app:1",
-            "--on",
-            "ssh://root@b",
-            "--from",
-            "ssh://root@a",
-        ])
-        .expect(0);
-    assert_eq!(shown.stdout.matches("missing").count(), 3, "{}", shown.stdout);
+    let layers = ["layers", "app:1", "--on", to[0], to[1], to[2]];
+    let shown = || world.run(&[&["image"], &layers[..]].concat()).expect(0);
+    let before = shown();
+    assert_eq!(before.stdout.matches("missing").count(), 3, "{}", before.stdout);
 
     // Two that share layers: those are sent once.
     let sent = push(&["app:base", "app:1"]).expect(0).json();
@@ -49,6 +41,9 @@ fn only_missing_layers_travel_and_ids_stay() {
     for tag in ["app:base", "app:1"] {
         assert_eq!(id(&world, true, tag), id(&world, false, tag));
     }
+    let after = shown();
+    assert_eq!(after.stdout.matches("missing").count(), 0, "{}", after.stdout);
+    after.saying(&["0 of 3 layers are missing", "nothing would travel"]);
     let there = world
         .b
         .sh("docker run --rm --network none app:1 md5sum /one /two")

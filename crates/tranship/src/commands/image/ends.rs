@@ -74,7 +74,21 @@ impl From<Came> for Travelled {
     }
 }
 
-async fn facts(node: &Connection) -> Result<NodeFacts, Fault> {
+/// That an image can have the same id at both: it depends on how the engine keeps it.
+///
+/// # Errors
+/// `image.store`.
+pub(super) fn same_store(source: &NodeFacts, destination: &NodeFacts) -> Result<(), Fault> {
+    if source.engine.image_store == destination.engine.image_store {
+        return Ok(());
+    }
+    let text = "the engines keep their images in stores of different kinds, in which the same image has different ids";
+    Err(Fault::new("image.store", FaultKind::Environment, text)
+        .with_hint("`docker info` shows the storage driver: set `containerd-snapshotter` alike at both"))
+}
+
+/// What a node is like now.
+pub(super) async fn facts(node: &Connection) -> Result<NodeFacts, Fault> {
     let facts = node.client.node().await;
     facts.map_err(|fault| fault.on_node(node.label.clone()))
 }
@@ -92,15 +106,7 @@ impl<'a> Ends<'a> {
     ) -> Result<Self, Fault> {
         let (from, to) = (node(context, from).await?, node(context, to).await?);
         let (source, destination) = (facts(&from).await?, facts(&to).await?);
-        // The id of an image depends on how the engine keeps it.
-        if source.engine.image_store != destination.engine.image_store {
-            let text = "the engines keep their images in stores of different kinds, in which the same image has different ids";
-            return Err(Fault::new("image.store", FaultKind::Environment, text)
-                .with_hint(
-                    "`docker info` shows the storage driver: set `containerd-snapshotter` alike at both",
-                )
-                .on_node(to.label));
-        }
+        same_store(&source, &destination).map_err(|fault| fault.on_node(to.label.clone()))?;
         let strategy = way.strategy();
         let options = MoveOptions {
             image_strategy: strategy,
