@@ -269,12 +269,19 @@ fn by_files(processes: &BTreeMap<i64, i64>, found: &mut Vec<Obstacle>) {
                 found.push(Obstacle::new(
                     "live.file",
                     format!("it has {what} open, which CRIU cannot dump ({target})"),
-                    "",
+                    if what == IO_URING { WITHOUT_IO_URING } else { "" },
                 ));
             }
         }
     }
 }
+
+/// What the kernel's queues of requests are called.
+const IO_URING: &str = "an io_uring";
+/// Programs that would use one ask for it, and do without where it is refused. Node waits by one, whatever `UV_USE_IO_URING` says
+/// (newer versions of libuv: `uv__use_io_uring` in `src/unix/linux.c`).
+const WITHOUT_IO_URING: &str = "make it again with the engine's own seccomp profile, which refuses io_uring (Docker from 25 on), so that \
+     programs do without; UV_USE_IO_URING=0 alone is not enough for Node";
 
 /// What kind of open file cannot be dumped.
 fn not_dumped(target: &str) -> Option<&'static str> {
@@ -287,7 +294,7 @@ fn not_dumped(target: &str) -> Option<&'static str> {
         "/dev/net/tun",
     ];
     match target {
-        "anon_inode:[io_uring]" => Some("an io_uring"),
+        "anon_inode:[io_uring]" => Some(IO_URING),
         "anon_inode:[perf_event]" => Some("a performance counter"),
         "anon_inode:[userfaultfd]" => Some("a userfaultfd"),
         _ if target.starts_with("anon_inode:bpf") || target.starts_with("anon_inode:kvm") => {

@@ -8,6 +8,8 @@
 //!   (`redis-server`), and under `/opt/later` Debian packages to be installed while it runs. Sleeps unless told otherwise.
 //! - `tranship-test/python:1`: one small layer from scratch: busybox, Python, the tools for ACLs, attributes and capabilities,
 //!   and a service that appends lines with fsync (`append-service`). Sleeps unless told otherwise.
+//! - `tranship-test/node:1`, `tranship-test/java:1`: one layer each from scratch: busybox, Node or a headless Java, and a program that
+//!   counts (`/opt/counting.js`, `/opt/Counting.class`). Sleep unless told otherwise.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,21 +27,24 @@ use super::tree::{Tree, short_hex};
 use super::{Testbed, host as machine};
 
 /// The names [`Node::load_image`] takes.
-pub const IMAGES: [&str; 5] = ["busybox", "web:1", "web:2", "state:1", "python"];
+pub const IMAGES: [&str; 7] = ["busybox", "web:1", "web:2", "state:1", "python", "node", "java"];
 
 const BUILD_SCRIPT: &str = include_str!("scripts/build-images.sh");
 
 /// Programs of the images, by name.
-const PROGRAMS: [(&str, &str); 2] = [
+const PROGRAMS: [(&str, &str); 4] = [
     ("append-service", include_str!("scripts/append-service.py")),
     ("run-postgres", include_str!("scripts/run-postgres.sh")),
+    ("counting.js", include_str!("scripts/counting.js")),
+    ("Counting.java", include_str!("scripts/Counting.java")),
 ];
 
 /// Where nodes see the image cache.
 const IN_NODE: &str = "/images";
 
 /// Builds the test images unless the cache has them, which takes a minute; returns the directory with their
-/// archives (`busybox-1.tar`, `web-1.tar`, `web-2.tar`, `state-1.tar`, `python-1.tar`, as `docker save` writes them).
+/// archives (`busybox-1.tar`, `web-1.tar`, `web-2.tar`, `state-1.tar`, `python-1.tar`, `node-1.tar`, `java-1.tar`, as `docker save`
+/// writes them).
 ///
 /// # Errors
 ///
@@ -84,6 +89,8 @@ fn archive(name: &str) -> Result<&'static str> {
         "web:2" => Ok("web-2.tar"),
         "state" | "state:1" => Ok("state-1.tar"),
         "python" | "python:1" => Ok("python-1.tar"),
+        "node" | "node:1" => Ok("node-1.tar"),
+        "java" | "java:1" => Ok("java-1.tar"),
         other => Err(Error::NoImage(other.to_owned())),
     }
 }
@@ -101,7 +108,7 @@ fn build(dirs: &Dirs, tree: &Tree, finished: &Path) -> Result<()> {
     make_dir(&workshop)?;
     let base = workshop.join("base.tar");
     fs::copy(tree.base_archive(), &base).at("copy a file to", &base)?;
-    for group in ["runtime", "server", "state", "later"] {
+    for group in ["runtime", "server", "state", "later", "languages"] {
         let to = workshop.join("debs").join(group);
         make_dir(&to)?;
         checked(HOST, host("cp").arg("-rT").arg(tree.packages(group)).arg(&to))?;

@@ -52,11 +52,12 @@ const PACKAGES: [&str; 28] = [
 ];
 
 /// Packages of the test images by layer.
-const IMAGE_PACKAGES: [&str; 4] = [
+const IMAGE_PACKAGES: [&str; 5] = [
     "runtime:python3,busybox-static",
     "server:nginx-light",
     "state:postgresql-17,redis-server,acl,attr,libcap2-bin",
     "later:tree,nano",
+    "languages:nodejs,openjdk-21-jre-headless,ecj",
 ];
 
 const BUILD_SCRIPT: &str = include_str!("scripts/build-tree.sh");

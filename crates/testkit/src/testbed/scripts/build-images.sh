@@ -31,13 +31,14 @@ docker save -o out/busybox-1.tar tranship-test/busybox:1
 # --- web:1, the kind of image people run: a distribution, packages, an application, configuration ----------------
 docker import base.tar stage:base
 parent=stage:base
-for group in runtime server state; do
+for group in runtime server state languages; do
     tar -C "debs/$group" -cf - . | docker run --interactive --name "stage-$group" --network none "$parent" sh -c '
         set -e
         export DEBIAN_FRONTEND=noninteractive
         printf "#!/bin/sh\nexit 101\n" > /usr/sbin/policy-rc.d
         chmod 755 /usr/sbin/policy-rc.d
-        mkdir /tmp/debs
+        # Alternatives of manual pages want their directory.
+        mkdir -p /tmp/debs /usr/share/man/man1
         tar -C /tmp/debs -xf -
         apt-get install -y -qq --no-install-recommends -o APT::Sandbox::User=root \
             -o Dpkg::Options::=--force-unsafe-io /tmp/debs/*.deb
@@ -136,44 +137,71 @@ FILE
 docker build --quiet --network none -t tranship-test/state:1 state
 docker save -o out/state-1.tar tranship-test/state:1
 
-# --- python:1, one small layer for what busybox cannot do: programs with the libraries that they name --------------
-mkdir -p python/rootfs
-docker run --rm --network none --volume /root/build/python/rootfs:/out stage:state sh -ec '
-    cd /out
-    mkdir -p usr/bin usr/lib usr/lib64 usr/local/bin etc tmp root var
-    ln -s usr/bin bin
-    ln -s usr/lib lib
-    ln -s usr/lib64 lib64
-    python=$(readlink -f /usr/bin/python3)
-    library=/usr/lib/${python##*/}
-    cp "$python" usr/bin/python3
-    mkdir -p ".$library"
-    tar -C "$library" --exclude=./test --exclude=./idlelib --exclude=./ensurepip --exclude=./tkinter \
-        --exclude=./lib2to3 --exclude=./pydoc_data --exclude="./config-*" -cf - . | tar -C ".$library" -xf -
-    cp /usr/sbin/setcap /usr/sbin/getcap /usr/bin/setfacl /usr/bin/getfacl /usr/bin/setfattr /usr/bin/getfattr usr/bin
-    for file in usr/bin/* ".$library"/lib-dynload/*.so; do
-        ldd "$file" | grep -o "/[^ ]*" || true
-    done | sort -u | while read -r needed; do
-        case $needed in /usr/*) place=.$needed ;; *) place=./usr$needed ;; esac
-        mkdir -p "${place%/*}"
-        cp -L "$needed" "$place"
-    done
-    cp /bin/busybox usr/bin/busybox
-    for applet in $(busybox --list); do
-        [ -e "usr/bin/$applet" ] || ln -s busybox "usr/bin/$applet"
-    done
-    echo "root:x:0:0:root:/root:/bin/sh" > etc/passwd
-    echo "root:x:0:" > etc/group
-    chmod 1777 tmp'
-cp programs/append-service python/rootfs/usr/local/bin/
-chmod 755 python/rootfs/usr/local/bin/*
-tar -C python/rootfs --numeric-owner --owner=0 --group=0 -cf python/rootfs.tar .
-rm -rf python/rootfs
-cat > python/Dockerfile <<'FILE'
-FROM scratch
-ADD rootfs.tar /
-ENV PATH=/usr/local/bin:/usr/bin:/bin PYTHONHOME=/usr
-CMD ["sleep", "infinity"]
+# --- python:1, node:1, java:1: one small layer each for what busybox cannot do: programs with the libraries that they name ----
+# A system of its own in ROOT: busybox, and the libraries of what is there already.
+cat > complete.sh <<'FILE'
+for directory in usr/bin usr/lib usr/lib64 usr/local/bin etc tmp root var; do
+    mkdir -p "$directory"
+done
+for link in bin lib lib64; do
+    ln -s "usr/$link" "$link"
+done
+find . -type f '(' -perm -u+x -o -name '*.so*' ')' | while read -r file; do
+    ldd "$file" 2> /dev/null | grep -o "/[^ ]*" || true
+done | sort -u | grep -v '^/out/' | while read -r needed; do
+    case $needed in /usr/*) place=.$needed ;; *) place=./usr$needed ;; esac
+    mkdir -p "${place%/*}"
+    [ -e "$place" ] || cp -L "$needed" "$place"
+done
+cp /bin/busybox usr/bin/busybox
+for applet in $(busybox --list); do
+    [ -e "usr/bin/$applet" ] || ln -s busybox "usr/bin/$applet"
+done
+echo "root:x:0:0:root:/root:/bin/sh" > etc/passwd
+echo "root:x:0:" > etc/group
+chmod 1777 tmp
 FILE
-docker build --quiet --network none -t tranship-test/python:1 python
-docker save -o out/python-1.tar tranship-test/python:1
+
+# layer NAME STAGE: the image NAME:1 of what the script on standard input puts together from STAGE, with more lines for its Dockerfile.
+layer() {
+    mkdir -p "$1/rootfs"
+    { echo 'set -e; cd /out'; cat; cat complete.sh; } > "$1/make.sh"
+    docker run --rm --network none --volume "/root/build/$1/rootfs:/out" --volume "/root/build/$1/make.sh:/make.sh:ro" \
+        --volume /root/build/programs:/programs:ro "$2" sh /make.sh
+    tar -C "$1/rootfs" --numeric-owner --owner=0 --group=0 -cf "$1/rootfs.tar" .
+    rm -rf "$1/rootfs"
+    printf 'FROM scratch\nADD rootfs.tar /\nENV PATH=/usr/local/bin:/usr/bin:/bin %s\nCMD ["sleep", "infinity"]\n' "$3" > "$1/Dockerfile"
+    docker build --quiet --network none -t "tranship-test/$1:1" "$1"
+    docker save -o "out/$1-1.tar" "tranship-test/$1:1"
+}
+
+layer python stage:state PYTHONHOME=/usr <<'FILE'
+mkdir -p usr/bin usr/local/bin
+python=$(readlink -f /usr/bin/python3)
+library=/usr/lib/${python##*/}
+cp "$python" usr/bin/python3
+mkdir -p ".$library"
+tar -C "$library" --exclude=./test --exclude=./idlelib --exclude=./ensurepip --exclude=./tkinter \
+    --exclude=./lib2to3 --exclude=./pydoc_data --exclude="./config-*" -cf - . | tar -C ".$library" -xf -
+cp /usr/sbin/setcap /usr/sbin/getcap /usr/bin/setfacl /usr/bin/getfacl /usr/bin/setfattr /usr/bin/getfattr usr/bin
+cp /programs/append-service usr/local/bin/
+chmod 755 usr/local/bin/*
+FILE
+
+layer node stage:languages NODE_ENV=production <<'FILE'
+mkdir -p usr/bin opt
+cp -L /usr/bin/node usr/bin/node
+tar -C / --exclude=corepack -cf - usr/share/nodejs | tar -xf -
+cp /programs/counting.js opt/
+FILE
+
+layer java stage:languages LANG=C.UTF-8 <<'FILE'
+mkdir -p usr/bin opt
+java=$(readlink -f /usr/bin/java)
+home=${java%/bin/java}
+tar -C / -cf - "${home#/}" etc/java-21-openjdk | tar -xf -
+ln -s "$home/bin/java" usr/bin/java
+# The command of that package does not name the archive that the compiler is in.
+java -cp /usr/share/java/eclipse-jdt-core-compiler-batch.jar org.eclipse.jdt.internal.compiler.batch.Main \
+    -17 -d opt /programs/Counting.java
+FILE

@@ -2,6 +2,7 @@
 
 mod auto;
 pub(crate) mod failures;
+mod languages;
 mod programs;
 pub(crate) mod redis;
 

@@ -9,7 +9,7 @@ use tranship_testkit::testbed::{Engine, Node, Options};
 
 use crate::world::{World, inspect, is_running, serves, wait_until};
 
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options {
         engine: Engine::Podman,
         ..Options::default()
