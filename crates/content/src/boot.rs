@@ -9,8 +9,9 @@ use std::path::Path;
 /// Name of the note in a directory of records.
 pub(crate) const BOOT: &str = "boot";
 
-/// What the kernel calls this boot.
-pub(crate) fn boot() -> String {
+/// What the kernel calls this boot; empty where it does not say.
+#[must_use]
+pub fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 

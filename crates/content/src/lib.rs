@@ -40,3 +40,5 @@ pub mod source;
 pub mod storage;
 pub mod tree;
 pub mod verify;
+
+pub use boot::boot as boot_id;

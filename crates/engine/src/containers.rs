@@ -1,6 +1,7 @@
 //! Containers: reading everything about one, and making one again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tranship_core::container::{MountKind, MountSpec, RestartPolicy};
@@ -19,6 +20,11 @@ use crate::raw::escape;
 use crate::recreate::{
     Joins, beforehand, carried, create_body, expected, further_endpoints, leaves_primary, losses,
 };
+
+/// How often the restart policy is set again where Podman fails to, and after what time. It has the runtime set the limits of what runs
+/// again as well, which fails now and then right after a restore (seen with 5.4.2 and crun 1.21).
+const PODMAN_UPDATES: u32 = 10;
+const UPDATE_AGAIN: Duration = Duration::from_millis(300);
 
 impl DockerEngine {
     pub(crate) async fn inspect_container(&self, name: &ContainerName) -> Result<ContainerSpec, EngineError> {
@@ -426,6 +432,16 @@ impl DockerEngine {
         let ask = Ask::new("set the restart policy of", "container", id.as_str());
         let body = json!({ "RestartPolicy": crate::recreate::restart_policy(policy) });
         let path = format!("/containers/{}/update", id.as_str());
-        self.raw.post(&path, &body, &ask).await.map(|_| ())
+        let mut more = if self.podman { PODMAN_UPDATES } else { 0 };
+        loop {
+            match self.raw.post(&path, &body, &ask).await {
+                Err(EngineError::Failed { message, .. }) if more > 0 => {
+                    tracing::debug!(container = %id, %message, "the restart policy is set again");
+                    more -= 1;
+                    tokio::time::sleep(UPDATE_AGAIN).await;
+                }
+                done => return done.map(|_| ()),
+            }
+        }
     }
 }

@@ -23,6 +23,9 @@ use super::{CheckpointCreated, Checkpoints, CreateCheckpoint, blocking, images};
 /// Bytes of disk beyond what the container uses that must be free: files of CRIU, and what others write meanwhile.
 const MARGIN: u64 = 64 << 20;
 
+/// What keeps a container from moving because there would be another one for a while.
+const ONLY_FOR_MOVES: [&str; 1] = ["podman.wire-address"];
+
 impl Checkpoints {
     /// Makes a checkpoint of a running container.
     ///
@@ -91,16 +94,6 @@ impl Checkpoints {
                 container: spec.name.clone(),
             }));
         }
-        if self.engine().facts().await?.kind == "podman" {
-            return Err(Fault::new(
-                "checkpoint.engine",
-                FaultKind::Environment,
-                "checkpoints of Podman's containers are not kept yet",
-            )
-            .with_hint(
-                "`podman container checkpoint` keeps one; `tranship migrate --mode live` moves the container",
-            ));
-        }
         let node = self.engine().live_facts().await?;
         let report = self.engine().memory(spec).await?.ok_or_else(|| {
             Fault::new(
@@ -110,7 +103,10 @@ impl Checkpoints {
             )
             .with_hint("run the engine and the agent in the same namespaces")
         })?;
-        let mut obstacles = node.obstacles.iter().chain(&report.obstacles);
+        // What does not move was never restored either; a unit would start afresh what is ended here.
+        let uncarried = spec.ties.uncarried.iter();
+        let uncarried = uncarried.filter(|obstacle| !ONLY_FOR_MOVES.contains(&obstacle.code.as_str()));
+        let mut obstacles = uncarried.chain(&node.obstacles).chain(&report.obstacles);
         if let Some(first) = obstacles.next() {
             let fault = Fault::new(first.code.clone(), FaultKind::Environment, first.message.clone());
             let fault = obstacles.fold(fault, |fault, other| fault.because(other.message.clone()));

@@ -24,6 +24,7 @@ use super::archive::{Content, Described, Export, Silent, stream, unwritten};
 use super::error::CheckpointError;
 use super::images::BUFFER;
 use super::store::About;
+use super::transfer::runtime_of;
 use crate::files::rfc3339;
 
 /// Media type of a layer that is compressed with zstd.
@@ -45,11 +46,7 @@ pub(super) struct ImageFacts {
 impl ImageFacts {
     /// What is known of a container, its engine, and the version of CRIU there.
     pub(super) fn new(spec: &ContainerSpec, about: &About, engine: &EngineFacts, criu: &str) -> Self {
-        let runtime = spec
-            .document
-            .pointer("/HostConfig/Runtime")
-            .and_then(Value::as_str);
-        let runtime = runtime.filter(|name| !name.is_empty()).unwrap_or("runc");
+        let runtime = runtime_of(spec);
         let criu = criu_number(criu);
         let cgroups = format!("v{}", engine.cgroup_version);
         let (name, image) = (spec.name.as_str(), spec.image_reference.as_str());

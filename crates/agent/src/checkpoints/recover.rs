@@ -128,6 +128,11 @@ impl Checkpoints {
         }
     }
 
+    /// Whether the engine may have forgotten a restore that was ordered: Podman does when the machine is started anew.
+    async fn forgets_restores(&self, kept: &Kept) -> Result<bool, Fault> {
+        Ok(kept.is_used_before_this_boot() && self.engine().facts().await?.kind == "podman")
+    }
+
     /// Finds out what came of a restore. An engine answers for a container only once a start of it has ended, and an order that reaches
     /// it later finds no images. One that may have gone on from its memory keeps its checkpoint, as a used one: whether it did is not
     /// known here.
@@ -140,7 +145,7 @@ impl Checkpoints {
         let ordered = kept.is_used();
         let mut restored = Restored::Never;
         if ordered && let Some(spec) = spec_by_id(self.engine(), &begun.container).await? {
-            let started = spec.status.started_at != begun.started_at;
+            let started = spec.status.started_at != begun.started_at || self.forgets_restores(kept).await?;
             if is_up(&spec.status) || (started && !begun.leave_running) {
                 restored = Restored::Maybe;
                 kept.spoil_copies()?;

@@ -121,7 +121,8 @@ impl Checkpoints {
         self.unpark(begun, spec).await?;
         self.forget(begun).await?;
         if !begun.leave_running {
-            // Nothing goes on from it a second time.
+            // Nothing goes on from it a second time, nor from a copy: Podman forgets the time of a restore when the machine is started anew.
+            kept.spoil_copies()?;
             return Ok(kept.remove()?);
         }
         kept.used(false)?;

@@ -246,9 +246,20 @@ impl Kept {
         mark(&self.directory, RESTORING, now)
     }
 
-    /// Notes that it is about to be restored, or was not after all.
+    /// Notes that it is about to be restored, and in which boot of the machine, or was not after all.
     pub(super) fn used(&self, now: bool) -> Result<(), CheckpointError> {
-        mark(&self.directory, USED, now)
+        if !now {
+            return unnote(&self.directory, USED);
+        }
+        let path = self.directory.join(USED);
+        let written = crate::store::write_durably(&path, tranship_content::boot_id().as_bytes());
+        written.map_err(|error| CheckpointError::io(path, "written", error))
+    }
+
+    /// The machine was started anew since it was noted that it is about to be restored.
+    pub(super) fn is_used_before_this_boot(&self) -> bool {
+        let noted = fs::read_to_string(self.directory.join(USED));
+        noted.is_ok_and(|boot| boot != tranship_content::boot_id())
     }
 
     /// Removes it for good.

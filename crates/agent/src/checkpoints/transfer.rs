@@ -278,6 +278,13 @@ fn moved(about: &About, spec: &ContainerSpec) -> Fault {
     })
 }
 
+/// What the container's runtime is called. Podman says it in its own document only.
+pub(super) fn runtime_of(spec: &ContainerSpec) -> &str {
+    let text = |pointer: &str| spec.document.pointer(pointer).and_then(Value::as_str);
+    let named = text("/Libpod/Inspect/OCIRuntime").or_else(|| text("/HostConfig/Runtime"));
+    named.filter(|name| !name.is_empty()).unwrap_or("runc")
+}
+
 /// What programs for podman's archives look for beside the images. It is told by what the engine has, and nothing here reads it.
 fn documents(spec: &ContainerSpec) -> Result<Vec<Document>, Fault> {
     let text = |pointer: &str| spec.document.pointer(pointer).and_then(Value::as_str);
@@ -285,7 +292,7 @@ fn documents(spec: &ContainerSpec) -> Result<Vec<Document>, Fault> {
         "id": spec.id,
         "name": spec.name,
         "rootfsImageName": spec.image_reference,
-        "runtime": text("/HostConfig/Runtime").unwrap_or("runc"),
+        "runtime": runtime_of(spec),
         "createdTime": text("/Created").unwrap_or("0001-01-01T00:00:00Z"),
     });
     let argument = |value: &Value| value.as_str().map(str::to_owned);

@@ -201,6 +201,10 @@ impl DockerEngine {
         if self.podman {
             let groups = std::fs::read_to_string("/proc/self/cgroup").map_err(|error| ask.failed(error))?;
             text.push_str(&podman::own_hierarchies(&groups));
+            // They may have come since the container was looked at, and CRIU does not mind them before the restore.
+            if self.has_shared_memory(container).await? {
+                return Err(ask.failed(podman::SHARED_MEMORY));
+            }
         }
         std::fs::write(&settings, text).map_err(|error| ask.failed(error))?;
         // Only what the engine's restore can take: the rest is refused while everything still runs.
@@ -267,6 +271,9 @@ impl DockerEngine {
         let laid = layout::lay_out(&dump.images(), &checkpoint, container);
         let connections = laid.map_err(|error| ask.failed(error))?;
         tracing::debug!(connections, "closed in the dump");
+        if self.podman {
+            self.ready_for_restore(container).await?;
+        }
         // First: an engine that is killed meanwhile does not know what it started.
         std::fs::write(&used, b"").map_err(|error| ask.failed(error))?;
         let started = self.start_from(&dump, &ask).await;

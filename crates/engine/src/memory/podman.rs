@@ -13,9 +13,10 @@ use serde_json::Value;
 use tranship_core::memory::Obstacle;
 use tranship_core::{ContainerId, ContainerSpec, EngineError};
 
+use crate::cgroups;
 use crate::docker::DockerEngine;
 use crate::fault::Ask;
-use crate::json::{at, text};
+use crate::json::{at, number, text};
 use crate::podman::{API, KEY};
 
 /// Where root's crun keeps what it knows of containers (`crun --version` calls it `rundir`).
@@ -23,6 +24,13 @@ const CRUN: &str = "/run/crun";
 
 /// Podman's directory of a container below the root of its storage.
 const USER_DATA: &str = "userdata";
+
+/// Where a container has shared memory, below the directory of one of its processes.
+const SHARED: &str = "root/dev/shm";
+
+/// What is said where it has any.
+pub(super) const SHARED_MEMORY: &str =
+    "it has files in /dev/shm, which Podman keeps outside of the container and a dump leaves out";
 
 /// What libpod asks to restore from, in there.
 const CHECKPOINT: &str = "checkpoint";
@@ -49,6 +57,15 @@ impl DockerEngine {
             ));
         }
         Ok(())
+    }
+
+    /// Whether a container that has processes has files in `/dev/shm`.
+    pub(super) async fn has_shared_memory(&self, container: &ContainerId) -> Result<bool, EngineError> {
+        let inspect = self.libpod_document(container.as_str()).await?;
+        let proc = PathBuf::from(format!("/proc/{}", number(&inspect, &["State", "Pid"])));
+        // The number may be another process's by now; the dump finds no container then.
+        let groups = std::fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
+        Ok(cgroups::are_of(&groups, container.as_str()) && has_files(&proc.join(SHARED)))
     }
 
     /// Where libpod looks for what it restores a container from.
@@ -82,6 +99,10 @@ pub(super) fn crun_root(container: &ContainerId) -> Option<PathBuf> {
         .then_some(root)
 }
 
+fn has_files(directory: &Path) -> bool {
+    std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some())
+}
+
 /// What of a container stands in the way, beyond what does so with Docker. `proc` is the directory of its first process.
 pub(super) fn of_container(spec: &ContainerSpec, proc: &Path, found: &mut Vec<Obstacle>) {
     let runtime = text(&spec.document, &[KEY, "Inspect", "OCIRuntime"]);
@@ -92,13 +113,8 @@ pub(super) fn of_container(spec: &ContainerSpec, proc: &Path, found: &mut Vec<Ob
             "make it again with crun",
         ));
     }
-    let shared = std::fs::read_dir(proc.join("root/dev/shm"));
-    if shared.is_ok_and(|mut entries| entries.next().is_some()) {
-        found.push(Obstacle::new(
-            "live.shared-memory",
-            "it has files in /dev/shm, which Podman keeps outside of the container and a dump leaves out",
-            "",
-        ));
+    if has_files(&proc.join(SHARED)) {
+        found.push(Obstacle::new("live.shared-memory", SHARED_MEMORY, ""));
     }
     if spec.health_check.is_some() && Path::new("/run/systemd/system").is_dir() {
         found.push(Obstacle::new(

@@ -13,6 +13,7 @@ use tranship_core::{ContainerId, EngineError};
 
 use crate::docker::DockerEngine;
 use crate::fault::Ask;
+use crate::json::{flag, text};
 use crate::programs::program;
 
 /// How long Podman's command may take to clean up after a container.
@@ -28,6 +29,20 @@ impl DockerEngine {
             );
         }
         unless_it_ended(self.thaw(id).await)
+    }
+
+    /// Takes away that its user stopped a container, which a restore would leave, and with it a dead restart policy; and whatever an
+    /// initialisation left that was not taken back. Podman forgets when it was restored last.
+    pub(crate) async fn ready_for_restore(&self, id: &ContainerId) -> Result<(), EngineError> {
+        let inspect = self.libpod_document(id.as_str()).await?;
+        if text(&inspect, &["State", "Status"]) == "initialized" {
+            self.take_back(id).await?;
+            return self.let_go(id).await;
+        }
+        if flag(&inspect, &["State", "StoppedByUser"]) {
+            self.prepare_once(id).await?;
+        }
+        Ok(())
     }
 
     /// Takes an initialisation back: the container's process, which waits for a start, goes, and so do mounts and networks.

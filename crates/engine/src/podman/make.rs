@@ -71,7 +71,7 @@ impl DockerEngine {
 
     /// Has Podman do what it does before a first start, and take that back but for what stays: the specification, which a restore
     /// needs, and the owners, modes and files that it gives to new volumes, which have to be there before the data come.
-    async fn prepare_once(&self, id: &ContainerId) -> Result<(), EngineError> {
+    pub(super) async fn prepare_once(&self, id: &ContainerId) -> Result<(), EngineError> {
         let ask = Ask::new("initialise", "container", id.as_str());
         let path = format!("{API}/containers/{}/init", id.as_str());
         self.raw.post(&path, &Value::Null, &ask).await?;

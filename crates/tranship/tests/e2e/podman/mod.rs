@@ -1,5 +1,6 @@
 //! Containers that move between two hosts with Podman, as root.
 
+mod checkpoint;
 mod live;
 mod refusals;
 
