@@ -1,9 +1,11 @@
 //! The port [`Storage`] for directories of this node that this process may read and write as root.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tranship_core::fault::{Explain, Fault, FaultKind};
@@ -238,6 +240,23 @@ impl BegunRound for DirectoryRound {
         Ok(())
     }
 
+    async fn follow(&mut self, writing: BoxFuture<'_, ()>) -> Result<(), Fault> {
+        let (source, begun) = (Arc::clone(&self.source), self.take()?);
+        let over = Over::default();
+        let thread = {
+            let over = Arc::clone(&over.0);
+            tokio::task::spawn_blocking(move || {
+                let source = source.lock().unwrap_or_else(PoisonError::into_inner);
+                source.follow(&begun, &over);
+                begun
+            })
+        };
+        writing.await;
+        drop(over);
+        self.begun = Some(thread.await.map_err(|error| defect(&error))?);
+        Ok(())
+    }
+
     async fn go(mut self: Box<Self>, progress: ProgressFn) -> Result<RoundReport, Fault> {
         let (source, begun) = (Arc::clone(&self.source), self.take()?);
         let thread = tokio::task::spawn_blocking(move || {
@@ -246,6 +265,16 @@ impl BegunRound for DirectoryRound {
             gone.map_err(|error| error.fault())
         });
         thread.await.unwrap_or_else(|error| Err(defect(&error)))
+    }
+}
+
+/// Tells a thread that follows that nothing is written any more, also where nobody waits for it.
+#[derive(Default)]
+struct Over(Arc<AtomicBool>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -429,6 +429,13 @@ pub trait Engine: Send + Sync {
         })
     }
 
+    /// Takes away what an earlier [`Engine::dump`] wrote, so that the next one need not: that takes long where it was much. Until then
+    /// there is none to go back to.
+    async fn clear_dump(&self, element: &ElementAt) -> Result<(), EngineError> {
+        let _ = element;
+        Ok(())
+    }
+
     /// Whether [`Engine::dump`] came to its end, on this boot of the machine, and what it wrote is still there.
     async fn has_dump(&self, element: &ElementAt) -> Result<bool, EngineError> {
         let _ = element;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -347,6 +348,13 @@ pub trait BegunRound: Send {
     /// Waits until the sink has said what it holds, which it may have to look through first: what is known before a freeze does
     /// not prolong it.
     async fn meet(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    /// Awaits `writing`, which writes files of the element anew and does nothing with them but add to their ends. What it has written
+    /// by then may be read meanwhile, after [`BegunRound::meet`], so that the round need not when it goes on.
+    async fn follow(&mut self, writing: BoxFuture<'_, ()>) -> Result<(), Fault> {
+        writing.await;
         Ok(())
     }
 

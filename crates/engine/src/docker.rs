@@ -503,6 +503,10 @@ impl Engine for DockerEngine {
         self.write_dump(element).await
     }
 
+    async fn clear_dump(&self, element: &ElementAt) -> Result<(), EngineError> {
+        self.empty_dump(element).await
+    }
+
     async fn has_dump(&self, element: &ElementAt) -> Result<bool, EngineError> {
         self.dump_is_there(element).await
     }

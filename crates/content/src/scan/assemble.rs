@@ -298,6 +298,7 @@ impl<'a> Feeder<'a> {
             sizes,
             hints,
             in_place,
+            early: self.job.context.early().take(&path, &stat, sizes),
         }));
         let kind = EntryKind::File {
             size,

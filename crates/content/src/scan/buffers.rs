@@ -10,6 +10,8 @@ pub(crate) struct Buffers {
     free: Mutex<Vec<Vec<u8>>>,
 }
 
+/// Buffers are made as long as a multiple of this, in bytes, so that one that was used for a segment does for the next.
+const STEP: usize = 4 << 20;
 /// Buffers that are kept, at most.
 const KEPT: usize = 8;
 
@@ -29,7 +31,7 @@ impl Buffers {
         drop(free);
         if bytes.len() < length {
             // Zeros of a new allocation cost nothing until they are used.
-            bytes = vec![0; length];
+            bytes = vec![0; length.next_multiple_of(STEP)];
         }
         Buffer {
             bytes,

@@ -17,6 +17,7 @@
 mod assemble;
 mod buffers;
 mod dirs;
+mod early;
 mod error;
 mod exclude;
 mod items;
@@ -29,11 +30,12 @@ mod todo;
 mod walk;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 
 pub(crate) use assemble::{Job, run};
+pub(crate) use early::{Early, follow};
 pub use error::ScanError;
 pub use exclude::Excludes;
 pub(crate) use items::{Again, BaseEntries, Compare, Items, Replay};
@@ -194,6 +196,7 @@ pub(crate) struct Context<'a> {
     silent: bool,
     mapped: OnceLock<Mapped>,
     buffers: Arc<buffers::Buffers>,
+    early: Mutex<Early>,
 }
 
 impl<'a> Context<'a> {
@@ -206,7 +209,18 @@ impl<'a> Context<'a> {
             silent: root.silent,
             mapped: OnceLock::new(),
             buffers: Arc::default(),
+            early: Mutex::default(),
         }
+    }
+
+    /// Takes over what was cut before the scan began.
+    pub(crate) fn with_early(mut self, early: Early) -> Self {
+        self.early = Mutex::new(early);
+        self
+    }
+
+    fn early(&self) -> std::sync::MutexGuard<'_, Early> {
+        self.early.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wants(&self, extent: &Extent) -> bool {

@@ -15,6 +15,7 @@ use std::fs::File;
 use bytes::Bytes;
 
 use super::buffers::Buffer;
+use super::early::{Cuts, is_complete};
 use super::read::read_at;
 use super::{Context, Piece, ScanError};
 use crate::chunk::Sizes;
@@ -30,6 +31,8 @@ pub(crate) struct Large {
     pub(crate) hints: Option<Hints>,
     /// Content that is not where it was is as good as new.
     pub(crate) in_place: bool,
+    /// What was cut before.
+    pub(crate) early: Cuts,
 }
 
 /// Chunks that are looked at to find out whether content is where it was.
@@ -183,6 +186,13 @@ pub(crate) struct Segment {
     short: bool,
 }
 
+impl Segment {
+    /// Its chunks.
+    pub(crate) fn extents(&self) -> Vec<Extent> {
+        self.pieces.iter().map(|piece| piece.extent).collect()
+    }
+}
+
 /// Bytes that are read at once: what was just read is still near the processor when it is cut and hashed.
 const STEP: usize = 1 << 20;
 
@@ -215,6 +225,9 @@ impl Content<'_> {
 
 /// Cuts a segment.
 pub(crate) fn cut(large: &Large, range: Range, context: &Context<'_>) -> Result<Segment, ScanError> {
+    if let Some(segment) = cut_before(large, range, context)? {
+        return Ok(segment);
+    }
     let most = large.sizes.max();
     let room = (range.to + most as u64).min(range.end) - range.from;
     let mut content = Content {
@@ -280,6 +293,49 @@ pub(crate) fn cut(large: &Large, range: Range, context: &Context<'_>) -> Result<
         })
         .collect();
     Ok(Segment { range, pieces, short })
+}
+
+/// A segment that was cut early, with the bytes that are wanted. `None` if it was not, or not with the same end in view.
+fn cut_before(large: &Large, range: Range, context: &Context<'_>) -> Result<Option<Segment>, ScanError> {
+    let known = large.early.get(&(range.from, range.to));
+    let Some(extents) = known.filter(|_| is_complete(large, range, range.end)) else {
+        return Ok(None);
+    };
+    let room = range.to - range.from + large.sizes.max() as u64;
+    let mut buffer = context.buffers.take(room as usize);
+    let comparable = large.hints.as_ref().filter(|hints| hints.comparable);
+    let mut filled = 0;
+    let mut at = range.from;
+    let mut found = Vec::with_capacity(extents.len());
+    for extent in extents {
+        let length = extent.length() as usize;
+        let same = comparable.is_some_and(|hints| match extent {
+            Extent::Chunk { length, id } => hints.chunk_at(at) == Some((*length, *id)),
+            Extent::Hole { .. } => false,
+        });
+        let part = (!same && wanted(large, extent, context)).then_some(filled..filled + length);
+        if let Some(part) = &part {
+            // Chunks lie in the segment, but for the last one, which is no longer than any.
+            let read = read_at(&large.file, &mut buffer.bytes_mut()[part.clone()], at)
+                .map_err(|error| ScanError::io("read", &large.path, error))?;
+            if read < length {
+                return Ok(None);
+            }
+            filled += length;
+        }
+        found.push((*extent, part));
+        at += length as u64;
+    }
+    let all = buffer.freeze();
+    let pieces = found.into_iter().map(|(extent, part)| Piece {
+        extent,
+        bytes: part.map(|part| all.slice(part)),
+    });
+    Ok(Some(Segment {
+        range,
+        pieces: pieces.collect(),
+        short: false,
+    }))
 }
 
 /// Whether the bytes of a chunk are wanted.

@@ -26,8 +26,9 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -40,7 +41,7 @@ use crate::boot::{BOOT, is_of_this_boot, note_boot};
 use crate::entry::TreeId;
 use crate::frame::{FrameError, FrameReader};
 use crate::message::Message;
-use crate::scan::{Base, Excludes, Nested};
+use crate::scan::{Base, Early, Excludes, Nested};
 use round::Round;
 use wire::Queue;
 
@@ -219,6 +220,7 @@ impl Source {
             writer: Some(writer),
             answers,
             base: None,
+            early: Mutex::default(),
         }
     }
 
@@ -240,6 +242,15 @@ impl Source {
             }
         }
         Ok(())
+    }
+
+    /// Reads large files that the sink holds while they are written anew, until that is `over`, so that [`Self::go`] need not. They only
+    /// grow meanwhile. To be called after [`Self::meet`]. What cannot be read is left to `go`. Blocks.
+    pub fn follow(&self, begun: &Begun, over: &AtomicBool) {
+        let Some(Some(base)) = &begun.base else { return };
+        if let Ok(early) = crate::scan::follow(&self.options.root, base, over) {
+            *begun.early.lock().unwrap_or_else(PoisonError::into_inner) = early;
+        }
     }
 
     /// Brings the sink up to what the element is now. Blocks.
@@ -301,6 +312,8 @@ pub struct Begun {
     answers: Receiver<Result<Message, FrameError>>,
     /// What the sink holds, once it said so: nothing, or a tree.
     base: Option<Option<Base>>,
+    /// What was read of the element before the round goes on.
+    early: Mutex<Early>,
 }
 
 /// The queue of a round, which ends with it.
@@ -333,6 +346,7 @@ impl Begun {
             round: self.options,
             queue: &self.queue.0,
             answers: &self.answers,
+            early: &self.early,
             progress,
         }
     }

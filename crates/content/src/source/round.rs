@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Mutex, PoisonError};
 
 use tranship_core::storage::{RoundOptions, RoundProgress};
 
@@ -16,8 +17,8 @@ use crate::entry::{Timestamp, TreeId};
 use crate::frame::FrameError;
 use crate::message::{self, Holds, Message, Totals, VERSION_MAX, VERSION_MIN, Wants};
 use crate::scan::{
-    Base, Compare, Context, Found, Items, Job, Recorder, Replay, Root, ScanError, ScanOptions, Todo, Walk,
-    Wanted,
+    Base, Compare, Context, Early, Found, Items, Job, Recorder, Replay, Root, ScanError, ScanOptions, Todo,
+    Walk, Wanted,
 };
 use crate::tree::TreeSummary;
 
@@ -27,6 +28,7 @@ pub(super) struct Round<'a> {
     pub(super) round: RoundOptions,
     pub(super) queue: &'a Queue,
     pub(super) answers: &'a Receiver<Result<Message, FrameError>>,
+    pub(super) early: &'a Mutex<Early>,
     pub(super) progress: &'a (dyn Fn(RoundProgress) + Sync),
 }
 
@@ -291,7 +293,8 @@ impl Round<'_> {
         let root = crate::scan::open_root(&self.options.root)?;
         let index = Index::of(base, todo)?;
         let lacks = |id: &crate::entry::ChunkId| !index.has(id);
-        let context = Context::new(&root, &options, began, Wanted::If(&lacks));
+        let early = std::mem::take(&mut *self.early.lock().unwrap_or_else(PoisonError::into_inner));
+        let context = Context::new(&root, &options, began, Wanted::If(&lacks)).with_early(early);
         let job = Job {
             root: &root,
             options: &options,

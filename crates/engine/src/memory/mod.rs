@@ -234,6 +234,22 @@ impl DockerEngine {
         std::fs::write(dump.directory.join(COMPLETE), b"").map_err(|error| ask.failed(error))
     }
 
+    pub(crate) async fn empty_dump(&self, element: &ElementAt) -> Result<(), EngineError> {
+        let (container, bytes) = memory_of(element)?;
+        let dump = self.dump_of(container, bytes).await?;
+        let ask = Ask::new("remove the dump of", "container", container.as_str());
+        dump.make().map_err(|error| ask.failed(error))?;
+        let lock = dump.alone().await.map_err(|error| ask.failed(error))?;
+        // It may be as large as the memory.
+        let cleared = tokio::task::spawn_blocking(move || {
+            let cleared = dump.clear();
+            drop(lock);
+            cleared
+        });
+        let cleared = cleared.await.map_err(|error| ask.failed(error))?;
+        cleared.map_err(|error| ask.failed(error))
+    }
+
     pub(crate) async fn dump_is_there(&self, element: &ElementAt) -> Result<bool, EngineError> {
         let (container, bytes) = memory_of(element)?;
         let dump = self.dump_of(container, bytes).await?;

@@ -498,7 +498,11 @@ async fn dumped_and_sent(
             let fresh = element.dumped.is_some_and(|(at, _)| at.elapsed() < DUMP_AGAIN);
             if !fresh || options.frozen {
                 let begun = Instant::now();
-                ends.engine.dump(memory).await?;
+                let waiting = element.begun.get_mut().unwrap_or_else(PoisonError::into_inner);
+                match waiting.as_mut().filter(|_| options.frozen) {
+                    Some(round) => dumped_and_followed(ends.engine, memory, round.as_mut()).await?,
+                    None => ends.engine.dump(memory).await?,
+                }
                 element.dumped = Some((Instant::now(), begun.elapsed()));
             } else if element.dump_sent {
                 return Ok(RoundReport::default());
@@ -511,6 +515,19 @@ async fn dumped_and_sent(
         (step, _) => step,
     };
     round_of_one(ends.destination, element, step, ends.given_up, meter).await
+}
+
+/// Dumps memory while the round that carries it reads what is written already.
+async fn dumped_and_followed(
+    engine: &dyn Engine,
+    memory: &ElementAt,
+    round: &mut dyn BegunRound,
+) -> Result<(), Fault> {
+    let mut dumped = Ok(());
+    let dump = async { dumped = engine.dump(memory).await };
+    let followed = round.follow(Box::pin(dump)).await;
+    dumped?;
+    followed
 }
 
 /// A step of the round of one element. A link that was lost is made again for a while: what arrived is there.

@@ -132,6 +132,7 @@ impl Departure {
             self.end(&phase, done)?;
             self.stop_if_cancelled()?;
         }
+        self.clear_dumps().await?;
         *freezing = Some(self.begin(Phase::Freeze));
         self.check().await?;
         self.hooks(HookTime::PreFreeze).await

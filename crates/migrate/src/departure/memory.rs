@@ -58,6 +58,16 @@ impl Departure {
         .with_hint("--mode cold or --mode warm carries everything but memory")
     }
 
+    /// Makes room for the dumps of the freeze. What was dumped before has travelled, and removing it takes time.
+    pub(super) async fn clear_dumps(&self) -> Result<(), Fault> {
+        for index in 0..self.members.len() {
+            if let Some(memory) = memory_of(self.plan(), index) {
+                self.ports.engine.clear_dump(memory).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes the dumps away. They hold whatever the processes knew, so failing at that is said.
     pub(super) async fn forget_dumps(&self) {
         for index in 0..self.members.len() {

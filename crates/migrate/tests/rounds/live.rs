@@ -39,6 +39,41 @@ async fn it_goes_on_there_and_no_dump_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_freeze_does_not_wait_for_what_can_be_done_before_or_beside_it() {
+    let world = remembering();
+    world.run().await;
+    let calls = world.source.calls();
+    let at = |name: &str| calls.iter().rposition(|c| *c == name).unwrap();
+    assert!(
+        at("clear dump") < at("pause") && at("pause") < at("dump"),
+        "{calls:?}"
+    );
+    // The dump is read while it is written, by the round that begins before the freeze.
+    let said = world.source.storage().calls();
+    let last = |name: &str| said.iter().rposition(|call| *call == name).unwrap();
+    assert!(last("source meet") < last("source follow"), "{said:?}");
+    assert!(last("source follow") < last("source round"), "{said:?}");
+    assert_eq!(said.iter().filter(|call| **call == "source follow").count(), 1);
+
+    for (failing, code_of_it) in [
+        ("clear dump", "engine.failed"),
+        ("source follow", "storage.failed"),
+    ] {
+        let world = remembering();
+        let number = said.iter().position(|c| *c == failing);
+        match number {
+            Some(number) => world.source.storage().fail(&[(number, Failure::Before)]),
+            None => world.source.fail(&[(at(failing), Failure::Before)]),
+        }
+        let record = world.run().await;
+        assert_eq!(record.state, DepartureState::RolledBack, "{failing}");
+        assert_eq!(code(&record), code_of_it);
+        assert!(remembers(&world.source) && !dumped(&world.source));
+        assert_eq!(world.here(), ("running".into(), "always".into()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_first_dump_comes_before_anything_travels() {
     let world = remembering();
     world.run().await;

@@ -281,6 +281,10 @@ impl Engine for MemoryEngine {
         self.call("dump", |s| s.dump(element))
     }
 
+    async fn clear_dump(&self, element: &ElementAt) -> Result<(), EngineError> {
+        self.call("clear dump", |s| s.clear_dump(element))
+    }
+
     async fn has_dump(&self, element: &ElementAt) -> Result<bool, EngineError> {
         self.call("has dump", |s| s.has_dump(element))
     }

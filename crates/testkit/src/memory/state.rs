@@ -303,6 +303,13 @@ impl State {
         Ok(())
     }
 
+    pub(super) fn clear_dump(&mut self, element: &ElementAt) -> Result<(), EngineError> {
+        let id = memory_of(element)?;
+        self.storage.set(self.dump_path(id), BTreeMap::new());
+        self.dumped.remove(id.as_str());
+        Ok(())
+    }
+
     pub(super) fn has_dump(&self, element: &ElementAt) -> Result<bool, EngineError> {
         Ok(self.dumped.contains(memory_of(element)?.as_str()))
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -402,6 +403,11 @@ impl ElementSource for MemorySource {
 impl BegunRound for MemoryRound {
     async fn meet(&mut self) -> Result<(), Fault> {
         self.source.storage.call("source meet")?.with(())
+    }
+
+    async fn follow(&mut self, writing: BoxFuture<'_, ()>) -> Result<(), Fault> {
+        writing.await;
+        self.source.storage.call("source follow")?.with(())
     }
 
     async fn go(self: Box<Self>, progress: ProgressFn) -> Result<RoundReport, Fault> {
