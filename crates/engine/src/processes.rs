@@ -20,8 +20,8 @@ use crate::fault::Ask;
 /// How long a killed container may take to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(60);
 
-/// Time between two looks at it.
-const LOOK: Duration = Duration::from_millis(50);
+/// Time between two looks at it: whoever waits may stand still.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// How much of what a command writes is kept, in bytes.
 const KEPT: usize = 4096;

@@ -162,27 +162,27 @@ impl DockerEngine {
         if !self.reaches_processes() {
             return Err(unsupported("that takes root on the engine's own machine"));
         }
-        let root = self.identity().await?.root;
-        let roots = [PathBuf::from(IN_MEMORY), root];
+        let memory = PathBuf::from(IN_MEMORY);
         let name = Path::new(DUMPS).join(container.as_str());
         // Anybody may make directories in memory: what is not root's alone is not ours.
-        let ours = |root: &&PathBuf| is_private(&root.join(DUMPS)) && is_private(&root.join(&name));
-        let known = roots.iter().find(ours).map(|root| root.join(&name));
-        let [memory, disk] = roots;
-        let directory = known.unwrap_or_else(|| {
+        let ours = |root: &Path| is_private(&root.join(DUMPS)) && is_private(&root.join(&name));
+        // The engine takes its time to say where its data is, and is not asked while a container stands still for nothing.
+        let root = if ours(&memory) {
+            memory
+        } else {
+            let disk = self.identity().await?.root;
             let all = memory.join(DUMPS);
             let taken = all.symlink_metadata().is_ok() && !is_private(&all);
-            let root = if fits_in_memory(&memory, bytes) && !taken {
+            if !ours(&disk) && fits_in_memory(&memory, bytes) && !taken {
                 memory
             } else {
                 disk
-            };
-            root.join(&name)
-        });
+            }
+        };
         Ok(Dump {
             container: container.clone(),
             bytes,
-            directory,
+            directory: root.join(name),
         })
     }
 
