@@ -7,7 +7,7 @@ mod memory;
 mod volume;
 mod ways;
 
-use tranship_testkit::testbed::{Options, Testbed};
+use tranship_testkit::testbed::{Engine, Options, Testbed};
 
 use crate::build;
 
@@ -26,25 +26,36 @@ pub struct Args {
     /// Everything a tenth as large: to see whether the benchmark itself works.
     #[arg(long)]
     small: bool,
+    /// The engine of the memory benchmark: docker or podman.
+    #[arg(long, default_value = "docker")]
+    engine: Engine,
 }
 
 /// Runs the benchmark.
 pub fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     match args.what.as_str() {
         "image" => image::run(usize::from(args.runs), args.small),
-        "memory" => memory::run(usize::from(args.runs), args.small),
+        "memory" => memory::run(usize::from(args.runs), args.small, args.engine),
         "cp" => cp::run(usize::from(args.runs), &args.rows, args.small),
         "volume" => volume::run(usize::from(args.runs), &args.rows, args.small),
         other => Err(format!("there is no benchmark {other:?}").into()),
     }
 }
 
-/// Two hosts on which the released program is installed.
+/// Two hosts with Docker on which the released program is installed.
 fn hosts() -> Result<Testbed, Box<dyn std::error::Error>> {
+    hosts_of(Engine::default())
+}
+
+/// Two hosts on which the released program is installed.
+fn hosts_of(engine: Engine) -> Result<Testbed, Box<dyn std::error::Error>> {
     println!("building tranship (release) …");
     let tranship = build::release()?;
     println!("starting two hosts …");
-    let bed = Testbed::up(Options::default())?;
+    let bed = Testbed::up(Options {
+        engine,
+        ..Options::default()
+    })?;
     for node in bed.array::<2>() {
         std::fs::copy(&tranship, node.root()?.join("usr/local/bin/tranship"))?;
     }
