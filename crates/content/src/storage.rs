@@ -240,6 +240,17 @@ impl BegunRound for DirectoryRound {
         Ok(())
     }
 
+    async fn foresee(&mut self) -> Result<(), Fault> {
+        let (source, mut begun) = (Arc::clone(&self.source), self.take()?);
+        let thread = tokio::task::spawn_blocking(move || {
+            let source = source.lock().unwrap_or_else(PoisonError::into_inner);
+            let asked = source.foresee(&mut begun).map_err(|error| error.fault());
+            asked.map(|()| begun)
+        });
+        self.begun = Some(thread.await.unwrap_or_else(|error| Err(defect(&error)))?);
+        Ok(())
+    }
+
     async fn follow(&mut self, writing: BoxFuture<'_, ()>) -> Result<(), Fault> {
         let (source, begun) = (Arc::clone(&self.source), self.take()?);
         let over = Over::default();

@@ -351,6 +351,11 @@ pub trait BegunRound: Send {
         Ok(())
     }
 
+    /// Asks the sink for what makes [`BegunRound::follow`] of more use, after [`BegunRound::meet`]. It reads large files for that.
+    async fn foresee(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+
     /// Awaits `writing`, which writes files of the element anew and does nothing with them but add to their ends. What it has written
     /// by then may be read meanwhile, after [`BegunRound::meet`], so that the round need not when it goes on.
     async fn follow(&mut self, writing: BoxFuture<'_, ()>) -> Result<(), Fault> {

@@ -572,6 +572,7 @@ fn give_hole<E>(hole: &mut u64, visit: &mut dyn FnMut(Found) -> Result<(), E>) -
         length => visit(Found::Piece(Piece {
             extent: Extent::Hole { length },
             bytes: None,
+            parts: None,
         })),
     }
 }

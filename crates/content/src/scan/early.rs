@@ -2,8 +2,8 @@
 //!
 //! A dump of memory takes as long as reading and cutting it does. Where nothing but its end changes, both can be done at the same
 //! time: a segment is cut as soon as everything is written that its cuts depend on, and [`cut`] takes that over later instead of
-//! reading it. Names of chunks are kept, not their bytes: whoever wants them reads them again, and the sink compares them with the
-//! names.
+//! reading it. Names of chunks are kept, and where hashes of the base's blocks are known, the blocks that differ; other bytes are
+//! read again by whoever wants them. The sink compares all of them with the names.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,19 +11,32 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::dirs::{Directories, split};
+use super::read::read_at;
 use super::segment::{Hints, Large, Range, cut, segment_end};
 use super::stat::{Kind, Root, Stat, open_file, stat_of};
 use super::{Base, BaseEntries, Context, ScanError, ScanOptions, Wanted};
 use crate::chunk::Sizes;
 use crate::entry::{EntryKind, Extent};
+use crate::message::Part;
 use crate::source::IN_PLACE;
 
 /// Time between two looks whether something was written.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// The chunks of segments, by where these begin and end.
-pub(crate) type Cuts = HashMap<(u64, u64), Vec<Extent>>;
+/// The chunks of segments, by where these begin and end, and how they are made of the base's if that is known.
+pub(crate) type Cuts = HashMap<(u64, u64), Vec<(Extent, Option<Vec<Part>>)>>;
+
+/// Hashes (XXH3, 64 bits) of the blocks of files, by path: those of the base.
+#[derive(Debug, Default)]
+pub(crate) struct Hashes {
+    /// Bytes of a block; the last one of a file may be shorter.
+    pub(crate) block: u32,
+    pub(crate) files: HashMap<Vec<u8>, Vec<u64>>,
+}
 
 /// What was cut early.
 #[derive(Debug, Default)]
@@ -54,9 +67,9 @@ struct Followed {
 }
 
 /// A file of the base that may be written anew.
-struct Known {
-    path: Vec<u8>,
-    size: u64,
+pub(crate) struct Known {
+    pub(crate) path: Vec<u8>,
+    pub(crate) size: u64,
     extents: Vec<Extent>,
 }
 
@@ -65,8 +78,13 @@ struct Known {
 ///
 /// # Errors
 /// The base cannot be read.
-pub(crate) fn follow(root: &Path, base: &Base, over: &AtomicBool) -> Result<Early, ScanError> {
-    let options = ScanOptions::default();
+pub(crate) fn follow(
+    root: &Path,
+    base: &Base,
+    hashes: &Hashes,
+    over: &AtomicBool,
+) -> Result<Early, ScanError> {
+    let mut context = None;
     let mut files: Vec<(Known, Option<Followed>)> = large_files(base)?
         .into_iter()
         .map(|known| (known, None))
@@ -76,12 +94,14 @@ pub(crate) fn follow(root: &Path, base: &Base, over: &AtomicBool) -> Result<Earl
         for (known, followed) in &mut files {
             // The directory may come and go, too.
             let Ok(root) = Root::open(root) else { break };
-            let context = Context::new(&root, &options, super::now(), Wanted::Nothing);
+            let context = context.get_or_insert_with(|| {
+                Context::new(&root, &ScanOptions::default(), super::now(), Wanted::All)
+            });
             if followed.is_none() {
                 *followed = open(&root, known);
             }
             if let Some(file) = followed {
-                match file.go_on(&context, over) {
+                match file.go_on(context, hashes, over) {
                     Ok(more) => found |= more,
                     // Another one may take its place.
                     Err(_) => *followed = None,
@@ -101,7 +121,7 @@ pub(crate) fn follow(root: &Path, base: &Base, over: &AtomicBool) -> Result<Earl
 }
 
 /// Files of the base that are worth it.
-fn large_files(base: &Base) -> Result<Vec<Known>, ScanError> {
+pub(crate) fn large_files(base: &Base) -> Result<Vec<Known>, ScanError> {
     let mut entries = BaseEntries::open(base)?;
     let mut files = Vec::new();
     while let Some((entry, _)) = entries.take()? {
@@ -141,7 +161,12 @@ fn open(root: &Root, known: &Known) -> Option<Followed> {
 
 impl Followed {
     /// Cuts what was written since. Says whether there was anything.
-    fn go_on(&mut self, context: &Context<'_>, over: &AtomicBool) -> Result<bool, ScanError> {
+    fn go_on(
+        &mut self,
+        context: &Context<'_>,
+        hashes: &Hashes,
+        over: &AtomicBool,
+    ) -> Result<bool, ScanError> {
         let io = |error| ScanError::io("look at", &self.large.path, error);
         let now = stat_of(&self.large.file).map_err(io)?;
         if now.nlink == 0 || now.size < self.at {
@@ -158,11 +183,75 @@ impl Followed {
                 break;
             }
             let segment = cut(&self.large, range, context)?;
-            self.cuts.insert((range.from, range.to), segment.extents());
+            let mut at = range.from;
+            let mut cuts = Vec::with_capacity(segment.pieces.len());
+            for piece in segment.pieces {
+                let parts = piece.bytes.and_then(|bytes| self.parts(hashes, at, &bytes));
+                cuts.push((piece.extent, parts));
+                at += piece.extent.length();
+            }
+            self.cuts.insert((range.from, range.to), cuts);
             self.at = range.to;
             found = true;
         }
         Ok(found)
+    }
+}
+
+impl Followed {
+    /// How a chunk is made of the one that the base has in its place. `None` if it has none there, or that would save little.
+    fn parts(&self, hashes: &Hashes, at: u64, bytes: &[u8]) -> Option<Vec<Part>> {
+        let known = hashes.files.get(&self.large.path)?;
+        let (old, _) = self.large.hints.as_ref()?.chunk_at(at)?;
+        if old as usize != bytes.len() {
+            return None;
+        }
+        let block = u64::from(hashes.block);
+        let end = at + u64::from(old);
+        let mut edge = vec![0; hashes.block as usize];
+        let mut stretches: Vec<(bool, usize)> = Vec::new();
+        let mut from = at;
+        while from < end {
+            let begin = from - from % block;
+            // Blocks lie where they lie in the file: the first and the last reach into other chunks.
+            let whole = match begin.checked_sub(at).map(|begin| begin as usize) {
+                Some(begin) if begin + edge.len() <= bytes.len() => &bytes[begin..begin + edge.len()],
+                _ => {
+                    let read = read_at(&self.large.file, &mut edge, begin).ok()?;
+                    &edge[..read]
+                }
+            };
+            let same = known.get((begin / block) as usize) == Some(&xxh3_64(whole));
+            let to = (begin + block).min(end);
+            match stretches.last_mut() {
+                Some((last, length)) if *last == same => *length += (to - from) as usize,
+                _ => stretches.push((same, (to - from) as usize)),
+            }
+            from = to;
+        }
+        let literal: usize = stretches
+            .iter()
+            .filter(|(same, _)| !same)
+            .map(|(_, length)| length)
+            .sum();
+        if literal + 8 * stretches.len() + 16 >= bytes.len() {
+            return None;
+        }
+        let mut done = 0;
+        let parts = stretches.into_iter().map(|(same, length)| {
+            let from = done;
+            done += length;
+            if same {
+                // A chunk has 4 MiB at most.
+                Part::Base {
+                    offset: from as u32,
+                    length: length as u32,
+                }
+            } else {
+                Part::Literal(Bytes::copy_from_slice(&bytes[from..done]))
+            }
+        });
+        Some(parts.collect())
     }
 }
 
@@ -218,21 +307,16 @@ mod tests {
         }
 
         /// Writes the file anew in parts and cuts what there is of it after each of them.
-        fn written_in_parts(&self, base: &Base, content: &[u8]) -> Early {
+        fn written_in_parts(&self, base: &Base, hashes: &Hashes, content: &[u8]) -> Early {
             let root = open_root(self.root.path()).unwrap();
-            let context = Context::new(
-                &root,
-                &ScanOptions::default(),
-                crate::scan::now(),
-                Wanted::Nothing,
-            );
+            let context = Context::new(&root, &ScanOptions::default(), crate::scan::now(), Wanted::All);
             let known = large_files(base).unwrap().pop().unwrap();
             std::fs::remove_file(self.file()).unwrap();
             let mut file = File::create(self.file()).unwrap();
             let mut followed = open(&root, &known).unwrap();
             for part in content.chunks(3_000_000) {
                 file.write_all(part).unwrap();
-                followed.go_on(&context, &AtomicBool::new(false)).unwrap();
+                followed.go_on(&context, hashes, &AtomicBool::new(false)).unwrap();
             }
             Early {
                 files: [(known.path, followed)].into(),
@@ -240,11 +324,11 @@ mod tests {
         }
 
         /// Writes the file anew in parts while it is followed.
-        fn written_anew(&self, base: &Base, content: &[u8]) -> Early {
+        fn written_anew(&self, base: &Base, hashes: &Hashes, content: &[u8]) -> Early {
             let over = AtomicBool::new(false);
             std::fs::remove_file(self.file()).unwrap();
             std::thread::scope(|scope| {
-                let following = scope.spawn(|| follow(self.root.path(), base, &over).unwrap());
+                let following = scope.spawn(|| follow(self.root.path(), base, hashes, &over).unwrap());
                 let mut file = File::create(self.file()).unwrap();
                 for part in content.chunks(3_000_000) {
                     file.write_all(part).unwrap();
@@ -300,17 +384,18 @@ mod tests {
     #[test]
     fn what_is_cut_early_is_as_if_cut_later() {
         let before = noise(70 << 20, 1);
+        let none = Hashes::default();
         for more in [0, 40 << 20] {
             let (bench, base) = Bench::new(&before);
             let after = changed(before.clone(), more);
-            let early = bench.written_in_parts(&base, &after);
+            let early = bench.written_in_parts(&base, &none, &after);
             let cut: u64 = early.files[NAME].cuts.keys().map(|(from, to)| to - from).sum();
             assert!(cut >= after.len() as u64 - (32 << 20), "{cut} of {}", after.len());
             let (with, bytes) = bench.scanned(&base, early);
             let (without, all) = bench.scanned(&base, Early::default());
             assert!(with == without && with != base.id);
             assert!(bytes == all, "and so are the bytes");
-            let early = bench.written_anew(&base, &after);
+            let early = bench.written_anew(&base, &none, &after);
             let (with, bytes) = bench.scanned(&base, early);
             let (without, all) = bench.scanned(&base, Early::default());
             assert!(with == without && bytes == all, "wherever it stood");
@@ -323,10 +408,50 @@ mod tests {
     }
 
     #[test]
+    fn of_a_chunk_that_changed_the_blocks_that_differ_are_kept() {
+        let before = noise(70 << 20, 1);
+        let (bench, base) = Bench::new(&before);
+        let hashes = Hashes {
+            block: 512,
+            files: [(NAME.to_vec(), before.chunks(512).map(xxh3_64).collect())].into(),
+        };
+        let after = changed(before.clone(), 40 << 20);
+        let early = bench.written_in_parts(&base, &hashes, &after);
+        let (mut patched, mut literal) = (0, 0);
+        for ((from, _), chunks) in &early.files[NAME].cuts {
+            let mut at = *from as usize;
+            for (extent, parts) in chunks {
+                let length = extent.length() as usize;
+                let mut made = Vec::new();
+                for part in parts.iter().flatten() {
+                    match part {
+                        Part::Literal(bytes) => {
+                            made.extend_from_slice(bytes);
+                            literal += bytes.len();
+                        }
+                        Part::Base { offset, length } => {
+                            made.extend_from_slice(&before[at + *offset as usize..][..*length as usize]);
+                        }
+                    }
+                }
+                if parts.is_some() {
+                    patched += 1;
+                    assert!(made == after[at..at + length], "at {at}");
+                }
+                at += length;
+            }
+        }
+        // Every change lies in a block or two.
+        assert!(patched >= 8 && literal <= 14 * 1024, "{patched}, {literal}");
+        let (with, _) = bench.scanned(&base, early);
+        assert_eq!(with, bench.scanned(&base, Early::default()).0);
+    }
+
+    #[test]
     fn a_file_that_took_its_place_is_read_itself() {
         let before = noise(20 << 20, 1);
         let (bench, base) = Bench::new(&before);
-        let early = bench.written_in_parts(&base, &changed(before.clone(), 0));
+        let early = bench.written_in_parts(&base, &Hashes::default(), &changed(before.clone(), 0));
         assert!(!early.files[NAME].cuts.is_empty());
         let other = bench.root.path().join("other");
         std::fs::write(&other, &before).unwrap();
@@ -342,7 +467,8 @@ mod tests {
         std::fs::remove_dir_all(bench.root.path()).unwrap();
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let following = scope.spawn(|| follow(bench.root.path(), &base, &over).unwrap());
+            let following =
+                scope.spawn(|| follow(bench.root.path(), &base, &Hashes::default(), &over).unwrap());
             std::thread::sleep(LOOK * 4);
             over.store(true, Ordering::Relaxed);
             assert!(following.join().unwrap().files.is_empty());

@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use bytes::Bytes;
 
 pub(crate) use assemble::{Job, run};
-pub(crate) use early::{Early, follow};
+pub(crate) use early::{Early, Hashes, follow, large_files};
 pub use error::ScanError;
 pub use exclude::Excludes;
 pub(crate) use items::{Again, BaseEntries, Compare, Items, Replay};
@@ -49,6 +49,7 @@ pub(crate) use todo::Todo;
 pub(crate) use walk::Walk;
 
 use crate::entry::{ChunkId, Entry, Extent, Timestamp, TreeId};
+use crate::message::Part;
 use crate::tree::{Facts, TreeSummary};
 
 /// Batches and segments that are under way at most, besides one per thread.
@@ -108,6 +109,8 @@ pub struct Piece {
     pub extent: Extent,
     /// The chunk's bytes, unless whoever scans does not want them.
     pub bytes: Option<Bytes>,
+    /// In place of its bytes: how it is made of the chunk that the base has here, which is as long.
+    pub parts: Option<Vec<Part>>,
 }
 
 /// An entry that was read.

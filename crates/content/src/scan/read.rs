@@ -260,6 +260,7 @@ fn add_extent(
     pieces.push(Piece {
         extent,
         bytes: bytes.filter(|_| context.wants(&extent)),
+        parts: None,
     });
 }
 

@@ -181,16 +181,9 @@ pub(crate) fn segment_end(large: &Large, from: u64, end: u64) -> u64 {
 pub(crate) struct Segment {
     pub(crate) range: Range,
     /// Chunks from the beginning of the range on, one after the other; the last may reach beyond it.
-    pieces: Vec<Piece>,
+    pub(crate) pieces: Vec<Piece>,
     /// The file ended before the range did.
     short: bool,
-}
-
-impl Segment {
-    /// Its chunks.
-    pub(crate) fn extents(&self) -> Vec<Extent> {
-        self.pieces.iter().map(|piece| piece.extent).collect()
-    }
 }
 
 /// Bytes that are read at once: what was just read is still near the processor when it is cut and hashed.
@@ -289,7 +282,11 @@ pub(crate) fn cut(large: &Large, range: Range, context: &Context<'_>) -> Result<
                 true => Bytes::copy_from_slice(&all[part]),
                 false => all.slice(part),
             });
-            Piece { extent, bytes }
+            Piece {
+                extent,
+                bytes,
+                parts: None,
+            }
         })
         .collect();
     Ok(Segment { range, pieces, short })
@@ -307,13 +304,14 @@ fn cut_before(large: &Large, range: Range, context: &Context<'_>) -> Result<Opti
     let mut filled = 0;
     let mut at = range.from;
     let mut found = Vec::with_capacity(extents.len());
-    for extent in extents {
+    for (extent, parts) in extents {
         let length = extent.length() as usize;
         let same = comparable.is_some_and(|hints| match extent {
             Extent::Chunk { length, id } => hints.chunk_at(at) == Some((*length, *id)),
             Extent::Hole { .. } => false,
         });
-        let part = (!same && wanted(large, extent, context)).then_some(filled..filled + length);
+        let is_wanted = !same && parts.is_none() && wanted(large, extent, context);
+        let part = is_wanted.then_some(filled..filled + length);
         if let Some(part) = &part {
             // Chunks lie in the segment, but for the last one, which is no longer than any.
             let read = read_at(&large.file, &mut buffer.bytes_mut()[part.clone()], at)
@@ -323,13 +321,14 @@ fn cut_before(large: &Large, range: Range, context: &Context<'_>) -> Result<Opti
             }
             filled += length;
         }
-        found.push((*extent, part));
+        found.push((*extent, parts.clone(), part));
         at += length as u64;
     }
     let all = buffer.freeze();
-    let pieces = found.into_iter().map(|(extent, part)| Piece {
+    let pieces = found.into_iter().map(|(extent, parts, part)| Piece {
         extent,
         bytes: part.map(|part| all.slice(part)),
+        parts,
     });
     Ok(Some(Segment {
         range,
@@ -415,6 +414,7 @@ impl Stitch {
             put(Piece {
                 extent,
                 bytes: wanted(large, &extent, context).then(|| buffer.into()),
+                parts: None,
             })?;
             self.at += length as u64;
         }
@@ -441,6 +441,7 @@ impl Stitch {
         put(Piece {
             extent: Extent::Hole { length },
             bytes: None,
+            parts: None,
         })
     }
 
@@ -452,6 +453,7 @@ impl Stitch {
                     length: self.size - self.at,
                 },
                 bytes: None,
+                parts: None,
             })?;
         }
         Ok(!self.short && self.at >= self.size)

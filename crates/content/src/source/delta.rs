@@ -175,6 +175,7 @@ impl<'a> Delta<'a> {
                 Piece {
                     extent: Extent::Chunk { id, .. },
                     bytes: Some(bytes),
+                    ..
                 },
             ] = &pieces[..]
         {
@@ -305,14 +306,26 @@ impl FileDelta {
             return Ok(());
         }
         self.announce(pending)?;
-        match piece.extent {
-            Extent::Hole { length } => {
+        match (piece.extent, piece.parts) {
+            (Extent::Chunk { length, id }, Some(parts)) => {
+                self.close_gap(Some(self.at), pending)?;
+                self.put_keep(pending)?;
+                self.base_at = self.at + u64::from(length);
+                pending.patch(Operation::Patch {
+                    path: self.path.to_vec(),
+                    offset: self.at,
+                    length,
+                    id,
+                    parts,
+                })?;
+            }
+            (Extent::Hole { length }, _) => {
                 self.close_gap(None, pending)?;
                 self.put_keep(pending)?;
                 pending.put(Operation::Hole { length })?;
                 self.base_at = self.at + length;
             }
-            Extent::Chunk { length, id } => self.chunk(length, id, piece.bytes, index, pending)?,
+            (Extent::Chunk { length, id }, None) => self.chunk(length, id, piece.bytes, index, pending)?,
         }
         self.at += length;
         Ok(())

@@ -41,7 +41,7 @@ use crate::boot::{BOOT, is_of_this_boot, note_boot};
 use crate::entry::TreeId;
 use crate::frame::{FrameError, FrameReader};
 use crate::message::Message;
-use crate::scan::{Base, Early, Excludes, Nested};
+use crate::scan::{Base, Early, Excludes, Hashes, Nested};
 use round::Round;
 use wire::Queue;
 
@@ -221,6 +221,7 @@ impl Source {
             answers,
             base: None,
             early: Mutex::default(),
+            hashes: Hashes::default(),
         }
     }
 
@@ -244,11 +245,33 @@ impl Source {
         Ok(())
     }
 
+    /// Asks the sink what its large files hold, so that [`Self::follow`] need not read again what differs. To be called after
+    /// [`Self::meet`]. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// The round is over; the sink was told why where that was possible.
+    pub fn foresee(&self, begun: &mut Begun) -> Result<(), SourceError> {
+        let Some(Some(base)) = begun.base.clone() else {
+            return Ok(());
+        };
+        let round = begun.round(&self.options, &|_| {});
+        let asked = round.ask_ahead(&base);
+        match asked.map_err(|error| round.fail(error)) {
+            Ok(hashes) => begun.hashes = hashes,
+            Err(error) => {
+                begun.end();
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
     /// Reads large files that the sink holds while they are written anew, until that is `over`, so that [`Self::go`] need not. They only
     /// grow meanwhile. To be called after [`Self::meet`]. What cannot be read is left to `go`. Blocks.
     pub fn follow(&self, begun: &Begun, over: &AtomicBool) {
         let Some(Some(base)) = &begun.base else { return };
-        if let Ok(early) = crate::scan::follow(&self.options.root, base, over) {
+        if let Ok(early) = crate::scan::follow(&self.options.root, base, &begun.hashes, over) {
             *begun.early.lock().unwrap_or_else(PoisonError::into_inner) = early;
         }
     }
@@ -312,6 +335,8 @@ pub struct Begun {
     answers: Receiver<Result<Message, FrameError>>,
     /// What the sink holds, once it said so: nothing, or a tree.
     base: Option<Option<Base>>,
+    /// What the sink's large files hold, as far as it was asked.
+    hashes: Hashes,
     /// What was read of the element before the round goes on.
     early: Mutex<Early>,
 }

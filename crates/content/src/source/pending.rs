@@ -12,7 +12,7 @@ use super::body::Body;
 use super::wire::{Frame, Queue};
 use crate::entry::{ChunkId, Entry};
 use crate::frame::FrameError;
-use crate::message::{Ask, AskRange, MAX_CHUNK, Message, Operation};
+use crate::message::{Ask, AskRange, MAX_CHUNK, Message, Operation, Part};
 
 /// Bytes of content that wait for hashes, at most.
 const BYTES: usize = 64 << 20;
@@ -110,6 +110,18 @@ impl<'a> Pending<'a> {
             self.bytes += bytes.len();
         }
         self.put(Operation::Data { id, bytes })
+    }
+
+    /// A chunk that is known to be like one of the base's.
+    pub(super) fn patch(&mut self, operation: Operation) -> Result<(), SourceError> {
+        if let Operation::Patch { parts, .. } = &operation {
+            let literal = parts.iter().map(|part| match part {
+                Part::Literal(bytes) => bytes.len() as u64,
+                Part::Base { .. } => 0,
+            });
+            self.literal += literal.sum::<u64>();
+        }
+        self.put(operation)
     }
 
     /// A small file.

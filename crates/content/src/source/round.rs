@@ -1,5 +1,6 @@
 //! What is said in one round, from the greeting to the last comparison.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -15,12 +16,19 @@ use super::wire::{Frame, Queue};
 use super::{MAX_PASSES, SourceError, SourceOptions};
 use crate::entry::{Timestamp, TreeId};
 use crate::frame::FrameError;
-use crate::message::{self, Holds, Message, Totals, VERSION_MAX, VERSION_MIN, Wants};
+use crate::message::{self, Ask, AskRange, Blocks, Holds, Message, Totals, VERSION_MAX, VERSION_MIN, Wants};
 use crate::scan::{
-    Base, Compare, Context, Early, Found, Items, Job, Recorder, Replay, Root, ScanError, ScanOptions, Todo,
-    Walk, Wanted,
+    Base, Compare, Context, Early, Found, Hashes, Items, Job, Recorder, Replay, Root, ScanError, ScanOptions,
+    Todo, Walk, Wanted,
 };
 use crate::tree::TreeSummary;
+
+/// Bytes of the base's large files, and of a block of theirs that the sink is asked for ahead: there are no more hashes than 64 MiB.
+const BLOCKS: [(u64, u32); 2] = [(4 << 30, 512), (32 << 30, 4096)];
+/// Bytes that are asked for at once.
+const STRETCH: u32 = 1 << 20;
+/// Questions ahead that wait for their answer, at most.
+const ASKED: usize = 32;
 
 /// What one round works with.
 pub(super) struct Round<'a> {
@@ -151,6 +159,53 @@ impl Round<'_> {
         self.round = wished;
         looked?;
         self.hear_base(known.as_ref())
+    }
+
+    /// Learns what the large files of the base hold, in hashes of blocks. Of more than can be kept in memory it learns nothing.
+    pub(super) fn ask_ahead(&self, base: &Base) -> Result<Hashes, SourceError> {
+        let files = crate::scan::large_files(base)?;
+        let all: u64 = files.iter().map(|file| file.size).sum();
+        let Some((_, block)) = BLOCKS.into_iter().find(|(most, _)| all <= *most) else {
+            return Ok(Hashes::default());
+        };
+        let mut hashes = Hashes {
+            block,
+            ..Hashes::default()
+        };
+        let mut asked: VecDeque<(Vec<u8>, u32)> = VecDeque::new();
+        for file in files {
+            for offset in (0..file.size).step_by(STRETCH as usize) {
+                let length = (file.size - offset).min(u64::from(STRETCH)) as u32;
+                if asked.len() >= ASKED {
+                    self.hear_blocks(&mut asked, &mut hashes)?;
+                }
+                asked.push_back((file.path.clone(), length.div_ceil(block)));
+                let path = file.path.clone();
+                let ranges = vec![AskRange { path, offset, length }];
+                self.queue.ask(Frame::of(&Message::Ask(Ask { block, ranges })));
+            }
+        }
+        while !asked.is_empty() {
+            self.hear_blocks(&mut asked, &mut hashes)?;
+        }
+        Ok(hashes)
+    }
+
+    /// The answer to the oldest question. What a sink cannot read it does not answer, and nothing of it is like anything then.
+    fn hear_blocks(
+        &self,
+        asked: &mut VecDeque<(Vec<u8>, u32)>,
+        hashes: &mut Hashes,
+    ) -> Result<(), SourceError> {
+        let mut found = match self.hear()? {
+            Message::Blocks(Blocks { hashes }) => hashes,
+            other => return Err(SourceError::State { what: other.name() }),
+        };
+        if let Some((path, count)) = asked.pop_front() {
+            found.resize(count as usize, 0);
+            hashes.files.entry(path).or_default().append(&mut found);
+        }
+        Ok(())
     }
 
     /// Whether the sink said anything while it was to wait.

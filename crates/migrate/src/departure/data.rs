@@ -562,6 +562,9 @@ async fn round_of_one(
             match step {
                 Step::Meet => {
                     begun.meet().await?;
+                    if element.memory.is_some() {
+                        begun.foresee().await?;
+                    }
                     *waiting = Some(begun);
                     Ok(RoundReport::default())
                 }

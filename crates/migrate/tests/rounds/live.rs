@@ -51,12 +51,16 @@ async fn the_freeze_does_not_wait_for_what_can_be_done_before_or_beside_it() {
     // The dump is read while it is written, by the round that begins before the freeze.
     let said = world.source.storage().calls();
     let last = |name: &str| said.iter().rposition(|call| *call == name).unwrap();
-    assert!(last("source meet") < last("source follow"), "{said:?}");
+    assert!(last("source meet") < last("source foresee"), "{said:?}");
+    assert!(last("source foresee") < last("source follow"), "{said:?}");
     assert!(last("source follow") < last("source round"), "{said:?}");
-    assert_eq!(said.iter().filter(|call| **call == "source follow").count(), 1);
+    for once in ["source foresee", "source follow"] {
+        assert_eq!(said.iter().filter(|call| **call == once).count(), 1, "{once}");
+    }
 
     for (failing, code_of_it) in [
         ("clear dump", "engine.failed"),
+        ("source foresee", "storage.failed"),
         ("source follow", "storage.failed"),
     ] {
         let world = remembering();

@@ -405,6 +405,10 @@ impl BegunRound for MemoryRound {
         self.source.storage.call("source meet")?.with(())
     }
 
+    async fn foresee(&mut self) -> Result<(), Fault> {
+        self.source.storage.call("source foresee")?.with(())
+    }
+
     async fn follow(&mut self, writing: BoxFuture<'_, ()>) -> Result<(), Fault> {
         writing.await;
         self.source.storage.call("source follow")?.with(())
