@@ -96,6 +96,7 @@ passed_on! {
     live_facts() -> LiveFacts;
     memory(spec: &ContainerSpec) -> Option<MemoryReport>;
     dump(element: &ElementAt) -> ();
+    clear_dump(element: &ElementAt) -> ();
     has_dump(element: &ElementAt) -> bool;
     restore(element: &ElementAt) -> ();
     forget(element: &ElementAt) -> ();

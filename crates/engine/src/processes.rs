@@ -20,8 +20,11 @@ use crate::fault::Ask;
 /// How long a killed container may take to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(60);
 
-/// Time between two looks at it: whoever waits may stand still.
+/// Time before the second look at it: whoever waits may stand still.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// Time between two looks at most. Where it takes long, the engine has more to do than to answer.
+const LOOK_AT_MOST: Duration = Duration::from_millis(50);
 
 /// How much of what a command writes is kept, in bytes.
 const KEPT: usize = 4096;
@@ -105,6 +108,7 @@ impl DockerEngine {
         };
         *sent |= !matches!(killed, Err(EngineError::Unreachable { .. }));
         let begin = tokio::time::Instant::now();
+        let mut look = LOOK;
         loop {
             match self.status(id).await {
                 // It was removed as it ended (`--rm`).
@@ -135,7 +139,8 @@ impl DockerEngine {
             if !may_end {
                 return killed;
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(look).await;
+            look = (look * 2).min(LOOK_AT_MOST);
         }
     }
 

@@ -24,6 +24,8 @@ use crate::entry::{EntryKind, Extent};
 use crate::message::Part;
 use crate::source::IN_PLACE;
 
+/// Bytes of blocks that differ that are kept until the round goes on, at most: where much changed, chunks are read again.
+const KEPT: usize = 128 << 20;
 /// Time between two looks whether something was written.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -64,6 +66,8 @@ struct Followed {
     /// Up to here it is cut.
     at: u64,
     cuts: Cuts,
+    /// Bytes of blocks that are kept.
+    kept: usize,
 }
 
 /// A file of the base that may be written anew.
@@ -85,6 +89,7 @@ pub(crate) fn follow(
     over: &AtomicBool,
 ) -> Result<Early, ScanError> {
     let mut context = None;
+    let mut kept = 0;
     let mut files: Vec<(Known, Option<Followed>)> = large_files(base)?
         .into_iter()
         .map(|known| (known, None))
@@ -101,10 +106,17 @@ pub(crate) fn follow(
                 *followed = open(&root, known);
             }
             if let Some(file) = followed {
-                match file.go_on(context, hashes, over) {
-                    Ok(more) => found |= more,
+                let before = file.kept;
+                match file.go_on(context, hashes, KEPT.saturating_sub(kept), over) {
+                    Ok(more) => {
+                        found |= more;
+                        kept += file.kept - before;
+                    }
                     // Another one may take its place.
-                    Err(_) => *followed = None,
+                    Err(_) => {
+                        kept -= before;
+                        *followed = None;
+                    }
                 }
             }
         }
@@ -156,24 +168,28 @@ fn open(root: &Root, known: &Known) -> Option<Followed> {
         stat,
         at: 0,
         cuts: Cuts::new(),
+        kept: 0,
     })
 }
 
 impl Followed {
-    /// Cuts what was written since. Says whether there was anything.
+    /// Cuts what was written since, and keeps no more than `room` bytes of blocks. Says whether there was anything.
     fn go_on(
         &mut self,
         context: &Context<'_>,
         hashes: &Hashes,
+        room: usize,
         over: &AtomicBool,
     ) -> Result<bool, ScanError> {
-        let io = |error| ScanError::io("look at", &self.large.path, error);
-        let now = stat_of(&self.large.file).map_err(io)?;
-        if now.nlink == 0 || now.size < self.at {
-            return Err(super::read::changed(&self.large.path));
-        }
+        let most = self.kept.saturating_add(room);
         let mut found = false;
         while !over.load(Ordering::Relaxed) {
+            // Each time: one that was removed would be read in vain, and keep its memory as long.
+            let now = stat_of(&self.large.file);
+            let now = now.map_err(|error| ScanError::io("look at", &self.large.path, error))?;
+            if now.nlink == 0 || now.size < self.at {
+                return Err(super::read::changed(&self.large.path));
+            }
             let range = Range {
                 from: self.at,
                 to: segment_end(&self.large, self.at, u64::MAX),
@@ -187,6 +203,8 @@ impl Followed {
             let mut cuts = Vec::with_capacity(segment.pieces.len());
             for piece in segment.pieces {
                 let parts = piece.bytes.and_then(|bytes| self.parts(hashes, at, &bytes));
+                let parts = parts.filter(|parts| literal_of(parts) <= most - self.kept);
+                self.kept += parts.as_deref().map_or(0, literal_of);
                 cuts.push((piece.extent, parts));
                 at += piece.extent.length();
             }
@@ -255,6 +273,15 @@ impl Followed {
     }
 }
 
+/// Bytes that are not the base's.
+fn literal_of(parts: &[Part]) -> usize {
+    let literal = parts.iter().map(|part| match part {
+        Part::Literal(bytes) => bytes.len(),
+        Part::Base { .. } => 0,
+    });
+    literal.sum()
+}
+
 /// Whether what lies beyond `end` has no say in how a segment is cut.
 pub(super) fn is_complete(large: &Large, range: Range, end: u64) -> bool {
     range.to.saturating_add(large.sizes.max() as u64) <= end
@@ -316,7 +343,9 @@ mod tests {
             let mut followed = open(&root, &known).unwrap();
             for part in content.chunks(3_000_000) {
                 file.write_all(part).unwrap();
-                followed.go_on(&context, hashes, &AtomicBool::new(false)).unwrap();
+                followed
+                    .go_on(&context, hashes, KEPT, &AtomicBool::new(false))
+                    .unwrap();
             }
             Early {
                 files: [(known.path, followed)].into(),

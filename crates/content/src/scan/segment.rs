@@ -298,43 +298,43 @@ fn cut_before(large: &Large, range: Range, context: &Context<'_>) -> Result<Opti
     let Some(extents) = known.filter(|_| is_complete(large, range, range.end)) else {
         return Ok(None);
     };
-    let room = range.to - range.from + large.sizes.max() as u64;
-    let mut buffer = context.buffers.take(room as usize);
     let comparable = large.hints.as_ref().filter(|hints| hints.comparable);
-    let mut filled = 0;
     let mut at = range.from;
-    let mut found = Vec::with_capacity(extents.len());
+    let mut pieces = Vec::with_capacity(extents.len());
     for (extent, parts) in extents {
-        let length = extent.length() as usize;
         let same = comparable.is_some_and(|hints| match extent {
             Extent::Chunk { length, id } => hints.chunk_at(at) == Some((*length, *id)),
             Extent::Hole { .. } => false,
         });
         let is_wanted = !same && parts.is_none() && wanted(large, extent, context);
-        let part = is_wanted.then_some(filled..filled + length);
-        if let Some(part) = &part {
-            // Chunks lie in the segment, but for the last one, which is no longer than any.
-            let read = read_at(&large.file, &mut buffer.bytes_mut()[part.clone()], at)
-                .map_err(|error| ScanError::io("read", &large.path, error))?;
-            if read < length {
-                return Ok(None);
-            }
-            filled += length;
+        let bytes = match is_wanted {
+            true => read_chunk(large, at, extent.length() as usize)?,
+            false => None,
+        };
+        if is_wanted && bytes.is_none() {
+            return Ok(None);
         }
-        found.push((*extent, parts.clone(), part));
-        at += length as u64;
+        pieces.push(Piece {
+            extent: *extent,
+            bytes,
+            parts: parts.clone(),
+        });
+        at += extent.length();
     }
-    let all = buffer.freeze();
-    let pieces = found.into_iter().map(|(extent, parts, part)| Piece {
-        extent,
-        bytes: part.map(|part| all.slice(part)),
-        parts,
-    });
     Ok(Some(Segment {
         range,
-        pieces: pieces.collect(),
+        pieces,
         short: false,
     }))
+}
+
+/// A chunk by itself, which keeps nothing else in memory: few are wanted of a segment that was cut early. `None` if the file ends
+/// before it does.
+fn read_chunk(large: &Large, at: u64, length: usize) -> Result<Option<Bytes>, ScanError> {
+    let mut bytes = vec![0; length];
+    let read =
+        read_at(&large.file, &mut bytes, at).map_err(|error| ScanError::io("read", &large.path, error))?;
+    Ok((read == length).then(|| bytes.into()))
 }
 
 /// Whether the bytes of a chunk are wanted.

@@ -132,7 +132,8 @@ impl Departure {
             self.end(&phase, done)?;
             self.stop_if_cancelled()?;
         }
-        self.clear_dumps().await?;
+        self.clear_dumps().await;
+        self.stop_if_cancelled()?;
         *freezing = Some(self.begin(Phase::Freeze));
         self.check().await?;
         self.hooks(HookTime::PreFreeze).await
