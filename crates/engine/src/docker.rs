@@ -65,6 +65,9 @@ pub(crate) struct Identity {
     pub(crate) system_time: String,
 }
 
+/// How long what Podman calls ended may take to be so.
+const ENDING: Duration = Duration::from_secs(5);
+
 impl DockerEngine {
     /// Connects to the engine at a unix socket and agrees with it on a version of the API.
     ///
@@ -185,6 +188,10 @@ impl DockerEngine {
         } else {
             Vec::new()
         };
+        if self.podman {
+            // Once it is removed, whoever asked takes it for ended.
+            or_gone(self.let_go_within(container, ENDING).await)?;
+        }
         let options = query::RemoveContainerOptionsBuilder::default()
             .force(true)
             .v(volumes)

@@ -16,7 +16,7 @@ use tranship_core::{ContainerId, Engine as _, EngineError};
 use crate::docker::DockerEngine;
 
 /// How long a start waits for the last run to be let go: a shim opens the pipes of a command for 30 s at most. What is held for
-/// longer is not about to be let go; the engine takes it away then, as it does when it starts.
+/// longer is not about to be let go; Docker takes it away then, as it does when it starts.
 const LET_GO_WITHIN: Duration = Duration::from_secs(45);
 
 /// How long a look at the processes may take.
@@ -26,23 +26,26 @@ const LOOK_WITHIN: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(25);
 
 impl DockerEngine {
-    /// Waits until nothing holds an earlier run of a container that does not run, 45 s at most. Does nothing where processes
-    /// are not seen from here.
+    /// Waits until nothing holds an earlier run of a container that does not run, 45 s at most; with Podman, ends it then. Does
+    /// nothing where processes are not seen from here.
     ///
     /// # Errors
-    /// What asking for its state says.
+    /// What asking for its state says, and ending what Podman does not know.
     pub(crate) async fn let_go(&self, id: &ContainerId) -> Result<(), EngineError> {
+        self.let_go_within(id, LET_GO_WITHIN).await
+    }
+
+    /// [`DockerEngine::let_go`] with a time of its own.
+    pub(crate) async fn let_go_within(&self, id: &ContainerId, within: Duration) -> Result<(), EngineError> {
         if !self.wants_direct() {
             return Ok(());
         }
         let begun = tokio::time::Instant::now();
         loop {
-            let (proc, wanted) = (self.root_prefix.join("proc"), id.clone());
-            let look = tokio::task::spawn_blocking(move || is_held(&proc, &wanted));
-            match tokio::time::timeout(LOOK_WITHIN, look).await {
-                Ok(Ok(true)) => {}
-                Ok(Ok(false)) => return Ok(()),
-                Ok(Err(_)) | Err(_) => {
+            match self.has_shim(id).await {
+                Some(true) => {}
+                Some(false) => return Ok(()),
+                None => {
                     tracing::warn!(container = %id, "the processes could not be looked through before a start");
                     return Ok(());
                 }
@@ -52,13 +55,23 @@ impl DockerEngine {
                 // It is the run that is there now that is held.
                 _ => return Ok(()),
             }
-            if begun.elapsed() > LET_GO_WITHIN {
+            if begun.elapsed() > within {
+                if self.podman {
+                    return self.end_strays(id).await;
+                }
                 tracing::warn!(container = %id, "its runtime still holds its last run; it is started nevertheless");
                 return Ok(());
             }
             tracing::debug!(container = %id, "waiting for the runtime to let go of the last run");
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// Whether a shim of this container runs. `None` if the processes cannot be looked through.
+    pub(crate) async fn has_shim(&self, id: &ContainerId) -> Option<bool> {
+        let (proc, wanted) = (self.root_prefix.join("proc"), id.clone());
+        let look = tokio::task::spawn_blocking(move || is_held(&proc, &wanted));
+        tokio::time::timeout(LOOK_WITHIN, look).await.ok()?.ok()
     }
 }
 

@@ -17,6 +17,8 @@ mod layout;
 mod podman;
 mod sockets;
 
+pub(crate) use self::podman::crun_root;
+
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};

@@ -91,7 +91,7 @@ fn user_data(root: &Path, container: &ContainerId) -> PathBuf {
 }
 
 /// Where crun keeps its records of a container that has processes.
-pub(super) fn crun_root(container: &ContainerId) -> Option<PathBuf> {
+pub(crate) fn crun_root(container: &ContainerId) -> Option<PathBuf> {
     let root = PathBuf::from(CRUN);
     root.join(container.as_str())
         .join("status")

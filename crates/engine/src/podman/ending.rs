@@ -14,7 +14,14 @@ use tranship_core::{ContainerId, EngineError};
 use crate::docker::DockerEngine;
 use crate::fault::Ask;
 use crate::json::{flag, text};
+use crate::memory::crun_root;
 use crate::programs::program;
+
+/// How long a restore of which Podman knows nothing any more may take to be done, and what it restored to end.
+const ENDED_WITHIN: Duration = Duration::from_secs(120);
+
+/// Time between two tries.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// How long Podman's command may take to clean up after a container.
 const CLEANED_WITHIN: Duration = Duration::from_secs(60);
@@ -41,6 +48,45 @@ impl DockerEngine {
         }
         if flag(&inspect, &["State", "StoppedByUser"]) {
             self.prepare_once(id).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends processes of a container that does not run, by what Podman says. They are there where its service was killed while it
+    /// restored them: crun and CRIU go on, and Podman would start, restore or remove the container beside them.
+    ///
+    /// # Errors
+    /// They do not end.
+    pub(crate) async fn end_strays(&self, id: &ContainerId) -> Result<(), EngineError> {
+        let ask = Ask::new("end the processes of", "container", id.as_str());
+        let inspect = match self.libpod_document(id.as_str()).await {
+            Err(EngineError::NotFound { .. }) => return Ok(()),
+            other => other?,
+        };
+        // That one's process waits for its start, and is Podman's own.
+        if text(&inspect, &["State", "Status"]) == "initialized" {
+            return Ok(());
+        }
+        let begun = tokio::time::Instant::now();
+        while self.has_shim(id).await != Some(false) {
+            if begun.elapsed() > ENDED_WITHIN {
+                return Err(ask.failed(
+                    "processes of it run of which Podman knows nothing: `crun --root /run/crun delete --force ID` ends them",
+                ));
+            }
+            // Until CRIU is done, crun has no record of them.
+            if let Some(crun) = crun_root(id) {
+                tracing::warn!(container = %id, "it has processes that Podman does not know, which are ended");
+                let ending = program("crun")
+                    .arg("--root")
+                    .arg(crun)
+                    .args(["delete", "--force", id.as_str()])
+                    .kill_on_drop(true)
+                    .output();
+                let ended = tokio::time::timeout(CLEANED_WITHIN, ending).await;
+                tracing::debug!(container = %id, "crun: {ended:?}");
+            }
+            tokio::time::sleep(AGAIN).await;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use super::options;
 use crate::live::failures::harmed_with;
 use crate::live::redis::nothing_is_missing;
 use crate::live::{nothing_dumped, numbers, without_gap};
-use crate::world::{inspect, is_running, wait_until};
+use crate::world::{finish, inspect, is_running, wait_until};
 
 #[test]
 fn a_counter_counts_on_without_a_gap() {
@@ -120,4 +120,53 @@ fn a_list_of_files_that_is_none_lets_the_source_go_on() {
         "for f in /dev/shm/tranship-memory/*/images/files.img; do echo nothing > $f; done",
         "no list of open files",
     );
+}
+
+/// Waits until CRIU restores, and kills Podman's service then.
+const KILL_AS_IT_RESTORES: &str = "for i in $(seq 3000); do \
+    if pgrep -f 'conmon .*--restore' > /dev/null && pgrep -x criu > /dev/null; then sleep 0.2; testbed-engine kill; echo killed; exit; fi; \
+    sleep 0.01; done";
+
+#[test]
+fn a_service_that_is_killed_as_it_restores_leaves_one_instance() {
+    let world = world!(options());
+    let image = world.a.load_image("python").unwrap();
+    // Large enough for the restore to take a while.
+    let program = "import os, time\nheld = os.urandom(600 << 20)\nnumber = 0\nwhile True: number += 1; print(number, flush=True); time.sleep(0.05)";
+    let run = [
+        "podman",
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--restart",
+        "always",
+        &image,
+        "python3",
+        "-c",
+        program,
+    ];
+    world.a.exec_ok(run).unwrap();
+    wait_until(|| numbers(&world.a).len() > 10);
+    let child = world.begin_held(&world.b, "destination.committed", &["--mode", "live"]);
+    world.arm(&world.b, "");
+    assert_eq!(world.b.sh(KILL_AS_IT_RESTORES).unwrap().trim(), "killed");
+    let processes = || {
+        let all = world.b.sh("pgrep -xc python3 || true").unwrap();
+        all.trim().to_owned()
+    };
+    // The restore goes on without it.
+    wait_until(|| processes() == "1" && world.b.sh("ls /run/crun/*/status").is_ok());
+    world.b.restart_engine().unwrap();
+    // Whether it was back in time or not: what runs there has ended before the source goes on.
+    let outcome = finish(child);
+    assert!([4, 5].contains(&outcome.code), "{}", outcome.stderr);
+    wait_until(|| is_running(&world.a, "web"));
+    assert_eq!(processes(), "0");
+    assert_eq!(world.b.sh("podman ps -aq").unwrap().trim(), "");
+    let count = numbers(&world.a).len();
+    wait_until(|| numbers(&world.a).len() > count + 10);
+    without_gap(&numbers(&world.a));
+    nothing_dumped(&world.a);
+    nothing_dumped(&world.b);
 }
