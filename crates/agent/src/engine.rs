@@ -99,6 +99,7 @@ passed_on! {
     clear_dump(element: &ElementAt) -> ();
     has_dump(element: &ElementAt) -> bool;
     restore(element: &ElementAt) -> ();
+    has_strays(container: &ContainerId) -> bool;
     forget(element: &ElementAt) -> ();
     exec(container: &ContainerId, command: &str, timeout: Duration) -> ExecOutcome;
     create_container(request: &CreateRequest) -> ContainerId;

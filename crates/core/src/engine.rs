@@ -450,6 +450,16 @@ pub trait Engine: Send + Sync {
         })
     }
 
+    /// Whether processes of a container run of which the engine knows nothing, because it was killed while it restored them. What is just
+    /// ending is waited for.
+    ///
+    /// # Errors
+    /// What the engine says.
+    async fn has_strays(&self, container: &ContainerId) -> Result<bool, EngineError> {
+        let _ = container;
+        Ok(false)
+    }
+
     /// Removes the dump of a container. Gone already is done well.
     async fn forget(&self, element: &ElementAt) -> Result<(), EngineError> {
         let _ = element;

@@ -522,6 +522,11 @@ impl Engine for DockerEngine {
         self.start_from_dump(element).await
     }
 
+    async fn has_strays(&self, container: &ContainerId) -> Result<bool, EngineError> {
+        // Docker ends what it does not know when it starts.
+        Ok(self.podman && self.has_stray_processes(container).await?)
+    }
+
     async fn forget(&self, element: &ElementAt) -> Result<(), EngineError> {
         self.remove_dump(element).await
     }

@@ -17,7 +17,7 @@ use crate::docker::DockerEngine;
 
 /// How long a start waits for the last run to be let go: a shim opens the pipes of a command for 30 s at most. What is held for
 /// longer is not about to be let go; Docker takes it away then, as it does when it starts.
-const LET_GO_WITHIN: Duration = Duration::from_secs(45);
+pub(crate) const LET_GO_WITHIN: Duration = Duration::from_secs(45);
 
 /// How long a look at the processes may take.
 const LOOK_WITHIN: Duration = Duration::from_secs(5);
@@ -37,30 +37,38 @@ impl DockerEngine {
 
     /// [`DockerEngine::let_go`] with a time of its own.
     pub(crate) async fn let_go_within(&self, id: &ContainerId, within: Duration) -> Result<(), EngineError> {
-        if !self.wants_direct() {
+        if self.is_let_go(id, within).await? {
             return Ok(());
+        }
+        if self.podman {
+            return self.end_strays(id).await;
+        }
+        tracing::warn!(container = %id, "its runtime still holds its last run; it is started nevertheless");
+        Ok(())
+    }
+
+    /// Waits until nothing holds an earlier run of a container that does not run. `false` if that was still so after the time.
+    pub(crate) async fn is_let_go(&self, id: &ContainerId, within: Duration) -> Result<bool, EngineError> {
+        if !self.wants_direct() {
+            return Ok(true);
         }
         let begun = tokio::time::Instant::now();
         loop {
             match self.has_shim(id).await {
                 Some(true) => {}
-                Some(false) => return Ok(()),
+                Some(false) => return Ok(true),
                 None => {
                     tracing::warn!(container = %id, "the processes could not be looked through before a start");
-                    return Ok(());
+                    return Ok(true);
                 }
             }
             match self.status(id).await?.state {
                 ContainerState::Created | ContainerState::Exited | ContainerState::Dead => {}
                 // It is the run that is there now that is held.
-                _ => return Ok(()),
+                _ => return Ok(true),
             }
             if begun.elapsed() > within {
-                if self.podman {
-                    return self.end_strays(id).await;
-                }
-                tracing::warn!(container = %id, "its runtime still holds its last run; it is started nevertheless");
-                return Ok(());
+                return Ok(false);
             }
             tracing::debug!(container = %id, "waiting for the runtime to let go of the last run");
             tokio::time::sleep(LOOK).await;

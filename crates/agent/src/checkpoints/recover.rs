@@ -146,7 +146,8 @@ impl Checkpoints {
         let mut restored = Restored::Never;
         if ordered && let Some(spec) = spec_by_id(self.engine(), &begun.container).await? {
             let started = spec.status.started_at != begun.started_at || self.forgets_restores(kept).await?;
-            if is_up(&spec.status) || (started && !begun.leave_running) {
+            let strays = self.engine().has_strays(&begun.container).await?;
+            if is_up(&spec.status) || strays || (started && !begun.leave_running) {
                 restored = Restored::Maybe;
                 kept.spoil_copies()?;
                 self.unpark(begun, &spec).await?;

@@ -16,6 +16,7 @@ use crate::fault::Ask;
 use crate::json::{flag, text};
 use crate::memory::crun_root;
 use crate::programs::program;
+use crate::shim::LET_GO_WITHIN;
 
 /// How long a restore of which Podman knows nothing any more may take to be done, and what it restored to end.
 const ENDED_WITHIN: Duration = Duration::from_secs(120);
@@ -59,12 +60,7 @@ impl DockerEngine {
     /// They do not end.
     pub(crate) async fn end_strays(&self, id: &ContainerId) -> Result<(), EngineError> {
         let ask = Ask::new("end the processes of", "container", id.as_str());
-        let inspect = match self.libpod_document(id.as_str()).await {
-            Err(EngineError::NotFound { .. }) => return Ok(()),
-            other => other?,
-        };
-        // That one's process waits for its start, and is Podman's own.
-        if text(&inspect, &["State", "Status"]) == "initialized" {
+        if self.waits_for_its_start(id).await? {
             return Ok(());
         }
         let begun = tokio::time::Instant::now();
@@ -89,6 +85,20 @@ impl DockerEngine {
             tokio::time::sleep(AGAIN).await;
         }
         Ok(())
+    }
+
+    /// Whether a container that does not run, by what Podman says, has processes for longer than those of a run that ended.
+    pub(crate) async fn has_stray_processes(&self, id: &ContainerId) -> Result<bool, EngineError> {
+        let let_go = self.is_let_go(id, LET_GO_WITHIN).await?;
+        Ok(!let_go && !self.waits_for_its_start(id).await?)
+    }
+
+    /// Whether a container was initialised, so that its process waits and is Podman's own; or is gone, and with it whoever would wait.
+    async fn waits_for_its_start(&self, id: &ContainerId) -> Result<bool, EngineError> {
+        match self.libpod_document(id.as_str()).await {
+            Err(EngineError::NotFound { .. }) => Ok(true),
+            inspect => Ok(text(&inspect?, &["State", "Status"]) == "initialized"),
+        }
     }
 
     /// Takes an initialisation back: the container's process, which waits for a start, goes, and so do mounts and networks.
