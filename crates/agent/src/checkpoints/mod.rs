@@ -377,14 +377,13 @@ fn info_of(kept: &Kept, spec: Option<&ContainerSpec>, moved: bool) -> Checkpoint
 
 /// What would come of a restore.
 fn state(kept: &Kept, status: &ContainerStatus) -> CheckpointState {
-    let begun = &kept.about.begun;
     if kept.is_unfinished() || kept.is_restoring() {
         return CheckpointState::Unsettled;
     }
     if kept.is_used() {
         return CheckpointState::Used;
     }
-    if !begun.leave_running && status.started_at != begun.started_at {
+    if restore::is_started_since(kept, status) {
         return CheckpointState::StartedSince;
     }
     match status.state {

@@ -144,15 +144,22 @@ impl Checkpoints {
         self.forget(begun).await?;
         let ordered = kept.is_used();
         let mut restored = Restored::Never;
-        if ordered && let Some(spec) = spec_by_id(self.engine(), &begun.container).await? {
-            let started = spec.status.started_at != begun.started_at || self.forgets_restores(kept).await?;
-            let strays = self.engine().has_strays(&begun.container).await?;
-            if is_up(&spec.status) || strays || (started && !begun.leave_running) {
+        if !ordered {
+            kept.others_are_as_before(None)?;
+        } else if let Some(spec) = spec_by_id(self.engine(), &begun.container).await? {
+            let forgotten = self.forgets_restores(kept).await?;
+            let goes_on = is_up(&spec.status) || self.engine().has_strays(&begun.container).await?;
+            if !goes_on && !forgotten {
+                kept.others_are_as_before(Some(&spec.status.started_at))?;
+            }
+            let started = spec.status.started_at != begun.started_at || forgotten;
+            if goes_on || (started && !begun.leave_running) {
                 restored = Restored::Maybe;
                 kept.spoil_copies()?;
                 self.unpark(begun, &spec).await?;
             }
         }
+        kept.others_are_over()?;
         // What was left running goes back as often as it is asked to.
         if ordered && (restored == Restored::Never || begun.leave_running) {
             kept.used(false)?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::time::Instant;
-use tranship_core::container::ContainerState;
+use tranship_core::container::{ContainerState, ContainerStatus};
 use tranship_core::{ContainerSpec, Fault};
 use tranship_migrate::failpoint;
 
@@ -108,6 +108,7 @@ impl Checkpoints {
                 state: format!("{} by now", now.state),
             }));
         }
+        kept.others_are_about_to_end(&now.started_at)?;
         kept.used(true)?;
         failpoint::reach("checkpoint.ordered").await?;
         engine.restore(&begun.memory()).await?;
@@ -120,6 +121,7 @@ impl Checkpoints {
         let begun = &kept.about.begun;
         self.unpark(begun, spec).await?;
         self.forget(begun).await?;
+        kept.others_are_over()?;
         if !begun.leave_running {
             // Nothing goes on from it a second time, nor from a copy: Podman forgets the time of a restore when the machine is started anew.
             kept.spoil_copies()?;
@@ -178,17 +180,29 @@ pub(super) fn gone_of(about: &About) -> Fault {
 /// `checkpoint.unfinished`, `checkpoint.started-since`, `checkpoint.used`.
 pub(super) fn is_good(kept: &Kept, spec: &ContainerSpec) -> Result<(), CheckpointError> {
     let (container, name) = (spec.name.clone(), kept.about.name.to_string());
-    let begun = &kept.about.begun;
     if kept.is_unfinished() || kept.is_restoring() {
         return Err(CheckpointError::Unfinished { container, name });
     }
-    if !begun.leave_running && spec.status.started_at != begun.started_at {
+    if is_started_since(kept, &spec.status) {
         return Err(CheckpointError::StartedSince { container, name });
     }
     if kept.is_used() {
         return Err(CheckpointError::Used { container, name });
     }
     Ok(())
+}
+
+/// Whether the container, which was ended for it, was started since. Seen once, that is noted: the engine may forget it. Not to be asked
+/// while it is made or restored.
+pub(super) fn is_started_since(kept: &Kept, status: &ContainerStatus) -> bool {
+    let begun = &kept.about.begun;
+    if begun.leave_running || status.started_at == begun.started_at {
+        return kept.is_started_since();
+    }
+    if let Err(error) = kept.started_since() {
+        tracing::warn!("that a container was started since its checkpoint is not noted: {error}");
+    }
+    true
 }
 
 /// What can be told before files are looked at.

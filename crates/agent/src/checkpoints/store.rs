@@ -9,11 +9,13 @@
 //!                                               restoring         while it is restored
 //!                                               used              from right before a restore on
 //!                                               moved             the container belongs to another node
+//!                                               started-since     it was started after it had been ended for this one
 //!                                          .new-NAME/             one that is being made, or brought back from an archive
 //!                                          .exported-ID/          what became of the container of one that was exported
 //! ```
 
 mod receipts;
+mod since;
 
 pub(super) use self::receipts::Receipt;
 

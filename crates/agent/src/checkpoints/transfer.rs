@@ -210,10 +210,15 @@ impl Checkpoints {
             return Err(moved(about, spec));
         }
         if !begun.leave_running && spec.status.started_at != begun.started_at {
+            // The engine may forget it.
+            receipt.started_since()?;
             return Err(CheckpointError::StartedSince { container, name }.into());
         }
         if receipt.is_used() {
             return Err(CheckpointError::Used { container, name }.into());
+        }
+        if !begun.leave_running && receipt.is_started_since() {
+            return Err(CheckpointError::StartedSince { container, name }.into());
         }
         let identity = about.identity()?;
         for kept in store.all()? {

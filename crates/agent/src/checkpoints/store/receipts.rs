@@ -14,12 +14,12 @@ use super::{About, Kept, MOVED, Store, USED, mark, names_in, or_missing, sync};
 use crate::checkpoints::error::CheckpointError;
 
 /// How the names of these notes begin. No checkpoint may be called so.
-const EXPORTED: &str = ".exported-";
+pub(super) const EXPORTED: &str = ".exported-";
 
 /// The note about one exported checkpoint.
 #[derive(Debug)]
 pub(in crate::checkpoints) struct Receipt {
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
 }
 
 impl Receipt {
@@ -123,8 +123,7 @@ impl Kept {
         if self.about.begun.leave_running {
             return Ok(());
         }
-        let name = format!("{EXPORTED}{}", self.about.identity()?);
-        let directory = self.directory.with_file_name(name);
+        let directory = self.copies()?;
         if directory.is_dir() {
             mark(&directory, USED, true)?;
         }

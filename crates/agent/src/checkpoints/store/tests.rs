@@ -200,3 +200,37 @@ fn one_that_comes_from_an_archive_is_whole_with_its_name() {
     let kept = new.keep().unwrap();
     assert!(!kept.is_unfinished() && !kept.is_used());
 }
+
+#[test]
+fn a_restore_that_was_ordered_ends_all_others_unless_it_surely_failed() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::beside(root.path());
+    let one = made(&store, "one");
+    let mut later = about("two");
+    later.created_at_ms = 2;
+    let new = store.begin(&later.name, &later.begun).unwrap();
+    new.describe(&later).unwrap();
+    let two = new.keep().unwrap();
+    let mut other = about("gone");
+    other.created_at_ms = 3;
+    let copy = store.receipt(&other).unwrap();
+    copy.make().unwrap();
+    let noted = || (two.is_started_since(), copy.is_started_since());
+
+    one.others_are_about_to_end("S").unwrap();
+    assert_eq!(noted(), (true, true));
+    assert!(!one.is_started_since());
+    // Somebody else's order is not taken back, nor that of before another start.
+    two.others_are_as_before(None).unwrap();
+    one.others_are_as_before(Some("T")).unwrap();
+    assert_eq!(noted(), (true, true));
+    one.others_are_as_before(Some("S")).unwrap();
+    assert_eq!(noted(), (false, false));
+
+    one.others_are_about_to_end("S").unwrap();
+    one.others_are_over().unwrap();
+    // A later order that fails does not make it undone.
+    one.others_are_about_to_end("S").unwrap();
+    one.others_are_as_before(None).unwrap();
+    assert_eq!(noted(), (true, true));
+}

@@ -185,6 +185,57 @@ fn one_that_runs_on_can_go_back() {
 }
 
 #[test]
+fn one_whose_container_went_on_from_another_stays_so() {
+    let world = world!(options());
+    world.count(&["-p", "8080:8080"]);
+    world
+        .checkpoint("create", "web", &["--name", "one", "--leave-running"])
+        .expect(0);
+    world.checkpoint("create", "web", &["--name", "two"]).expect(0);
+    let copy = world.archive("two.tar");
+    world.export("web@two", &copy, &["--encrypted"]).expect(0);
+    let states = || -> Vec<(String, String)> {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let list = world.checkpoints();
+        list.iter()
+            .map(|one| (text(&one["name"]), text(&one["state"])))
+            .collect()
+    };
+    let are = |one: &str, two: &str| vec![("one".into(), one.into()), ("two".into(), two.into())];
+    // Where Podman refuses, nothing is worth less.
+    world
+        .a
+        .sh("setsid busybox nc -ll -p 8080 -e cat > /dev/null 2>&1 < /dev/null & echo kill $! > /tmp/undo; sleep 0.3")
+        .unwrap();
+    world
+        .checkpoint("restore", "web@one", &["--changed-files"])
+        .expect(1);
+    assert_eq!(states(), are("ready", "ready"));
+    world.a.sh("sh /tmp/undo").unwrap();
+
+    world
+        .checkpoint("restore", "web@one", &["--changed-files"])
+        .expect(0);
+    assert_eq!(states(), are("running", "started-since"));
+    // Podman forgets that it was restored, as it does when the machine is started anew.
+    world.podman(&["stop", "-t", "0", "web"]);
+    world.podman(&["init", "web"]);
+    world.podman(&["container", "cleanup", "web"]);
+    let restored = inspect(&world.a, "web", "{{.State.RestoredAt}}");
+    assert!(restored.starts_with("0001"), "it is not forgotten: {restored}");
+    assert_eq!(states(), are("ready", "started-since"));
+    world
+        .checkpoint("restore", "web@two", &["--changed-files"])
+        .expect(1)
+        .saying(&["checkpoint.started-since"]);
+    world.checkpoint("rm", "web@two", &[]).expect(0);
+    world
+        .import(&copy, "ssh://root@a//web", &[])
+        .expect(1)
+        .saying(&["checkpoint.started-since"]);
+}
+
+#[test]
 fn an_exported_checkpoint_comes_back_and_goes_on_once() {
     let world = world!(options());
     world.count(&["-v", "data:/srv"]);
