@@ -43,7 +43,7 @@ impl fmt::Display for LayoutError {
             Self::Strange(path, why) => write!(f, "the dump is damaged: {}: {why}", path.display()),
             Self::Taken(path) => write!(
                 f,
-                "{} has a checkpoint that was not made here, and is left alone: remove it, or put it elsewhere",
+                "{} is of a checkpoint that was not made here, and is left alone: remove it, or put it elsewhere",
                 path.display()
             ),
             Self::Io(path, error) => write!(f, "{}: {error}", path.display()),

@@ -286,6 +286,10 @@ impl DockerEngine {
             return Err(ask.failed("it was restored from this dump before, or may have been"));
         }
         let checkpoint = self.checkpoint_of(container).await?;
+        // It would be applied to memory that it does not belong to.
+        if let Some(left) = podman::left_beside(&checkpoint).filter(|_| self.podman) {
+            return Err(ask.failed(layout::LayoutError::Taken(left)));
+        }
         let laid = layout::lay_out(&dump.images(), &checkpoint, container);
         let connections = laid.map_err(|error| ask.failed(error))?;
         tracing::debug!(connections, "closed in the dump");

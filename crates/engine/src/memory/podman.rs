@@ -35,6 +35,17 @@ pub(super) const SHARED_MEMORY: &str =
 /// What libpod asks to restore from, in there.
 const CHECKPOINT: &str = "checkpoint";
 
+/// What else libpod takes into account at a restore, and removes after it (`restore` in `libpod/container_internal_common.go`): what
+/// `podman container checkpoint` left there.
+const LEFT: [&str; 6] = [
+    "pre-checkpoint",
+    "checkpoint-volumes",
+    "dev-shm.tar",
+    "network.status",
+    "rootfs-diff.tar",
+    "deleted.files",
+];
+
 impl DockerEngine {
     /// What keeps this Podman from it.
     pub(super) async fn podman_obstacles(&self, found: &mut Vec<Obstacle>) -> Result<(), EngineError> {
@@ -77,6 +88,12 @@ impl DockerEngine {
     pub(super) fn podman_restore(container: &ContainerId) -> String {
         format!("{API}/containers/{}/restore?fileLocks=true", container.as_str())
     }
+}
+
+/// What a checkpoint of somebody else's left beside the one that a container is to be restored from.
+pub(super) fn left_beside(checkpoint: &Path) -> Option<PathBuf> {
+    let left = LEFT.iter().map(|name| checkpoint.with_file_name(name));
+    left.into_iter().find(|path| path.symlink_metadata().is_ok())
 }
 
 /// The log of a restore that failed. It stays until the next one.
@@ -138,7 +155,18 @@ pub(super) fn own_hierarchies(groups: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::own_hierarchies;
+    use super::{left_beside, own_hierarchies};
+
+    #[test]
+    fn what_a_checkpoint_left_beside_the_place_of_ours_is_seen() {
+        let data = tempfile::tempdir().unwrap();
+        let place = data.path().join("checkpoint");
+        std::fs::write(data.path().join("config.json"), "{}").unwrap();
+        assert_eq!(left_beside(&place), None);
+        let left = data.path().join("network.status");
+        std::os::unix::fs::symlink("nowhere", &left).unwrap();
+        assert_eq!(left_beside(&place), Some(left));
+    }
 
     #[test]
     fn the_unified_hierarchy_is_dumped_only_where_it_is_the_only_one() {
