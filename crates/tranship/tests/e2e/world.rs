@@ -84,10 +84,13 @@ impl World {
         })
     }
 
-    /// The program with a clean environment.
+    /// The program with a clean environment. It hears signals also where these tests do not, as in the background of a script: what is
+    /// ignored stays so in a child.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(program());
+        let mut command = Command::new("/usr/bin/env");
         command
+            .arg("--default-signal=INT,HUP,TERM")
+            .arg(program())
             .args(args)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())

@@ -78,13 +78,3 @@ fn memory_that_cannot_be_carried_is_refused_by_the_plan() {
     world.b.sh("mv /tmp/criu.away /usr/sbin/criu").unwrap();
     assert!(without.iter().any(|c| c == "live.criu"), "{without:?}");
 }
-
-#[test]
-fn checkpoints_are_not_kept_yet() {
-    let world = world!(options());
-    world.serve(&[]);
-    world
-        .run(&["checkpoint", "create", "ssh://root@a//web", "--name", "x"])
-        .expect(1)
-        .saying(&["checkpoint.engine"]);
-}
