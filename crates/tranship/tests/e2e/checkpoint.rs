@@ -485,49 +485,58 @@ fn what_is_mounted_below_a_bind_is_not_said_to_be_compared() {
     without_gap(&numbers(&world.a));
 }
 
+/// Where an agent can die that makes a checkpoint, and whether the container is left running by it.
+pub(crate) fn while_one_is_made() -> impl Iterator<Item = (&'static str, bool)> {
+    let places = [
+        "checkpoint.paused",
+        "checkpoint.dumped",
+        "checkpoint.sealed",
+        "checkpoint.kept",
+        "checkpoint.ending",
+        "checkpoint.ended",
+    ];
+    let all = [false, true]
+        .into_iter()
+        .flat_map(move |left| places.map(|place| (place, left)));
+    all.filter(|(place, left_running)| !(*left_running && place.starts_with("checkpoint.end")))
+}
+
+/// The agent of a counter's node dies at a place as it makes a checkpoint, and the next one puts everything right.
+pub(crate) fn dies_as_it_makes_one(world: &World, place: &str, leave_running: bool, store: &str) {
+    let as_it_was = life(&world.a);
+    world.arm(&world.a, &format!("{place}=die"));
+    let options: &[&str] = if leave_running { &["--leave-running"] } else { &[] };
+    assert_ne!(world.checkpoint("create", "web", options).code, 0, "{place}");
+    assert!(reached(&world.a, place), "{place}");
+    world.arm(&world.a, "");
+    let list = world.checkpoints();
+    let made = place == "checkpoint.ended" || (leave_running && place == "checkpoint.kept");
+    assert_eq!(list.len(), usize::from(made), "{place}: {list:?}");
+    if made && !leave_running {
+        assert_eq!(state(&world.a), "exited", "{place}");
+        world.checkpoint("restore", "web", &[]).expect(0);
+    } else {
+        assert_eq!(life(&world.a), as_it_was, "{place}: it was never ended");
+    }
+    counts_on(world);
+    without_gap(&numbers(&world.a));
+    assert_eq!(world.policy(), "always", "{place}");
+    nothing_dumped(&world.a);
+    let unfinished = world
+        .a
+        .sh(&format!(
+            "find {store} -name '.new-*' -o -name 'begun*' 2>/dev/null || true"
+        ))
+        .unwrap();
+    assert_eq!(unfinished, "", "{place}");
+}
+
 #[test]
 fn agents_that_die_while_a_checkpoint_is_made_or_restored() {
-    for leave_running in [false, true] {
-        for place in [
-            "checkpoint.paused",
-            "checkpoint.dumped",
-            "checkpoint.sealed",
-            "checkpoint.kept",
-            "checkpoint.ending",
-            "checkpoint.ended",
-        ] {
-            if leave_running && place.starts_with("checkpoint.end") {
-                continue;
-            }
-            let world = world!();
-            world.count(&[]);
-            let as_it_was = life(&world.a);
-            world.arm(&world.a, &format!("{place}=die"));
-            let options: &[&str] = if leave_running { &["--leave-running"] } else { &[] };
-            assert_ne!(world.checkpoint("create", "web", options).code, 0, "{place}");
-            assert!(reached(&world.a, place), "{place}");
-            world.arm(&world.a, "");
-            let list = world.checkpoints();
-            let made = place == "checkpoint.ended" || (leave_running && place == "checkpoint.kept");
-            assert_eq!(list.len(), usize::from(made), "{place}: {list:?}");
-            if made && !leave_running {
-                assert_eq!(state(&world.a), "exited", "{place}");
-                world.checkpoint("restore", "web", &[]).expect(0);
-            } else {
-                assert_eq!(life(&world.a), as_it_was, "{place}: it was never ended");
-            }
-            counts_on(&world);
-            without_gap(&numbers(&world.a));
-            assert_eq!(world.policy(), "always", "{place}");
-            nothing_dumped(&world.a);
-            let unfinished = world
-                .a
-                .sh(&format!(
-                    "find {STORE} -name '.new-*' -o -name 'begun*' 2>/dev/null || true"
-                ))
-                .unwrap();
-            assert_eq!(unfinished, "", "{place}");
-        }
+    for (place, leave_running) in while_one_is_made() {
+        let world = world!();
+        world.count(&[]);
+        dies_as_it_makes_one(&world, place, leave_running, STORE);
     }
     for place in ["checkpoint.opened", "checkpoint.restored"] {
         let world = world!();

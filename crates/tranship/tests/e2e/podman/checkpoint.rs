@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::options;
-use crate::checkpoint::{counts_on, state};
+use crate::checkpoint::{counts_on, dies_as_it_makes_one, state, while_one_is_made};
 use crate::live::{life, nothing_dumped, numbers, without_gap};
 use crate::world::{World, finish, inspect, is_running, reached, wait_until};
 
@@ -418,47 +418,10 @@ fn services_that_go_away_while_a_checkpoint_is_made_or_restored() {
 
 #[test]
 fn agents_that_die_while_a_checkpoint_is_made() {
-    for leave_running in [false, true] {
-        let world = world!(options());
-        world.count(&[]);
-        for place in [
-            "checkpoint.paused",
-            "checkpoint.dumped",
-            "checkpoint.sealed",
-            "checkpoint.kept",
-            "checkpoint.ending",
-            "checkpoint.ended",
-        ] {
-            if leave_running && place.starts_with("checkpoint.end") {
-                continue;
-            }
-            let as_it_was = life(&world.a);
-            world.arm(&world.a, &format!("{place}=die"));
-            let options: &[&str] = if leave_running { &["--leave-running"] } else { &[] };
-            assert_ne!(world.checkpoint("create", "web", options).code, 0, "{place}");
-            assert!(reached(&world.a, place), "{place}");
-            world.arm(&world.a, "");
-            let list = world.checkpoints();
-            let made = place == "checkpoint.ended" || (leave_running && place == "checkpoint.kept");
-            assert_eq!(list.len(), usize::from(made), "{place}: {list:?}");
-            if made && !leave_running {
-                assert_eq!(state(&world.a), "exited", "{place}");
-                world.checkpoint("restore", "web", &[]).expect(0);
-            } else {
-                assert_eq!(life(&world.a), as_it_was, "{place}: it was never ended");
-            }
-            counts_on(&world);
-            without_gap(&numbers(&world.a));
-            assert_eq!(world.policy(), "always", "{place}");
-            nothing_dumped(&world.a);
-            let unfinished = world
-                .a
-                .sh(&format!(
-                    "find {STORE} -name '.new-*' -o -name 'begun*' 2>/dev/null || true"
-                ))
-                .unwrap();
-            assert_eq!(unfinished, "", "{place}");
-        }
+    let world = world!(options());
+    world.count(&[]);
+    for (place, leave_running) in while_one_is_made() {
+        dies_as_it_makes_one(&world, place, leave_running, STORE);
     }
 }
 
