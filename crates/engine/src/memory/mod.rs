@@ -30,6 +30,7 @@ use tranship_core::container::ContainerState;
 use tranship_core::storage::ElementAt;
 use tranship_core::{ContainerId, Engine as _, EngineError};
 
+use crate::cgroups;
 use crate::docker::DockerEngine;
 use crate::fault::Ask;
 use crate::json::text;
@@ -199,10 +200,10 @@ impl DockerEngine {
         let runtime = self.runtime_of(container).await?;
         let paused = self.status(container).await?.state == ContainerState::Paused;
         let settings = dump.work().join("criu.conf");
-        let mut text = format!("skip-in-flight\nghost-limit {LARGEST_GHOST}\nverbosity 2\n");
+        let groups = std::fs::read_to_string("/proc/self/cgroup").map_err(|error| ask.failed(error))?;
+        let groups = cgroups::own_hierarchies(&groups);
+        let text = format!("skip-in-flight\nghost-limit {LARGEST_GHOST}\nverbosity 2\n{groups}");
         if self.podman {
-            let groups = std::fs::read_to_string("/proc/self/cgroup").map_err(|error| ask.failed(error))?;
-            text.push_str(&podman::own_hierarchies(&groups));
             // They may have come since the container was looked at, and CRIU does not mind them before the restore.
             if self.has_shared_memory(container).await? {
                 return Err(ask.failed(podman::SHARED_MEMORY));

@@ -142,20 +142,9 @@ pub(super) fn of_container(spec: &ContainerSpec, proc: &Path, found: &mut Vec<Ob
     }
 }
 
-/// What CRIU is told of control groups, by what `/proc/self/cgroup` says: where the machine has those of version 1, only they are dumped.
-/// No container has one of its own in the unified hierarchy beside them, so that CRIU would take the machine's whole tree for the container's,
-/// and make it again below the new one at each restore.
-pub(super) fn own_hierarchies(groups: &str) -> String {
-    let names = groups.lines().filter_map(|line| line.split(':').nth(1));
-    names
-        .filter(|name| !name.is_empty() && !name.contains(char::is_whitespace))
-        .map(|name| format!("cgroup-dump-controller {name}\n"))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{left_beside, own_hierarchies};
+    use super::left_beside;
 
     #[test]
     fn what_a_checkpoint_left_beside_the_place_of_ours_is_seen() {
@@ -166,15 +155,5 @@ mod tests {
         let left = data.path().join("network.status");
         std::os::unix::fs::symlink("nowhere", &left).unwrap();
         assert_eq!(left_beside(&place), Some(left));
-    }
-
-    #[test]
-    fn the_unified_hierarchy_is_dumped_only_where_it_is_the_only_one() {
-        let both = "3:cpu,cpuacct:/x\n1:name=systemd:/\n0::/\n";
-        assert_eq!(
-            own_hierarchies(both),
-            "cgroup-dump-controller cpu,cpuacct\ncgroup-dump-controller name=systemd\n"
-        );
-        assert_eq!(own_hierarchies("0::/libpod/x\n"), "");
     }
 }

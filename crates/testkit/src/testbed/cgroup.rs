@@ -31,6 +31,9 @@ struct Hierarchy {
 pub(crate) struct Cgroups {
     v1: Vec<Hierarchy>,
     v2: Option<PathBuf>,
+    /// Where the unified hierarchy is mounted beside those of version 1. A node's restores make groups there, which nobody else would remove,
+    /// and every later dump on the machine would take them along.
+    beside: Option<PathBuf>,
 }
 
 impl Cgroups {
@@ -80,10 +83,8 @@ impl Cgroups {
                 _ => {}
             }
         }
-        if !v1.is_empty() {
-            v2 = None;
-        }
-        Self { v1, v2 }
+        let beside = if v1.is_empty() { None } else { v2.take() };
+        Self { v1, v2, beside }
     }
 
     /// The version-1 hierarchies as `DIRECTORY:OPTIONS`, separated by spaces; empty with version 2.
@@ -122,13 +123,20 @@ impl Cgroups {
             }
             make_group(&path.join("init"))?;
         }
+        if let Some(mount) = &self.beside {
+            make_group(&mount.join(TOP).join(bed).join(member))?;
+        }
         Ok(())
+    }
+
+    fn all_mounts(&self) -> impl Iterator<Item = &PathBuf> {
+        let v1 = self.v1.iter().map(|hierarchy| &hierarchy.mount);
+        v1.chain(&self.v2).chain(&self.beside)
     }
 
     /// The groups a member's first process joins before it gets its own view of control groups.
     pub fn roots(&self, bed: &str, member: &str) -> Vec<PathBuf> {
-        let mounts = self.v1.iter().map(|hierarchy| &hierarchy.mount).chain(&self.v2);
-        mounts
+        self.all_mounts()
             .map(|mount| mount.join(TOP).join(bed).join(member))
             .collect()
     }
@@ -244,8 +252,7 @@ impl Cgroups {
     }
 
     fn bed_paths(&self, bed: &str) -> Vec<PathBuf> {
-        let mounts = self.v1.iter().map(|hierarchy| &hierarchy.mount).chain(&self.v2);
-        mounts.map(|mount| mount.join(TOP).join(bed)).collect()
+        self.all_mounts().map(|mount| mount.join(TOP).join(bed)).collect()
     }
 
     fn not_gone(&self, bed: &str, what: &str) -> Error {
@@ -380,7 +387,8 @@ mod tests {
             found.homes("bed", "a"),
             [
                 PathBuf::from("/sys/fs/cgroup/cpu,cpuacct/tranship-testbed/bed/a"),
-                PathBuf::from("/sys/fs/cgroup/systemd/tranship-testbed/bed/a")
+                PathBuf::from("/sys/fs/cgroup/systemd/tranship-testbed/bed/a"),
+                PathBuf::from("/sys/fs/cgroup/unified/tranship-testbed/bed/a")
             ]
         );
     }
