@@ -3,6 +3,25 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Bytes that can be had without swapping, by what `/proc/meminfo` says (proc_meminfo(5)).
+#[must_use]
+pub fn available(meminfo: &str) -> Option<u64> {
+    bytes_of(meminfo, "MemAvailable:")
+}
+
+/// Bytes that can be had, swap included, by what `/proc/meminfo` says.
+#[must_use]
+pub fn available_with_swap(meminfo: &str) -> Option<u64> {
+    let swap = bytes_of(meminfo, "SwapFree:").unwrap_or_default();
+    Some(available(meminfo)?.saturating_add(swap))
+}
+
+fn bytes_of(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib.saturating_mul(1024))
+}
+
 /// Something that keeps a container, or its memory, from travelling.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Obstacle {
@@ -60,4 +79,18 @@ pub struct MemoryReport {
     /// What of it keeps its memory from travelling.
     #[serde(default)]
     pub obstacles: Vec<Obstacle>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_be_had_is_read_in_bytes() {
+        let about = "MemTotal:       24620876 kB\nMemFree:        16000000 kB\nMemAvailable:   23000000 kB\nSwapFree:           1024 kB\n";
+        assert_eq!(available(about), Some(23_000_000 * 1024));
+        assert_eq!(available_with_swap(about), Some(23_001_024 * 1024));
+        assert_eq!(available("MemFree: 1 kB\n"), None);
+        assert_eq!(available_with_swap("MemAvailable: x kB\n"), None);
+    }
 }

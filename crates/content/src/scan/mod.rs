@@ -44,7 +44,7 @@ pub(crate) use record::Recorder;
 pub use record::scan;
 pub use segment::Hints;
 use stat::Kind;
-pub(crate) use stat::Root;
+pub(crate) use stat::{Root, is_in_memory};
 pub(crate) use todo::Todo;
 pub(crate) use walk::Walk;
 

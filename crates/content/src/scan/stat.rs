@@ -135,9 +135,7 @@ impl Root {
             error => ScanError::io("open", named, error),
         })?;
         let stat = stat_of(&fd).map_err(|error| ScanError::io("look at", named, error))?;
-        // Memory file systems: tmpfs, ramfs, hugetlbfs.
-        let silent = fs::fstatfs(&fd)
-            .is_ok_and(|found| [0x0102_1994, 0x8584_58f6, 0x958_458f6].contains(&(found.f_type as u64)));
+        let silent = is_in_memory(&fd);
         Ok(Self { fd, stat, silent })
     }
 
@@ -323,4 +321,10 @@ impl Names {
         let start = start as usize;
         Some((&self.bytes[start..start + usize::from(length)], kind))
     }
+}
+
+/// Whether a file system keeps what it holds in memory: tmpfs, ramfs, hugetlbfs.
+pub(crate) fn is_in_memory(directory: &OwnedFd) -> bool {
+    fs::fstatfs(directory)
+        .is_ok_and(|found| [0x0102_1994, 0x8584_58f6, 0x958_458f6].contains(&(found.f_type as u64)))
 }

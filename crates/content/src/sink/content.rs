@@ -5,6 +5,7 @@
 //! with it when it is complete; a large one is written to in place if the source says so.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{Advice, FallocateFlags, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -13,6 +14,7 @@ use super::attributes::{self, Node};
 use super::error::{SinkError, failed, shown};
 use super::place::{Place, StagedName, open_beneath};
 use super::refusal::refused;
+use super::room::Room;
 use crate::entry::{ChunkId, Entry, EntryKind, Extent};
 use crate::message::{Part, Write};
 
@@ -48,6 +50,7 @@ pub(super) struct Filling {
     buffer: Vec<u8>,
     flushed: u64,
     written: u64,
+    room: Option<Arc<Room>>,
 }
 
 /// What came of a file.
@@ -121,6 +124,7 @@ impl Filling {
             buffer: Vec::new(),
             flushed: 0,
             written: 0,
+            room: place.room.clone(),
         })
     }
 
@@ -163,6 +167,10 @@ impl Filling {
     }
 
     fn put(&mut self, bytes: &[u8], at: u64) -> Result<(), SinkError> {
+        if let Some(room) = &self.room {
+            let taken = room.take(bytes.len() as u64);
+            taken.map_err(|error| failed(&self.entry.path, "write", error))?;
+        }
         let mut done = 0;
         while done < bytes.len() {
             match rustix::io::pwrite(&self.file, &bytes[done..], at + done as u64) {

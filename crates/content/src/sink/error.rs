@@ -204,7 +204,7 @@ impl Explain for SinkError {
             Self::Frame(error) => return error.hint(),
             Self::Record(error) => return error.hint(),
             Self::Scan(error) => return error.hint(),
-            Self::NoSpace { .. } => "free space or inodes there and run it again: what arrived is kept".into(),
+            Self::NoSpace { .. } => "free space or inodes there, or memory where its file system lies in memory, and run it again: what arrived is kept".into(),
             Self::Immutable { .. } => "clear the flag with chattr -ia, or leave the path out".into(),
             Self::Mount { .. } => "unmount it, or leave the path out".into(),
             Self::Changed { .. } => "make sure that nothing writes there, and run it again".into(),

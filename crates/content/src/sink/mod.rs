@@ -20,6 +20,7 @@ mod pool;
 mod record;
 mod refusal;
 mod remove;
+mod room;
 mod worker;
 
 use std::io::{Read, Write};

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::error::{SinkError, failed};
 use super::refusal::refused;
 use super::remove;
+use super::room::Room;
 
 /// Name of the staging directory where it has to be inside the root. A scan leaves it out, at the root only.
 pub const STAGING_NAME: &str = ".tranship-staging";
@@ -35,6 +36,8 @@ pub(super) struct Place {
     displaced: Mutex<HashSet<u128>>,
     /// The root is the upper directory of an overlay.
     pub(super) overlay: bool,
+    /// Looks after memory where the root lies there.
+    pub(super) room: Option<Arc<Room>>,
 }
 
 /// The name of `path` in staging.
@@ -138,6 +141,7 @@ impl Place {
         let name = format!("{STAGING_NAME}-{key:016x}").into_bytes();
         let outside = beside(root.as_fd());
         let place = Self {
+            room: Room::of(&root).map(Arc::new),
             root,
             staging: OnceLock::new(),
             name,

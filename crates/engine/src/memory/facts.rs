@@ -398,10 +398,35 @@ fn cpu_features() -> Vec<String> {
 
 /// Bytes that the kernel thinks can be had without swapping.
 pub(super) fn free_memory() -> u64 {
-    let about = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = about.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kib.unwrap_or_default().saturating_mul(1024)
+    tranship_core::memory::available(&about_memory()).unwrap_or_default()
+}
+
+/// What the kernel says about memory.
+pub(super) fn about_memory() -> String {
+    std::fs::read_to_string("/proc/meminfo").unwrap_or_default()
+}
+
+/// Bytes that the container's processes hold right now and a dump writes: what each has for itself, and what they share once, of
+/// which the kernel tells no more than each one's part.
+pub(super) fn held(container: &str) -> u64 {
+    let statuses = members(container)
+        .into_keys()
+        .filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/status")).ok());
+    held_by(statuses)
+}
+
+fn held_by(statuses: impl Iterator<Item = String>) -> u64 {
+    let (mut own, mut shared) = (0_u64, 0_u64);
+    for status in statuses {
+        let kib = |name: &str| -> u64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+            number.unwrap_or_default()
+        };
+        own = own.saturating_add(kib("RssAnon:"));
+        shared = shared.max(kib("RssShmem:"));
+    }
+    own.saturating_add(shared).saturating_mul(1024)
 }
 
 #[cfg(test)]
@@ -518,6 +543,15 @@ mod tests {
         for bad in ["anon_inode:[io_uring]", "/dev/fuse", "anon_inode:bpf-map"] {
             assert!(not_dumped(bad).is_some(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_processes_share_is_held_once() {
+        let status = |own: u64, shared: u64| {
+            format!("VmRSS:\t 9 kB\nRssAnon:\t {own} kB\nRssFile:\t 70 kB\nRssShmem:\t {shared} kB\n")
+        };
+        let all = [status(100, 40), status(20, 50), "Name:\tkthread\n".to_owned()];
+        assert_eq!(held_by(all.into_iter()), 170 * 1024);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod explain;
 mod facts;
 mod layout;
 mod podman;
+mod room;
 mod sockets;
 
 pub(crate) use self::podman::crun_root;
@@ -56,13 +57,6 @@ const DUMP_WITHIN: Duration = Duration::from_secs(600);
 const RUNTIME_CONFIGURATION: &str = "/etc/criu/runc.conf";
 /// Image that every dump has.
 const INVENTORY: &str = "inventory.img";
-/// The file system in memory that dumps go to where they fit.
-const IN_MEMORY: &str = "/dev/shm";
-/// As many times the container's memory must be available for its dump to lie in memory: the dump, a second copy of what changed
-/// while it arrives, and the processes that are restored from it.
-const TIMES: u64 = 3;
-/// Room for what is not memory of processes, in bytes.
-const MARGIN: u64 = 64 << 20;
 /// How long a restore may take at least, and for each gigabyte on top of it. What is left to itself may still come to its end.
 const RESTORE_WITHIN: Duration = Duration::from_secs(120);
 const RESTORE_PER_GIB: u64 = 60;
@@ -165,7 +159,7 @@ impl DockerEngine {
         if !self.reaches_processes() {
             return Err(unsupported("that takes root on the engine's own machine"));
         }
-        let memory = PathBuf::from(IN_MEMORY);
+        let memory = PathBuf::from(room::IN_MEMORY);
         let name = Path::new(DUMPS).join(container.as_str());
         // Anybody may make directories in memory: what is not root's alone is not ours.
         let ours = |root: &Path| is_private(&root.join(DUMPS)) && is_private(&root.join(&name));
@@ -176,7 +170,7 @@ impl DockerEngine {
             let disk = self.identity().await?.root;
             let all = memory.join(DUMPS);
             let taken = all.symlink_metadata().is_ok() && !is_private(&all);
-            if !ours(&disk) && fits_in_memory(&memory, bytes) && !taken {
+            if !ours(&disk) && room::lies_in_memory(&memory, bytes) && !taken {
                 memory
             } else {
                 disk
@@ -197,6 +191,9 @@ impl DockerEngine {
         // The runtime holds it as well, so that whoever comes after an agent that was killed waits for its end.
         let lock = dump.alone().await.map_err(|error| ask.failed(error))?;
         dump.clear().map_err(|error| ask.failed(error))?;
+        // It may have grown since the plan, and in memory nobody stops CRIU before the machine has none left.
+        room::for_dump(facts::held(container.as_str()), &dump.directory)
+            .map_err(|error| ask.failed(error))?;
         let runtime = self.runtime_of(container).await?;
         let paused = self.status(container).await?.state == ContainerState::Paused;
         let settings = dump.work().join("criu.conf");
@@ -286,6 +283,8 @@ impl DockerEngine {
         if used.exists() {
             return Err(ask.failed("it was restored from this dump before, or may have been"));
         }
+        // The kernel would end whoever uses most, which may be somebody else.
+        room::for_restore(&dump.images()).map_err(|error| ask.failed(error))?;
         let checkpoint = self.checkpoint_of(container).await?;
         // It would be applied to memory that it does not belong to.
         if let Some(left) = podman::left_beside(&checkpoint).filter(|_| self.podman) {
@@ -369,7 +368,7 @@ impl DockerEngine {
         let disk = self.identity().await?.root;
         // In both places: which was chosen may have changed with what was free.
         let mut failed = None;
-        for root in [Path::new(IN_MEMORY), &disk] {
+        for root in [Path::new(room::IN_MEMORY), &disk] {
             let all = root.join(DUMPS);
             if !is_private(&all) {
                 continue;
@@ -454,13 +453,6 @@ fn memory_of(element: &ElementAt) -> Result<(&ContainerId, u64), EngineError> {
             message: format!("{other} is no memory"),
         }),
     }
-}
-
-/// Whether a dump of so many bytes can lie in memory.
-fn fits_in_memory(root: &Path, bytes: u64) -> bool {
-    let needed = bytes.saturating_mul(TIMES).saturating_add(MARGIN);
-    let free = rustix::fs::statvfs(root).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
-    needed <= facts::free_memory() && bytes.saturating_mul(2).saturating_add(MARGIN) <= free
 }
 
 /// What the kernel calls this boot.

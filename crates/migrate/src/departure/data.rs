@@ -182,7 +182,8 @@ impl Departure {
             let written = longer_after(&self.record.rounds, millis(begun.elapsed()));
             let predicted = predict(&self.record.rounds).saturating_add(self.memory_ms());
             if predicted.saturating_add(written) > target {
-                for element in &mut self.elements {
+                // Of memory nothing more is to be carried for it: the freeze dumps it as it is then.
+                for element in self.elements.iter_mut().filter(|e| e.memory.is_none()) {
                     *element.begun.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
                 }
             }
@@ -272,11 +273,10 @@ impl Departure {
         Ok(())
     }
 
-    /// Milliseconds that a freeze takes for memory: it is dumped, looked through at both ends, and restored, each at about the speed of
-    /// the dump.
+    /// Milliseconds that a freeze takes for memory: it is dumped, and looked through meanwhile, and restored at about the speed of the dump.
     fn memory_ms(&self) -> u64 {
         let dumps = self.elements.iter().filter_map(|element| element.dumped);
-        dumps.map(|(_, took)| millis(took).saturating_mul(3)).sum()
+        dumps.map(|(_, took)| millis(took).saturating_mul(2)).sum()
     }
 
     /// Copies what changed since the last round, while the source stands still, and makes it durable there.

@@ -167,3 +167,41 @@ fn an_end_of_its_own_is_not_undone_from_a_dump() {
     nothing_dumped(&world.a);
     nothing_dumped(&world.b);
 }
+
+#[test]
+fn memory_that_grows_beyond_what_is_free_lets_it_go_on() {
+    // Grows by half a gigabyte when it is told to.
+    const GROWS: &str = "import os, signal, time
+kept = []
+signal.signal(signal.SIGUSR1, lambda *_: kept.append(os.urandom(500 << 20)))
+number = 0
+while True:
+    number += 1
+    print(number, flush=True)
+    time.sleep(0.05)
+";
+    let world = world!();
+    // As it is on small machines, where it is half of the memory.
+    world.a.sh("mount -o remount,size=400m /dev/shm").unwrap();
+    let image = world.a.load_image("python").unwrap();
+    let run = [
+        "docker", "run", "-d", "--name", "web", &image, "python3", "-c", GROWS,
+    ];
+    world.a.exec_ok(run).unwrap();
+    wait_until(|| numbers(&world.a).len() > 10);
+    let before = world.inventories();
+    let as_it_was = life(&world.a);
+    let child = world.begin_held(&world.a, "source.freeze", &["--mode", "live"]);
+    world.a.sh("docker kill -s USR1 web").unwrap();
+    wait_until(|| {
+        let used = world
+            .a
+            .sh("awk '/RssAnon/ { print $2 }' /proc/$(docker inspect -f '{{.State.Pid}}' web)/status");
+        used.unwrap().trim().parse::<u64>().unwrap() > 500 << 10
+    });
+    world.arm(&world.a, "");
+    let outcome = finish(child).expect(4);
+    assert!(outcome.stderr.contains("MiB by now"), "{}", outcome.stderr);
+    assert_eq!(life(&world.a), as_it_was, "it was never ended");
+    counts_on_at_a(&world, &before);
+}
