@@ -11,10 +11,15 @@ pub(crate) fn are_of(groups: &str, id: &str) -> bool {
         .any(|part| part.contains(id) && !part.contains("conmon"))
 }
 
-/// What CRIU is told of control groups, by what `/proc/self/cgroup` says: where the machine has those of version 1, only they are dumped.
-/// Engines give no container one of its own in the unified hierarchy beside them, so that CRIU would take the machine's whole tree for the
-/// container's: with some thousand groups a dump takes a second longer, and a restore makes them all on the other machine.
-pub(crate) fn own_hierarchies(groups: &str) -> String {
+/// What CRIU is told of control groups, by what `/proc/PID/cgroup` says of one of the container's processes: the unified hierarchy is left
+/// out where the container has no group of its own in it, as it is beside those of version 1 unless systemd makes the groups. CRIU would
+/// take the machine's whole tree for the container's: with some thousand groups a dump takes a second longer, and a restore makes them all
+/// on the other machine.
+pub(crate) fn own_hierarchies(groups: &str, id: &str) -> String {
+    let mut unified = groups.lines().filter(|line| line.starts_with("0::"));
+    if unified.any(|line| are_of(line, id)) {
+        return String::new();
+    }
     let names = groups.lines().filter_map(|line| line.split(':').nth(1));
     names
         .filter(|name| !name.is_empty() && !name.contains(char::is_whitespace))
@@ -55,12 +60,15 @@ mod tests {
     }
 
     #[test]
-    fn the_unified_hierarchy_is_dumped_only_where_it_is_the_only_one() {
-        let both = "3:cpu,cpuacct:/x\n1:name=systemd:/\n0::/\n";
+    fn the_unified_hierarchy_is_dumped_only_where_the_container_has_a_group_in_it() {
+        let both = "3:cpu,cpuacct:/docker/d2\n1:name=systemd:/docker/d2\n0::/\n";
         assert_eq!(
-            own_hierarchies(both),
+            own_hierarchies(both, "d2"),
             "cgroup-dump-controller cpu,cpuacct\ncgroup-dump-controller name=systemd\n"
         );
-        assert_eq!(own_hierarchies("0::/libpod/x\n"), "");
+        assert_eq!(own_hierarchies("0::/libpod/d2\n", "d2"), "");
+        // Somebody has mounted one of version 1 on a machine with version 2, and systemd's groups are in all of them.
+        let mounted = "2:net_cls:/\n0::/system.slice/docker-d2.scope\n";
+        assert_eq!(own_hierarchies(mounted, "d2"), "");
     }
 }

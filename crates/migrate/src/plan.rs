@@ -236,7 +236,7 @@ impl Default for Rates {
             data_bytes_per_second: 200_000_000,
             entries_per_second: 20_000,
             looks_per_second: 200_000,
-            memory_bytes_per_second: 250_000_000,
+            memory_bytes_per_second: 600_000_000,
         }
     }
 }

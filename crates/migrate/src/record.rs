@@ -1,6 +1,6 @@
 //! What must survive a crash: one record per migration and side, saved before each step that it describes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -82,7 +82,7 @@ impl DepartureRecord {
             rounds: Vec::new(),
             predicted_downtime_ms: None,
             hooked: false,
-            ended_from_dump: false,
+            ended_from_dump: BTreeSet::new(),
             memory_sent: false,
             downtime_ms: None,
             total_ms: 0,
@@ -137,9 +137,9 @@ pub struct DepartureRecord {
     /// A pre-freeze hook was run, so that going back has to run the thaw hooks.
     #[serde(default)]
     pub hooked: bool,
-    /// What was paused in live mode stood still until it was about to be ended: its last dump is what it goes on from.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub ended_from_dump: bool,
+    /// Members that stood still in live mode until they were about to be ended: their last dump is what they go on from.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub ended_from_dump: BTreeSet<usize>,
     /// What the containers hold in a tmpfs is at the destination: it is not sent again, and may be gone here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub memory_sent: bool,

@@ -51,6 +51,8 @@ pub(super) struct Filling {
     flushed: u64,
     written: u64,
     room: Option<Arc<Room>>,
+    /// Bytes of the file that is there, where it is written to: they need no more room.
+    held: u64,
 }
 
 /// What came of a file.
@@ -106,6 +108,10 @@ impl Filling {
                 (file, Where::Direct)
             }
         };
+        let held = match &to {
+            Where::InPlace => rustix::fs::fstat(&file).map_or(0, |stat| stat.st_size as u64),
+            _ => 0,
+        };
         let base = match base.map(|base| base.kind) {
             Some(EntryKind::File { extents, .. }) => extents,
             _ => Vec::new(),
@@ -125,6 +131,7 @@ impl Filling {
             flushed: 0,
             written: 0,
             room: place.room.clone(),
+            held,
         })
     }
 
@@ -167,7 +174,8 @@ impl Filling {
     }
 
     fn put(&mut self, bytes: &[u8], at: u64) -> Result<(), SinkError> {
-        if let Some(room) = &self.room {
+        let end = at + bytes.len() as u64;
+        if let Some(room) = self.room.as_ref().filter(|_| end > self.held) {
             let taken = room.take(bytes.len() as u64);
             taken.map_err(|error| failed(&self.entry.path, "write", error))?;
         }

@@ -38,7 +38,7 @@ impl Room {
     /// `ENOSPC` where too little memory would be left. Where the kernel does not say how much there is, nothing is refused.
     pub(super) fn take(&self, bytes: u64) -> Result<(), Errno> {
         let before = self.written.fetch_add(bytes, Ordering::Relaxed);
-        if before != 0 && before / EVERY == before.saturating_add(bytes) / EVERY {
+        if before / EVERY == before.saturating_add(bytes) / EVERY {
             return Ok(());
         }
         match (self.available)() {
@@ -49,7 +49,7 @@ impl Room {
 }
 
 fn available() -> Option<u64> {
-    tranship_core::memory::available(&std::fs::read_to_string("/proc/meminfo").ok()?)
+    tranship_core::memory::available_with_swap(&std::fs::read_to_string("/proc/meminfo").ok()?)
 }
 
 #[cfg(test)]
@@ -59,9 +59,11 @@ mod tests {
     #[test]
     fn nothing_is_written_where_no_memory_would_be_left_for_others() {
         let room = Room::new(|| Some(LEFT + EVERY));
-        assert_eq!(room.take(1), Ok(()));
         assert_eq!(room.take(EVERY), Ok(()));
         assert_eq!(room.take(2 * EVERY), Err(Errno::NOSPC));
+        let little = Room::new(|| Some(0));
+        assert_eq!(little.take(EVERY - 1), Ok(()), "a little is no danger");
+        assert_eq!(little.take(1), Err(Errno::NOSPC));
         assert_eq!(Room::new(|| None).take(u64::MAX), Ok(()));
     }
 

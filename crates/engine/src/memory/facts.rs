@@ -406,13 +406,30 @@ pub(super) fn about_memory() -> String {
     std::fs::read_to_string("/proc/meminfo").unwrap_or_default()
 }
 
-/// Bytes that the container's processes hold right now and a dump writes: what each has for itself, and what they share once, of
-/// which the kernel tells no more than each one's part.
-pub(super) fn held(container: &str) -> u64 {
-    let statuses = members(container)
-        .into_keys()
-        .filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/status")).ok());
-    held_by(statuses)
+/// What a container's processes are like right now, as far as a dump minds it.
+pub(super) struct Held {
+    /// Bytes that a dump writes at least: what each process has for itself, in memory and swapped out, and what they share once, of which
+    /// the kernel tells no more than each one's part. Files in a tmpfs that nobody maps are not among them.
+    pub(super) bytes: u64,
+    /// What one of the processes says of its control groups; empty if there is none.
+    pub(super) groups: String,
+}
+
+/// Looks at the container's processes, which takes some milliseconds for each hundred processes of the machine.
+pub(super) fn held(container: &str) -> Held {
+    let mut groups = String::new();
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let statuses = all.filter_map(|entry| {
+        entry.file_name().to_str()?.parse::<u64>().ok()?;
+        let said = std::fs::read_to_string(entry.path().join("cgroup")).ok()?;
+        if !cgroups::are_of(&said, container) {
+            return None;
+        }
+        groups = said;
+        std::fs::read_to_string(entry.path().join("status")).ok()
+    });
+    let bytes = held_by(statuses);
+    Held { bytes, groups }
 }
 
 fn held_by(statuses: impl Iterator<Item = String>) -> u64 {
@@ -423,7 +440,9 @@ fn held_by(statuses: impl Iterator<Item = String>) -> u64 {
             let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
             number.unwrap_or_default()
         };
-        own = own.saturating_add(kib("RssAnon:"));
+        for name in ["RssAnon:", "VmSwap:", "HugetlbPages:"] {
+            own = own.saturating_add(kib(name));
+        }
         shared = shared.max(kib("RssShmem:"));
     }
     own.saturating_add(shared).saturating_mul(1024)
@@ -548,10 +567,12 @@ mod tests {
     #[test]
     fn what_processes_share_is_held_once() {
         let status = |own: u64, shared: u64| {
-            format!("VmRSS:\t 9 kB\nRssAnon:\t {own} kB\nRssFile:\t 70 kB\nRssShmem:\t {shared} kB\n")
+            format!(
+                "VmRSS:\t 9 kB\nRssAnon:\t {own} kB\nRssFile:\t 70 kB\nRssShmem:\t {shared} kB\nVmSwap:\t 3 kB\n"
+            )
         };
         let all = [status(100, 40), status(20, 50), "Name:\tkthread\n".to_owned()];
-        assert_eq!(held_by(all.into_iter()), 170 * 1024);
+        assert_eq!(held_by(all.into_iter()), 176 * 1024);
     }
 
     #[test]

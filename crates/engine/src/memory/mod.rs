@@ -170,7 +170,9 @@ impl DockerEngine {
             let disk = self.identity().await?.root;
             let all = memory.join(DUMPS);
             let taken = all.symlink_metadata().is_ok() && !is_private(&all);
-            if !ours(&disk) && room::lies_in_memory(&memory, bytes) && !taken {
+            // What the processes share is in the dump once for each.
+            let held = look_at(container).await.map_or(0, |held| held.bytes);
+            if !ours(&disk) && room::lies_in_memory(&memory, bytes.max(held)) && !taken {
                 memory
             } else {
                 disk
@@ -192,13 +194,12 @@ impl DockerEngine {
         let lock = dump.alone().await.map_err(|error| ask.failed(error))?;
         dump.clear().map_err(|error| ask.failed(error))?;
         // It may have grown since the plan, and in memory nobody stops CRIU before the machine has none left.
-        room::for_dump(facts::held(container.as_str()), &dump.directory)
-            .map_err(|error| ask.failed(error))?;
+        let held = look_at(container).await.map_err(|error| ask.failed(error))?;
+        room::for_dump(held.bytes, &dump.directory).map_err(|error| ask.failed(error))?;
         let runtime = self.runtime_of(container).await?;
         let paused = self.status(container).await?.state == ContainerState::Paused;
         let settings = dump.work().join("criu.conf");
-        let groups = std::fs::read_to_string("/proc/self/cgroup").map_err(|error| ask.failed(error))?;
-        let groups = cgroups::own_hierarchies(&groups);
+        let groups = cgroups::own_hierarchies(&held.groups, container.as_str());
         let text = format!("skip-in-flight\nghost-limit {LARGEST_GHOST}\nverbosity 2\n{groups}");
         if self.podman {
             // They may have come since the container was looked at, and CRIU does not mind them before the restore.
@@ -283,8 +284,11 @@ impl DockerEngine {
         if used.exists() {
             return Err(ask.failed("it was restored from this dump before, or may have been"));
         }
-        // The kernel would end whoever uses most, which may be somebody else.
-        room::for_restore(&dump.images()).map_err(|error| ask.failed(error))?;
+        // The kernel would end whoever uses most, which may be somebody else. What was dumped here had its memory here, and is to be had
+        // back at any price.
+        if !dump.directory.join(COMPLETE).exists() {
+            room::for_restore(&dump.images(), bytes).map_err(|error| ask.failed(error))?;
+        }
         let checkpoint = self.checkpoint_of(container).await?;
         // It would be applied to memory that it does not belong to.
         if let Some(left) = podman::left_beside(&checkpoint).filter(|_| self.podman) {
@@ -364,21 +368,13 @@ impl DockerEngine {
             return Ok(());
         }
         let ask = Ask::new("remove the dump of", "container", container.as_str());
+        // In both places: which was chosen may have changed with what was free. The one in memory is known without the engine, which
+        // may be away.
+        let in_memory = remove_from(Path::new(room::IN_MEMORY), container);
+        tracing::trace!(bytes, "the dump goes");
         let checkpoint = self.checkpoint_of(container).await?;
         let disk = self.identity().await?.root;
-        // In both places: which was chosen may have changed with what was free.
-        let mut failed = None;
-        for root in [Path::new(room::IN_MEMORY), &disk] {
-            let all = root.join(DUMPS);
-            if !is_private(&all) {
-                continue;
-            }
-            let removed = std::fs::remove_dir_all(all.join(container.as_str()));
-            failed = or_missing(removed).err().or(failed);
-            // Others' dumps may lie there.
-            let left = std::fs::remove_dir(&all);
-            tracing::trace!(?left, bytes, "the directory of dumps");
-        }
+        let mut failed = remove_from(&disk, container).and(in_memory).err();
         // Small images were copied there for a restore that was interrupted.
         failed = layout::remove(&checkpoint, container).err().or(failed);
         failed = remove_unpacked(container).err().or(failed);
@@ -453,6 +449,24 @@ fn memory_of(element: &ElementAt) -> Result<(&ContainerId, u64), EngineError> {
             message: format!("{other} is no memory"),
         }),
     }
+}
+
+async fn look_at(container: &ContainerId) -> Result<facts::Held, tokio::task::JoinError> {
+    let container = container.clone();
+    tokio::task::spawn_blocking(move || facts::held(container.as_str())).await
+}
+
+/// Removes the container's dump from one of the places where dumps lie.
+fn remove_from(root: &Path, container: &ContainerId) -> io::Result<()> {
+    let all = root.join(DUMPS);
+    if !is_private(&all) {
+        return Ok(());
+    }
+    let removed = or_missing(std::fs::remove_dir_all(all.join(container.as_str())));
+    // Others' dumps may lie there.
+    let left = std::fs::remove_dir(&all);
+    tracing::trace!(?left, "the directory of dumps");
+    removed
 }
 
 /// What the kernel calls this boot.

@@ -50,18 +50,20 @@ fn has_room(held: u64, free: u64) -> Result<(), String> {
     ))
 }
 
-/// Whether what the images hold of processes' memory can be had. Nothing is refused where the kernel does not say how much there is.
+/// Whether the memory of processes that are restored can be had: what the images hold, and no more than they `used`, since what they
+/// share by fork is in the images once for each. Nothing is refused where the kernel does not say how much there is.
 ///
 /// # Errors
 /// What to tell: how much it is, and how much is available.
-pub(super) fn for_restore(images: &Path) -> Result<(), String> {
+pub(super) fn for_restore(images: &Path, used: u64) -> Result<(), String> {
     fits(
         images,
+        used,
         tranship_core::memory::available_with_swap(&facts::about_memory()),
     )
 }
 
-fn fits(images: &Path, available: Option<u64>) -> Result<(), String> {
+fn fits(images: &Path, used: u64, available: Option<u64>) -> Result<(), String> {
     let Some(available) = available else {
         return Ok(());
     };
@@ -70,7 +72,7 @@ fn fits(images: &Path, available: Option<u64>) -> Result<(), String> {
         .flatten()
         .filter(|entry| entry.file_name().as_bytes().starts_with(b"pages-"))
         .filter_map(|entry| Some(entry.metadata().ok()?.len()));
-    let needed = pages.fold(0_u64, u64::saturating_add);
+    let needed = pages.fold(0_u64, u64::saturating_add).min(used);
     if needed <= available {
         return Ok(());
     }
@@ -104,13 +106,17 @@ mod tests {
         ] {
             std::fs::write(images.path().join(name), vec![0; length]).unwrap();
         }
-        assert!(fits(images.path(), Some(5 << 20)).is_ok());
-        let said = fits(images.path(), Some((5 << 20) - 1)).unwrap_err();
+        assert!(fits(images.path(), u64::MAX, Some(5 << 20)).is_ok());
+        let said = fits(images.path(), u64::MAX, Some((5 << 20) - 1)).unwrap_err();
         assert_eq!(
             said,
             "its processes held 5 MiB, and 4 MiB of memory are available"
         );
-        assert!(fits(images.path(), None).is_ok());
-        assert!(for_restore(&images.path().join("missing")).is_err());
+        assert!(
+            fits(images.path(), 1 << 20, Some(1 << 20)).is_ok(),
+            "shared by fork"
+        );
+        assert!(fits(images.path(), u64::MAX, None).is_ok());
+        assert!(for_restore(&images.path().join("missing"), 1).is_err());
     }
 }

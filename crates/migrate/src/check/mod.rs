@@ -100,7 +100,8 @@ fn state(found: &mut Findings, plan: &Plan) {
             format!("`docker start {}` first", spec.name),
         ),
     }
-    if spec.auto_remove && plan.mode == Mode::Cold {
+    // An engine that is ended in order thaws what is paused, and it would run at both ends: what stands still is ended before the commit.
+    if spec.auto_remove && plan.mode.is_stateful() {
         found.conflict(
             "container.auto-remove",
             format!(

@@ -2,10 +2,10 @@
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tranship_core::Fault;
-use tranship_core::container::ContainerState;
+use tranship_core::container::{ContainerSpec, ContainerState};
 use tranship_core::event::{Event, Phase};
 use tranship_core::fault::FaultKind;
+use tranship_core::{EngineError, Fault};
 
 use super::{Departure, LOST_DESTINATION, PATIENCE, RETRY, RunningPhase, millis, rollback};
 use crate::destination::{link_lost, meaning};
@@ -174,11 +174,7 @@ impl Departure {
         self.check_users().await?;
         for member in &self.members {
             let spec = &member.create.spec;
-            let status = match self.ports.engine.status(&spec.id).await {
-                Ok(status) => status,
-                Err(tranship_core::EngineError::NotFound { .. }) if spec.auto_remove => continue,
-                Err(error) => return Err(error.into()),
-            };
+            let status = self.ports.engine.status(&spec.id).await?;
             let stands = match self.plan().mode {
                 Mode::Warm | Mode::Live => status.state == ContainerState::Paused,
                 _ => !matches!(
@@ -187,23 +183,8 @@ impl Departure {
                 ),
             };
             if !stands || status.started_at != spec.status.started_at {
-                return Err(Fault::new(
-                    "container.changed",
-                    FaultKind::RolledBack,
-                    format!(
-                        "{} is {} although it was to stand still while its data was copied",
-                        spec.name, status.state
-                    ),
-                )
-                .with_hint(
-                    "somebody, or a restart of the engine, started or ended it; run the command again",
-                ));
+                return Err(changed(spec, status.state));
             }
-        }
-        if self.plan().mode == Mode::Live {
-            // From here on its end is our doing. A dump of before must not be believed after an end of its own.
-            self.record.ended_from_dump = true;
-            self.save().await?;
         }
         if self.plan().mode.pauses() && !self.fills_tmpfs() {
             self.end_paused().await?;
@@ -218,12 +199,53 @@ impl Departure {
         elements.iter().any(|e| e.copied && in_memory(&e.target))
     }
 
-    /// Ends what is paused, without a word to it. One made with `--rm` would be gone with that, and stays until the release.
-    async fn end_paused(&self) -> Result<(), Fault> {
-        for member in self.members.iter().filter(|m| !m.create.spec.auto_remove) {
-            self.ports.engine.kill(&member.create.spec.id).await?;
+    /// Ends what is paused, without a word to it.
+    async fn end_paused(&mut self) -> Result<(), Fault> {
+        for index in 0..self.members.len() {
+            let spec = self.members[index].create.spec.clone();
+            if self.plan().mode == Mode::Live {
+                self.end_dumped(index, &spec).await?;
+            } else {
+                self.ports.engine.kill(&spec.id).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Ends what was dumped while it stood still. That its end is our doing is noted before, and only as long as it is true: an engine
+    /// that is ended in order thaws what is paused and lets it end by itself, and what it writes then is in no dump.
+    async fn end_dumped(&mut self, index: usize, spec: &ContainerSpec) -> Result<(), Fault> {
+        if self.record.ended_from_dump.insert(index) {
+            self.save().await?;
+            // The note took a while.
+            let status = self.ports.engine.status(&spec.id).await;
+            let fault = match status {
+                Ok(status)
+                    if status.state == ContainerState::Paused
+                        && status.started_at == spec.status.started_at =>
+                {
+                    None
+                }
+                Ok(status) => Some(changed(spec, status.state)),
+                Err(error) => Some(error.into()),
+            };
+            if let Some(fault) = fault {
+                return self.not_by_us(index, fault).await;
+            }
+        }
+        match self.ports.engine.kill(&spec.id).await {
+            Ok(()) => Ok(()),
+            // Nothing was sent.
+            Err(error @ EngineError::Unreachable { .. }) => self.not_by_us(index, error.into()).await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// However it ends from here on, that is not our doing.
+    async fn not_by_us(&mut self, index: usize, fault: Fault) -> Result<(), Fault> {
+        self.record.ended_from_dump.remove(&index);
+        self.save().await?;
+        Err(fault)
     }
 
     async fn save_state(&mut self, shell: &mut Shell, state: DepartureState) -> Input {
@@ -310,8 +332,8 @@ impl Departure {
         }
         self.begin_going_back(shell);
         if touched {
-            let dumped = self.record.ended_from_dump;
-            match rollback::resume(self.ports.engine.as_ref(), &self.record.plan, dumped).await {
+            let ended = &self.record.ended_from_dump;
+            match rollback::resume(self.ports.engine.as_ref(), &self.record.plan, ended).await {
                 Ok(lost) => {
                     for text in lost {
                         self.reporter.report(Event::Warning { text: text.clone() });
@@ -554,4 +576,17 @@ async fn next_order(orders: &mut Option<watch::Receiver<Option<Order>>>) -> Orde
         }
     }
     std::future::pending().await
+}
+
+/// It does not stand as it was frozen.
+fn changed(spec: &ContainerSpec, state: ContainerState) -> Fault {
+    Fault::new(
+        "container.changed",
+        FaultKind::RolledBack,
+        format!(
+            "{} is {state} although it was to stand still while its data was copied",
+            spec.name
+        ),
+    )
+    .with_hint("somebody, or a restart of the engine, started or ended it; run the command again")
 }

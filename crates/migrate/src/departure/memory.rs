@@ -1,18 +1,22 @@
 //! Memory of the source's processes: dumps that travel like files, and are what going back starts from.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 use tranship_core::event::Event;
 use tranship_core::fault::FaultKind;
 use tranship_core::storage::ElementAt;
 use tranship_core::{EngineError, Fault};
 
-use super::Departure;
+use super::{Departure, ENGINE_AWAY};
 use crate::elements::Target;
 use crate::plan::Plan;
 
 /// Code of the fault that means: its memory cannot be dumped, which was seen before anything of it stood still for its move or
 /// travelled.
 pub const NOT_DUMPED: &str = "live.dump";
+/// Time between two tries to take a dump away.
+const FORGET_AGAIN: Duration = Duration::from_secs(1);
 
 /// The memory of one of the plan's containers at the source, if it is to travel.
 pub(super) fn memory_of(plan: &Plan, index: usize) -> Option<&ElementAt> {
@@ -70,13 +74,23 @@ impl Departure {
         }
     }
 
-    /// Takes the dumps away. They hold whatever the processes knew, so failing at that is said.
+    /// Takes the dumps away. They hold whatever the processes knew, so an engine that is away is waited for, and failing is said.
     pub(super) async fn forget_dumps(&self) {
         for index in 0..self.members.len() {
             let Some(memory) = memory_of(self.plan(), index) else {
                 continue;
             };
-            if let Err(error) = self.ports.engine.forget(memory).await {
+            let begun = Instant::now();
+            let mut forgotten = self.ports.engine.forget(memory).await;
+            while matches!(
+                forgotten,
+                Err(EngineError::Unreachable { .. } | EngineError::Uncertain { .. })
+            ) && begun.elapsed() < ENGINE_AWAY
+            {
+                tokio::time::sleep(FORGET_AGAIN).await;
+                forgotten = self.ports.engine.forget(memory).await;
+            }
+            if let Err(error) = forgotten {
                 self.reporter.report(Event::Warning {
                     text: format!("a dump of the container's memory is left at the source: {error}"),
                 });

@@ -1,5 +1,6 @@
 //! Going back: the source serves again, the destination is as it was.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -14,6 +15,8 @@ use super::{Departure, ENGINE_AWAY, NOT_RESUMED};
 use crate::options::HookTime;
 use crate::plan::{Member, Plan};
 
+/// Exit code of what was killed, as engines tell it.
+const KILLED: i64 = 128 + 9;
 /// Tries to restore memory before it is given up.
 const FROM_MEMORY: u32 = 2;
 
@@ -54,11 +57,11 @@ impl Departure {
 
 /// Makes the source serve again after it was frozen: starts it, and gives it its restart policy back. Also what an agent
 /// does at its start with a record that says `frozen`. Says what was lost of what live mode should have kept. What ended goes on from
-/// its dump only where it was `dumped` standing still and ended by us: any other end was its own, and wrote what the dump does not know.
+/// its dump only where it is among those that were `ended` by us while they stood still: any other end was its own, and wrote what the dump does not know.
 ///
 /// # Errors
 /// `source.not-resumed`, which needs a person.
-pub async fn resume(engine: &dyn Engine, plan: &Plan, dumped: bool) -> Result<Vec<String>, Fault> {
+pub async fn resume(engine: &dyn Engine, plan: &Plan, ended: &BTreeSet<usize>) -> Result<Vec<String>, Fault> {
     let members = plan.members();
     let mut first_failure = None;
     let mut lost = Vec::new();
@@ -67,6 +70,7 @@ pub async fn resume(engine: &dyn Engine, plan: &Plan, dumped: bool) -> Result<Ve
             continue;
         };
         // The others are brought back whatever becomes of this one.
+        let dumped = ended.contains(&index);
         let memory = memory_of(plan, index).map(|at| Memory { at, dumped });
         match resume_member(engine, plan, member, memory).await {
             Ok(said) => lost.extend(said),
@@ -167,6 +171,7 @@ async fn try_resume(
         && let Some(memory) = memory
         && there
         && status.started_at == member.create.spec.status.started_at
+        && status.exit_code == KILLED
     {
         engine.restore(memory.at).await?;
         return Ok(Resumed::AsItWas);

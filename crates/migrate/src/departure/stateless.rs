@@ -1,5 +1,7 @@
 //! Stateless mode: two instances may run side by side, so whoever is in doubt serves.
 
+use std::collections::BTreeSet;
+
 use tokio::time::Instant;
 use tranship_core::Fault;
 use tranship_core::event::{Event, Phase};
@@ -226,7 +228,7 @@ impl Departure {
     /// Starts the source again if it was stopped, and gives it its restart policy back.
     async fn resume_stateless(&mut self) -> Result<(), Fault> {
         if self.record.state != DepartureState::Preparing {
-            rollback::resume(self.ports.engine.as_ref(), self.plan(), false).await?;
+            rollback::resume(self.ports.engine.as_ref(), self.plan(), &BTreeSet::new()).await?;
             self.serving_at = Some(Instant::now());
         }
         self.thaw().await;

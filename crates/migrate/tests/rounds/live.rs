@@ -184,7 +184,8 @@ async fn comes_back(dumped: bool, change: impl FnOnce(&World), fails: &[usize]) 
     let before = world.source.calls().len();
     let fails: Vec<_> = fails.iter().map(|n| (before + n, Failure::Before)).collect();
     world.source.fail(&fails);
-    let lost = resume(world.source.as_ref(), &world.plan, dumped).await.unwrap();
+    let ended = dumped.then_some(0).into_iter().collect();
+    let lost = resume(world.source.as_ref(), &world.plan, &ended).await.unwrap();
     assert_eq!(world.here(), ("running".into(), "always".into()));
     (lost, remembers(&world.source))
 }
@@ -204,6 +205,13 @@ async fn only_what_was_ended_for_the_move_goes_on_from_its_dump() {
     };
     let (lost, remembers) = comes_back(true, restarted, &[]).await;
     assert!(!remembers && lost[0].contains("afresh"), "{lost:?}");
+    // Its engine was ended in order just then, and let it end by itself.
+    let in_order = |world: &World| {
+        let id = world.plan.spec().id.clone();
+        world.source.alter(&id, |c| c.spec.status.exit_code = 143);
+    };
+    let (lost, remembers) = comes_back(true, in_order, &[]).await;
+    assert!(!remembers && lost[0].contains("afresh"), "{lost:?}");
     // The dump is gone, as after a restart of the machine.
     let gone = |world: &World| {
         let at = world.plan.elements.last().unwrap().at.clone();
@@ -213,6 +221,39 @@ async fn only_what_was_ended_for_the_move_goes_on_from_its_dump() {
     };
     let (lost, remembers) = comes_back(true, gone, &[]).await;
     assert!(!remembers && lost[0].contains("afresh"), "{lost:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_its_engine_was_never_asked_for_is_its_own() {
+    let world = remembering();
+    world.run().await;
+    let kill = world.source.calls().iter().position(|c| *c == "kill").unwrap();
+    for ends in [false, true] {
+        let world = remembering();
+        world.source.fail(&[(kill, Failure::Away)]);
+        let (source, id) = (world.source.clone(), world.plan.spec().id.clone());
+        world.told.listen(move |event| {
+            // Its engine, which was away, ended it in order: thawed, and killed when it took too long.
+            if ends
+                && *event
+                    == (Event::PhaseStarted {
+                        phase: Phase::Rollback,
+                    })
+            {
+                source.alter(&id, |c| {
+                    c.state = ContainerState::Exited;
+                    c.spec.status.exit_code = 137;
+                });
+            }
+        });
+        let record = world.run().await;
+        assert_eq!(record.state, DepartureState::RolledBack);
+        assert_eq!(world.here(), ("running".into(), "always".into()));
+        assert_eq!(world.asked_here("restore"), 0);
+        let causes = record.fault.unwrap().causes;
+        assert_eq!(causes.iter().any(|c| c.contains("afresh")), ends, "{causes:?}");
+        assert!(!dumped(&world.source));
+    }
 }
 
 #[tokio::test(start_paused = true)]

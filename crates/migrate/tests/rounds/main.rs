@@ -11,6 +11,7 @@ mod live;
 mod members;
 mod ways;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use harness::link::{How, World, group, options, world};

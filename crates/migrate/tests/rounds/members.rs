@@ -351,7 +351,7 @@ async fn comes_back(
     let fails: Vec<_> = fails.map(|n| (before + n, failure)).collect();
     world.source.fail(&fails);
     let begun = tokio::time::Instant::now();
-    let done = resume(world.source.as_ref(), &world.plan, false).await;
+    let done = resume(world.source.as_ref(), &world.plan, &BTreeSet::new()).await;
     let expected = if never { "no" } else { "always" };
     if done.is_ok() {
         assert_eq!(world.here(), ("running".into(), expected.into()));
@@ -414,7 +414,7 @@ async fn the_others_come_back_whatever_becomes_of_one() {
     let first = world.plan.members()[first].create.spec.clone();
     let gone = tranship_core::Engine::remove_container(world.source.as_ref(), &first.id);
     gone.await.unwrap();
-    let fault = resume(world.source.as_ref(), &world.plan, false)
+    let fault = resume(world.source.as_ref(), &world.plan, &BTreeSet::new())
         .await
         .unwrap_err();
     assert_eq!(fault.container, Some(first.name));

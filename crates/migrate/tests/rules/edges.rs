@@ -257,7 +257,7 @@ fn what_only_a_person_can_weigh_is_said() {
     assert!(!says(kept, Severity::Note, "container.auto-remove"));
     for (mode, expected) in [
         (ModeRequest::Stateless, &[][..]),
-        (ModeRequest::Warm, &[]),
+        (ModeRequest::Warm, &["container.auto-remove"]),
         (ModeRequest::Cold, &["container.auto-remove"]),
     ] {
         conflicts(

@@ -33,12 +33,12 @@ fn nothing_stands_in_the_way_of_a_plain_container_and_its_memory_comes_last() {
     obstructed(|_| {}, &[]);
     let mut sides = sides();
     sides.options.mode = ModeRequest::Live;
-    memory_of(&mut sides).bytes = 500_000_000;
+    memory_of(&mut sides).bytes = 1_200_000_000;
     let plan = sides.plan();
     assert_eq!(plan.mode, Mode::Live);
     let labels: Vec<String> = plan.elements.iter().map(|e| e.label()).collect();
     assert_eq!(labels, ["the container's layer", "the container's memory"]);
-    // Two seconds for half a gigabyte, beside what any freeze takes.
+    // Two seconds for its memory, beside what any freeze takes.
     assert!(
         (3_000..4_000).contains(&plan.prediction.downtime_ms),
         "{:?}",

@@ -270,7 +270,7 @@ impl Engine for MemoryEngine {
     }
 
     async fn kill(&self, container: &ContainerId) -> Result<(), EngineError> {
-        self.call("kill", |s| s.end(container))
+        self.call("kill", |s| s.end(container, 128 + 9))
     }
 
     async fn live_facts(&self) -> Result<LiveFacts, EngineError> {
@@ -357,7 +357,7 @@ impl Engine for MemoryEngine {
     }
 
     async fn stop(&self, container: &ContainerId, _timeout: Option<Duration>) -> Result<(), EngineError> {
-        self.call("stop", |s| s.end(container))
+        self.call("stop", |s| s.end(container, 0))
     }
 
     async fn remove_container(&self, container: &ContainerId) -> Result<(), EngineError> {

@@ -40,6 +40,8 @@ pub use storage::{Contents, MemoryStorage};
 pub enum Failure {
     /// It does nothing and says so.
     Before,
+    /// It is away, and nothing reaches it.
+    Away,
     /// It does everything, and then the answer is lost.
     After,
 }
@@ -273,6 +275,10 @@ impl MemoryEngine {
                     action: name.into(),
                     status: 500,
                     message: "told to fail".into(),
+                }),
+                Some(Failure::Away) => Err(EngineError::Unreachable {
+                    endpoint: name.into(),
+                    reason: "told to be away".into(),
                 }),
                 Some(Failure::After) => {
                     let _ = work(s);

@@ -394,12 +394,13 @@ impl State {
     }
 
     /// Its processes are gone, and what was in memory with them.
-    pub(super) fn end(&mut self, id: &ContainerId) -> Result<(), EngineError> {
+    pub(super) fn end(&mut self, id: &ContainerId, exit_code: i64) -> Result<(), EngineError> {
         let found = self.container(id)?;
         if !is_up(found.state) && found.state != ContainerState::Created {
             return Ok(());
         }
         found.state = ContainerState::Exited;
+        found.spec.status.exit_code = exit_code;
         let auto_remove = found.spec.auto_remove;
         self.storage.forget_below(self.place("tmpfs", id.as_str()));
         self.storage.forget(self.heap_path(id));

@@ -180,7 +180,9 @@ impl MemoryStorage {
             s.fail.iter().find(|(n, _)| *n == number).map(|(_, f)| *f)
         });
         match failure {
-            Some(Failure::Before) => Err(fault("storage.failed", &format!("{name} was told to fail"))),
+            Some(Failure::Before | Failure::Away) => {
+                Err(fault("storage.failed", &format!("{name} was told to fail")))
+            }
             Some(Failure::After) => Ok(Answer::Lost(name)),
             None => Ok(Answer::Given),
         }

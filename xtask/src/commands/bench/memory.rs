@@ -215,13 +215,16 @@ fn print(ways: &[Way], sent: &mut [u64], runs: usize, size: u64) {
         size >> 20,
         machine()
     );
-    println!("| way | downtime | total | downtime, by tranship's |");
-    println!("|---|---|---|---|");
+    println!("| way | downtime | of all runs | total | downtime, by tranship's |");
+    println!("|---|---|---|---|---|");
     for way in ways {
         let down = middle(&way.downtime);
+        let ends = |end: Option<&Duration>| end.map_or(0.0, Duration::as_secs_f64);
         println!(
-            "| {} | {down:.2} s | {:.2} s | {:.2} |",
+            "| {} | {down:.2} s | {:.2} to {:.2} s | {:.2} s | {:.2} |",
             way.name,
+            ends(way.downtime.iter().min()),
+            ends(way.downtime.iter().max()),
             middle(&way.total),
             down / ours
         );
