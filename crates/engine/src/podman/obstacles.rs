@@ -210,6 +210,15 @@ fn inspected(inspect: &Value) -> Vec<Found> {
             AGAIN,
         ));
     }
+    if text(inspect, &["Config", "HealthcheckOnFailureAction"]) == "restart" {
+        // What ends while it is unhealthy is started again, whatever its restart policy is and whoever ended it (`shouldRestart` in
+        // `libpod/container_internal.go`): beside the one that was moved, or in place of what is kept.
+        found.push((
+            "podman.health-restart",
+            "Podman starts it again whenever it ends unhealthy, also where a move or a checkpoint ended it (--health-on-failure=restart)".into(),
+            AGAIN,
+        ));
+    }
     let hosts = host("HostsFile");
     if !matches!(hosts.as_str(), "" | "none" | "image") {
         found.push((
@@ -393,6 +402,14 @@ mod tests {
                 codes(|d| d["Inspect"]["HostConfig"][key] = true.into()),
                 ["podman.auto-remove"]
             );
+        }
+        let on_failure = |action: &str| {
+            let action = action.to_owned();
+            codes(move |d| d["Inspect"]["Config"]["HealthcheckOnFailureAction"] = action.into())
+        };
+        assert_eq!(on_failure("restart"), ["podman.health-restart"]);
+        for ends in ["none", "stop", "kill"] {
+            assert!(on_failure(ends).is_empty(), "{ends}");
         }
         assert_eq!(codes(|d| d["Inspect"]["Rootfs"] = "/r".into()), ["podman.rootfs"]);
         assert_eq!(host("UsernsMode", "private"), ["podman.userns"]);

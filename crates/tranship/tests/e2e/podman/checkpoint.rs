@@ -303,6 +303,11 @@ fn what_cannot_be_dumped_is_told_and_runs_on() {
             "sleep 86400",
             "podman.unit",
         ),
+        (
+            &["--health-cmd", "true", "--health-on-failure", "restart"],
+            "sleep 86400",
+            "podman.health-restart",
+        ),
         (&[], "echo x > /dev/shm/x; sleep 86400", "live.shared-memory"),
     ] {
         let mut args = vec!["run", "-d", "--name", "web"];
