@@ -158,7 +158,10 @@ impl Checkpoints {
         }
         // Asked again: it took a while since, and what its checkpoint says of the policy is what comes back.
         let stands = match self.spec_of(&begun.container).await {
-            Ok(Some(spec)) if started(&spec) => Err(since()),
+            // The engine may forget it.
+            Ok(Some(spec)) if started(&spec) => {
+                Err(kept.started_since().map_or_else(Fault::from, |()| since()))
+            }
             Ok(Some(spec)) if spec.restart_policy != first.restart_policy => Err(changed()),
             Ok(Some(_)) => Ok(()),
             Ok(None) => Err(restore::gone(kept)),
@@ -188,6 +191,7 @@ impl Checkpoints {
         };
         if started(&now) {
             self.unpark(begun, &now).await.map_err(not_parked)?;
+            kept.started_since()?;
             kept.remove()?;
             return Err(since());
         }

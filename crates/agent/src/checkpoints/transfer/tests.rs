@@ -197,11 +197,14 @@ async fn a_policy_that_was_changed_meanwhile_is_not_parked() {
 async fn one_that_was_started_meanwhile_keeps_its_policy() {
     let node = Node::new();
     let kept = node.back();
+    let receipt = node.store.receipt(&kept.about).unwrap();
+    receipt.make().unwrap();
     node.engine.alter(&node.spec.id, |container| {
         container.spec.status.started_at = "2002-02-03T04:05:06Z".into();
     });
     let refused = node.checkpoints().await_it(&kept, node.spec.clone()).await;
     assert_eq!(code(refused).as_deref(), Some("checkpoint.started-since"));
+    assert!(receipt.is_started_since(), "its engine may forget that");
     assert!(!node.is_kept());
     assert_eq!(node.policy(), "always");
 }
