@@ -12,7 +12,7 @@ use tranship_core::container::{ContainerStatus, ContainerSummary, LayerChanges, 
 use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive, ImportOptions, LiveRoot};
 use tranship_core::ids::{ContainerName, Digest};
 use tranship_core::image::ImageBlob;
-use tranship_core::memory::{LiveFacts, MemoryReport};
+use tranship_core::memory::{LiveFacts, MemoryReport, Obstacle};
 use tranship_core::node::EngineFacts;
 use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
 use tranship_core::{ContainerId, ContainerSpec, Engine, EngineError, ImageSpec, NetworkSpec};
@@ -100,6 +100,7 @@ passed_on! {
     has_dump(element: &ElementAt) -> bool;
     restore(element: &ElementAt) -> ();
     has_strays(container: &ContainerId) -> bool;
+    restore_obstacles(spec: &ContainerSpec) -> Vec<Obstacle>;
     forget(element: &ElementAt) -> ();
     exec(container: &ContainerId, command: &str, timeout: Duration) -> ExecOutcome;
     create_container(request: &CreateRequest) -> ContainerId;

@@ -460,6 +460,15 @@ pub trait Engine: Send + Sync {
         Ok(false)
     }
 
+    /// What keeps a container from being restored here that a dump does not know.
+    ///
+    /// # Errors
+    /// What the engine says.
+    async fn restore_obstacles(&self, spec: &ContainerSpec) -> Result<Vec<Obstacle>, EngineError> {
+        let _ = spec;
+        Ok(Vec::new())
+    }
+
     /// Removes the dump of a container. Gone already is done well.
     async fn forget(&self, element: &ElementAt) -> Result<(), EngineError> {
         let _ = element;

@@ -17,7 +17,7 @@ use tranship_core::container::{
 use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive, ImportOptions, LiveRoot};
 use tranship_core::ids::{ContainerName, Digest};
 use tranship_core::image::ImageBlob;
-use tranship_core::memory::{LiveFacts, MemoryReport};
+use tranship_core::memory::{LiveFacts, MemoryReport, Obstacle};
 use tranship_core::node::{EngineFacts, ImageStore};
 use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
 use tranship_core::{ContainerId, ContainerSpec, Engine, EngineError, ImageSpec, NetworkSpec};
@@ -525,6 +525,10 @@ impl Engine for DockerEngine {
     async fn has_strays(&self, container: &ContainerId) -> Result<bool, EngineError> {
         // Docker ends what it does not know when it starts.
         Ok(self.podman && self.has_stray_processes(container).await?)
+    }
+
+    async fn restore_obstacles(&self, spec: &ContainerSpec) -> Result<Vec<Obstacle>, EngineError> {
+        self.left_by_others(&spec.id).await
     }
 
     async fn forget(&self, element: &ElementAt) -> Result<(), EngineError> {

@@ -106,7 +106,12 @@ impl Checkpoints {
         // What does not move was never restored either; a unit would start afresh what is ended here.
         let uncarried = spec.ties.uncarried.iter();
         let uncarried = uncarried.filter(|obstacle| !ONLY_FOR_MOVES.contains(&obstacle.code.as_str()));
-        let mut obstacles = uncarried.chain(&node.obstacles).chain(&report.obstacles);
+        // What ends for a checkpoint that cannot be restored would be lost.
+        let at_restore = self.engine().restore_obstacles(spec).await?;
+        let mut obstacles = uncarried
+            .chain(&node.obstacles)
+            .chain(&report.obstacles)
+            .chain(&at_restore);
         if let Some(first) = obstacles.next() {
             let fault = Fault::new(first.code.clone(), FaultKind::Environment, first.message.clone());
             let fault = obstacles.fold(fault, |fault, other| fault.because(other.message.clone()));

@@ -91,6 +91,19 @@ pub(super) fn remove(directory: &Path, container: &ContainerId) -> io::Result<bo
     Ok(true)
 }
 
+/// Whether somebody else's checkpoint lies there, which [`remove`] leaves.
+pub(super) fn is_taken(directory: &Path, container: &ContainerId) -> io::Result<bool> {
+    let found = match directory.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    if !found.is_dir() {
+        return Ok(true);
+    }
+    let is_ours = directory.join(mark(container)).symlink_metadata().is_ok();
+    Ok(!is_ours && std::fs::read_dir(directory)?.next().is_some())
+}
+
 /// The file by which the checkpoint of a container is known wherever it is unpacked. CRIU does not look at it.
 fn mark(container: &ContainerId) -> String {
     format!("tranship-{container}")
@@ -274,6 +287,7 @@ mod tests {
         std::fs::write(theirs.join("core-9.img"), b"").unwrap();
         std::fs::write(theirs.join(mark(&ContainerId::new("b".repeat(64)).unwrap())), b"").unwrap();
         std::fs::write(images.join("core-1.img"), b"core").unwrap();
+        assert!(is_taken(&theirs, &container()).unwrap());
         assert!(!remove(&theirs, &container()).unwrap());
         let refused = lay_out(&images, &theirs, &container());
         assert!(matches!(refused, Err(LayoutError::Taken(_))), "{refused:?}");
@@ -281,6 +295,7 @@ mod tests {
 
         std::fs::remove_dir_all(&theirs).unwrap();
         std::os::unix::fs::symlink(&images, &theirs).unwrap();
+        assert!(is_taken(&theirs, &container()).unwrap());
         assert!(!remove(&theirs, &container()).unwrap());
         assert!(theirs.is_symlink() && images.join("core-1.img").exists());
     }
@@ -288,8 +303,13 @@ mod tests {
     #[test]
     fn a_directory_that_was_made_right_before_an_interruption_makes_way() {
         let (_root, images, empty) = directories();
+        assert!(!is_taken(&empty, &container()).unwrap(), "nothing is there");
         std::fs::create_dir_all(&empty).unwrap();
+        assert!(!is_taken(&empty, &container()).unwrap());
+        std::fs::write(images.join("core-1.img"), b"core").unwrap();
         lay_out(&images, &empty, &container()).unwrap();
+        assert!(!is_taken(&empty, &container()).unwrap(), "it is ours");
+        std::fs::remove_file(empty.join("core-1.img")).unwrap();
         std::fs::remove_file(empty.join(mark(&container()))).unwrap();
         assert!(remove(&empty, &container()).unwrap());
         assert!(!empty.exists());

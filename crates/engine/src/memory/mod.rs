@@ -28,6 +28,7 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 use tokio::process::Command;
 use tranship_core::container::ContainerState;
+use tranship_core::memory::Obstacle;
 use tranship_core::storage::ElementAt;
 use tranship_core::{ContainerId, Engine as _, EngineError};
 
@@ -327,6 +328,20 @@ impl DockerEngine {
         Ok(containers.join("checkpoints").join(layout::NAME))
     }
 
+    /// What others left where a container is restored from.
+    pub(crate) async fn left_by_others(&self, container: &ContainerId) -> Result<Vec<Obstacle>, EngineError> {
+        let ask = Ask::new("look for checkpoints of", "container", container.as_str());
+        let checkpoint = self.checkpoint_of(container).await?;
+        let taken = layout::is_taken(&checkpoint, container).map_err(|error| ask.failed(error))?;
+        let beside = podman::left_beside(&checkpoint).filter(|_| self.podman);
+        let left = taken.then_some(checkpoint).or(beside);
+        Ok(left
+            .map(layout::LayoutError::Taken)
+            .iter()
+            .map(obstacle)
+            .collect())
+    }
+
     async fn start_from(&self, dump: &Dump, ask: &Ask) -> Result<(), EngineError> {
         let id = dump.container.as_str();
         let path = if self.podman {
@@ -416,6 +431,11 @@ impl DockerEngine {
                 ),
             })
     }
+}
+
+/// What keeps a restore from its place.
+fn obstacle(taken: &layout::LayoutError) -> Obstacle {
+    Obstacle::new("checkpoint.place-taken", taken.to_string(), "")
 }
 
 /// What has a container's processes.

@@ -323,6 +323,19 @@ fn what_cannot_be_dumped_is_told_and_runs_on() {
 
     // Files that come to be after it was looked at would be missing after a restore, and nobody would have been told.
     world.count(&[]);
+    let data = inspect(&world.a, "web", "{{.StaticDir}}");
+    // What Podman's own checkpoints leave would be applied to memory that it does not belong to.
+    for left in ["network.status", "checkpoint"] {
+        let left = format!("{data}/{left}");
+        world.a.sh(&format!("mkdir {left} && touch {left}/x")).unwrap();
+        world
+            .checkpoint("create", "web", &["--name", "one"])
+            .expect(1)
+            .saying(&[left.as_str(), "was not made here"]);
+        assert!(world.checkpoints().is_empty());
+        world.a.sh(&format!("rm -r {left}")).unwrap();
+        counts_on(&world);
+    }
     world.arm(&world.a, "checkpoint.pausing=hold");
     let args = ["checkpoint", "create", "ssh://root@a//web", "--name", "one"];
     let child = world.command(&args).spawn().unwrap();
