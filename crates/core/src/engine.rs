@@ -469,6 +469,16 @@ pub trait Engine: Send + Sync {
         Ok(Vec::new())
     }
 
+    /// Takes back what was done to a container for a restore that did not begin. It stands still then as before. Nothing to take back is
+    /// done well, and what runs goes on.
+    ///
+    /// # Errors
+    /// What the engine says.
+    async fn take_restore_back(&self, container: &ContainerId) -> Result<(), EngineError> {
+        let _ = container;
+        Ok(())
+    }
+
     /// Removes the dump of a container. Gone already is done well.
     async fn forget(&self, element: &ElementAt) -> Result<(), EngineError> {
         let _ = element;

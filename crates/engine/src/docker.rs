@@ -531,6 +531,13 @@ impl Engine for DockerEngine {
         self.left_by_others(&spec.id).await
     }
 
+    async fn take_restore_back(&self, container: &ContainerId) -> Result<(), EngineError> {
+        if self.podman {
+            self.take_initialisation_back(container).await?;
+        }
+        Ok(())
+    }
+
     async fn forget(&self, element: &ElementAt) -> Result<(), EngineError> {
         self.remove_dump(element).await
     }

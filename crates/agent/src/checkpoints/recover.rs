@@ -147,6 +147,7 @@ impl Checkpoints {
         if !ordered {
             kept.others_are_as_before(None)?;
         } else if let Some(spec) = spec_by_id(self.engine(), &begun.container).await? {
+            self.engine().take_restore_back(&begun.container).await?;
             let forgotten = self.forgets_restores(kept).await?;
             let goes_on = is_up(&spec.status) || self.engine().has_strays(&begun.container).await?;
             if !goes_on && !forgotten {

@@ -42,15 +42,25 @@ impl DockerEngine {
     /// Takes away that its user stopped a container, which a restore would leave, and with it a dead restart policy; and whatever an
     /// initialisation left that was not taken back. Podman forgets when it was restored last.
     pub(crate) async fn ready_for_restore(&self, id: &ContainerId) -> Result<(), EngineError> {
-        let inspect = self.libpod_document(id.as_str()).await?;
-        if text(&inspect, &["State", "Status"]) == "initialized" {
-            self.take_back(id).await?;
-            return self.let_go(id).await;
+        if self.take_initialisation_back(id).await? {
+            return Ok(());
         }
+        let inspect = self.libpod_document(id.as_str()).await?;
         if flag(&inspect, &["State", "StoppedByUser"]) {
             self.prepare_once(id).await?;
         }
         Ok(())
+    }
+
+    /// Takes an initialisation back that was not, as where an agent was killed before it could. Says whether there was one.
+    pub(crate) async fn take_initialisation_back(&self, id: &ContainerId) -> Result<bool, EngineError> {
+        let inspect = self.libpod_document(id.as_str()).await?;
+        if text(&inspect, &["State", "Status"]) != "initialized" {
+            return Ok(false);
+        }
+        self.take_back(id).await?;
+        self.let_go(id).await?;
+        Ok(true)
     }
 
     /// Ends processes of a container that does not run, by what Podman says. They are there where its service was killed while it

@@ -468,3 +468,30 @@ fn agents_that_die_while_a_checkpoint_is_restored() {
         nothing_dumped(&world.a);
     }
 }
+
+#[test]
+fn an_agent_that_dies_while_a_container_is_initialised_leaves_it_as_it_was() {
+    let world = world!(options());
+    world.count(&[]);
+    let options = ["--name", "one", "--leave-running"];
+    world.checkpoint("create", "web", &options).expect(0);
+    world.podman(&["stop", "-t", "0", "web"]);
+    // Podman has made everything ready for a start by then, and its command is asked to take that back.
+    let dies = r#"case "$1 $2" in "container cleanup") kill -9 $PPID;; *) exec PODMAN "$@";; esac"#;
+    let wrapper = "/usr/local/sbin/podman";
+    let make = format!(
+        "podman=$(command -v podman) && printf '#!/bin/sh\\n%s\\n' '{dies}' | sed s,PODMAN,$podman, > {wrapper} && chmod +x {wrapper}"
+    );
+    world.a.sh(&make).unwrap();
+    assert_ne!(world.checkpoint("restore", "web", &[]).code, 0);
+    world.a.sh(&format!("rm {wrapper}")).unwrap();
+    assert_eq!(state(&world.a), "initialized", "the agent did not die there");
+
+    assert_eq!(world.checkpoints()[0]["state"], "ready");
+    assert_eq!(state(&world.a), "created", "it holds its network");
+    nothing_dumped(&world.a);
+    let before = numbers(&world.a).len();
+    world.checkpoint("restore", "web", &[]).expect(0);
+    wait_until(|| numbers(&world.a).len() > before + 5);
+    without_gap(&numbers(&world.a).split_off(before));
+}
