@@ -101,6 +101,7 @@ passed_on! {
     restore(element: &ElementAt) -> ();
     has_strays(container: &ContainerId) -> bool;
     restore_obstacles(spec: &ContainerSpec) -> Vec<Obstacle>;
+    start_told_later(container: &ContainerId) -> Option<String>;
     take_restore_back(container: &ContainerId) -> ();
     forget(element: &ElementAt) -> ();
     exec(container: &ContainerId, command: &str, timeout: Duration) -> ExecOutcome;

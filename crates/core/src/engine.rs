@@ -469,6 +469,16 @@ pub trait Engine: Send + Sync {
         Ok(Vec::new())
     }
 
+    /// When the engine will say that a container which does not run was started last, once a restore of it is ordered: if that is another
+    /// time than it says now, without a start. Podman forgets a restore of before as it makes some containers ready for the next one.
+    ///
+    /// # Errors
+    /// What the engine says.
+    async fn start_told_later(&self, container: &ContainerId) -> Result<Option<String>, EngineError> {
+        let _ = container;
+        Ok(None)
+    }
+
     /// Takes back what was done to a container for a restore that did not begin. It stands still then as before. Nothing to take back is
     /// done well, and what runs goes on.
     ///

@@ -531,6 +531,13 @@ impl Engine for DockerEngine {
         self.left_by_others(&spec.id).await
     }
 
+    async fn start_told_later(&self, container: &ContainerId) -> Result<Option<String>, EngineError> {
+        if self.podman {
+            return self.start_once_ready(container).await;
+        }
+        Ok(None)
+    }
+
     async fn take_restore_back(&self, container: &ContainerId) -> Result<(), EngineError> {
         if self.podman {
             self.take_initialisation_back(container).await?;

@@ -318,7 +318,7 @@ impl Checkpoints {
             return Ok(kept.remove()?);
         };
         // It does not wait for this one where it was started since: then for none if it runs, and maybe for another if it does not.
-        let waits = spec.status.started_at == kept.about.begun.started_at;
+        let waits = kept.is_of_run_begun(&spec.status.started_at);
         if !self.has_moved(&kept, &spec)? && (waits || finish::is_up(&spec.status)) {
             kept.used(true)?;
             self.unpark(&kept.about.begun, &spec).await?;

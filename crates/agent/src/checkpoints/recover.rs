@@ -153,7 +153,7 @@ impl Checkpoints {
             if !goes_on && !forgotten {
                 kept.others_are_as_before(Some(&spec.status.started_at))?;
             }
-            let started = spec.status.started_at != begun.started_at || forgotten;
+            let started = !kept.is_of_run_begun(&spec.status.started_at) || forgotten;
             if goes_on || (started && !begun.leave_running) {
                 restored = Restored::Maybe;
                 kept.spoil_copies()?;

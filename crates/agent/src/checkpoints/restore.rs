@@ -108,6 +108,9 @@ impl Checkpoints {
                 state: format!("{} by now", now.state),
             }));
         }
+        if let Some(later) = engine.start_told_later(&begun.container).await? {
+            kept.start_is_told_as(&now.started_at, &later)?;
+        }
         kept.others_are_about_to_end(&now.started_at)?;
         kept.used(true)?;
         failpoint::reach("checkpoint.ordered").await?;
@@ -196,7 +199,7 @@ pub(super) fn is_good(kept: &Kept, spec: &ContainerSpec) -> Result<(), Checkpoin
 /// while it is made or restored.
 pub(super) fn is_started_since(kept: &Kept, status: &ContainerStatus) -> bool {
     let begun = &kept.about.begun;
-    if begun.leave_running || status.started_at == begun.started_at {
+    if begun.leave_running || kept.is_of_run_begun(&status.started_at) {
         return kept.is_started_since();
     }
     if let Err(error) = kept.started_since() {

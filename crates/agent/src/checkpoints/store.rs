@@ -10,6 +10,7 @@
 //!                                               used              from right before a restore on
 //!                                               moved             the container belongs to another node
 //!                                               started-since     it was started after it had been ended for this one
+//!                                               told-as           by which time the engine tells its run by now
 //!                                          .new-NAME/             one that is being made, or brought back from an archive
 //!                                          .exported-ID/          what became of the container of one that was exported
 //! ```

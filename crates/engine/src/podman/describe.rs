@@ -103,11 +103,10 @@ impl DockerEngine {
 pub(super) fn status(inspect: &Value, ask: &Ask) -> Result<ContainerStatus, EngineError> {
     let state = |key: &str| text(inspect, &["State", key]);
     let [started, restored] = ["StartedAt", "RestoredAt"].map(state);
-    let is_set = |time: &str| !time.is_empty() && !time.starts_with(NEVER);
     // It is taken away before every start, so that it is of the last run where it is there. Which of the two is later is another
     // question: clocks are set back.
-    let started = if is_set(&restored) { restored } else { started };
-    let ran = is_set(&started);
+    let started = if is_time(&restored) { restored } else { started };
+    let ran = is_time(&started);
     Ok(ContainerStatus {
         state: match state("Status").as_str() {
             "running" | "stopping" => ContainerState::Running,
@@ -130,6 +129,11 @@ pub(super) fn status(inspect: &Value, ask: &Ask) -> Result<ContainerStatus, Engi
         oom_killed: flag(inspect, &["State", "OOMKilled"]),
         restart_count: u64::try_from(number(inspect, &["RestartCount"])).unwrap_or_default(),
     })
+}
+
+/// Whether Podman names a time, and does not say that it was never.
+pub(super) fn is_time(text: &str) -> bool {
+    !text.is_empty() && !text.starts_with(NEVER)
 }
 
 /// The networks with what the user asked for in them. Podman adds the short id and the host name to the aliases itself.

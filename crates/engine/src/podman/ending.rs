@@ -9,8 +9,10 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use tranship_core::{ContainerId, EngineError};
 
+use super::describe::is_time;
 use crate::docker::DockerEngine;
 use crate::fault::Ask;
 use crate::json::{flag, text};
@@ -61,6 +63,13 @@ impl DockerEngine {
         self.take_back(id).await?;
         self.let_go(id).await?;
         Ok(true)
+    }
+
+    /// When Podman will say that a container was started last, once it is ready for a restore, if it will have forgotten a restore of
+    /// before by then.
+    pub(crate) async fn start_once_ready(&self, id: &ContainerId) -> Result<Option<String>, EngineError> {
+        let inspect = self.libpod_document(id.as_str()).await?;
+        Ok(start_once_initialised(&inspect))
     }
 
     /// Ends processes of a container that does not run, by what Podman says. They are there where its service was killed while it
@@ -128,6 +137,13 @@ impl DockerEngine {
     }
 }
 
+/// What an initialisation makes of the time of the last start, if it takes place and changes that.
+fn start_once_initialised(inspect: &Value) -> Option<String> {
+    let state = |key: &str| text(inspect, &["State", key]);
+    let forgets = flag(inspect, &["State", "StoppedByUser"]) && is_time(&state("RestoredAt"));
+    forgets.then(|| state("StartedAt"))
+}
+
 /// What of the answer to a thaw counts, where the processes are ending.
 fn unless_it_ended(thawed: Result<(), EngineError>) -> Result<(), EngineError> {
     match thawed {
@@ -142,6 +158,24 @@ fn unless_it_ended(thawed: Result<(), EngineError>) -> Result<(), EngineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_an_initialisation_forgets_a_restore() {
+        let (never, early, late) = (
+            "0001-01-01T00:00:00Z",
+            "2026-01-01T00:00:00Z",
+            "2026-01-02T00:00:00Z",
+        );
+        let told = |stopped: bool, restored: &str| {
+            let state = json!({ "StoppedByUser": stopped, "StartedAt": early, "RestoredAt": restored });
+            start_once_initialised(&json!({ "State": state }))
+        };
+        assert_eq!(told(true, late).as_deref(), Some(early));
+        assert_eq!(told(false, late), None, "it is not initialised");
+        assert_eq!(told(true, never), None, "it was not restored");
+        assert_eq!(told(true, ""), None);
+    }
 
     #[test]
     fn what_ended_meanwhile_need_not_thaw() {

@@ -3,6 +3,9 @@
 //! The time of the last start tells that as well, but not for ever: Podman forgets the time of a restore when the machine is started
 //! anew, and when the container is initialised. So it is written down before a restore is ordered, with the other checkpoints of the
 //! container and with the copies of such, and taken back only where the container surely did not go on.
+//!
+//! Podman forgets a restore of before as well when it makes a container ready for the next one, which may be refused then. The container
+//! is in the same run as before, which is told by another time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,6 +17,8 @@ use super::{Kept, Receipt, names_in, unnote};
 use crate::checkpoints::error::CheckpointError;
 
 const SINCE: &str = "started-since";
+/// By which time a run is known, and by which one the engine may know it from now on.
+const TOLD_AS: &str = "told-as";
 
 impl Kept {
     /// Its container, which was ended for it, was noted to have been started since.
@@ -62,10 +67,10 @@ impl Kept {
         &self,
         last_start: Option<&str>,
     ) -> Result<(), CheckpointError> {
-        let order = self.order(last_start.unwrap_or_default())?;
         for place in self.others()? {
-            let noted = noted(&place);
-            if last_start.map_or(noted.starts_with(&order), |_| noted == order) {
+            let ordered = self.ordered_at(&place)?;
+            let is_it = |start: String| last_start.is_none_or(|last| self.is_same_run(&start, last));
+            if ordered.is_some_and(is_it) {
                 unnote(&place, SINCE)?;
             }
         }
@@ -77,13 +82,53 @@ impl Kept {
     /// # Errors
     /// `checkpoint.store`.
     pub(in crate::checkpoints) fn others_are_over(&self) -> Result<(), CheckpointError> {
-        let order = self.order("")?;
         for place in self.others()? {
-            if noted(&place).starts_with(&order) {
+            if self.ordered_at(&place)?.is_some() {
                 note(&place, "")?;
             }
         }
         Ok(())
+    }
+
+    /// Notes that the engine may soon say `later` in place of `now` when it is asked for the last start, without a start: with all
+    /// checkpoints of that run, and with this one.
+    ///
+    /// # Errors
+    /// `checkpoint.store`.
+    pub(in crate::checkpoints) fn start_is_told_as(
+        &self,
+        now: &str,
+        later: &str,
+    ) -> Result<(), CheckpointError> {
+        let of_the_run = |place: &PathBuf| {
+            let other = Self::read(place).ok();
+            other.is_some_and(|other| other.about.begun.started_at == now)
+        };
+        let others = self.others()?.into_iter().filter(of_the_run);
+        for place in std::iter::once(self.directory.clone()).chain(others) {
+            let path = place.join(TOLD_AS);
+            let written = crate::store::write_durably(&path, format!("{now} {later}").as_bytes());
+            written.map_err(|error| CheckpointError::io(path, "written", error))?;
+        }
+        Ok(())
+    }
+
+    /// Whether its container, which the engine says was started last at `started_at`, is in the run that it is of.
+    pub(in crate::checkpoints) fn is_of_run_begun(&self, started_at: &str) -> bool {
+        self.is_same_run(&self.about.begun.started_at, started_at)
+    }
+
+    /// Whether a run that began at `start` may be told by the time `told` now.
+    fn is_same_run(&self, start: &str, told: &str) -> bool {
+        start == told
+            || fs::read_to_string(self.directory.join(TOLD_AS))
+                .is_ok_and(|noted| noted.split_once(' ') == Some((start, told)))
+    }
+
+    /// When the container had been started last as a restore of this one was ordered, if that is noted in a directory.
+    fn ordered_at(&self, place: &Path) -> Result<Option<String>, CheckpointError> {
+        let order = self.order("")?;
+        Ok(noted(place).strip_prefix(&order).map(str::to_owned))
     }
 
     /// What is noted with the others before a restore of this one.

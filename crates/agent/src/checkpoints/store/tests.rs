@@ -234,3 +234,36 @@ fn a_restore_that_was_ordered_ends_all_others_unless_it_surely_failed() {
     one.others_are_as_before(None).unwrap();
     assert_eq!(noted(), (true, true));
 }
+
+#[test]
+fn a_run_is_known_by_another_time_once_the_engine_forgets_the_first() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::beside(root.path());
+    let kept = |name: &str, started_at: &str, leave_running: bool| {
+        let mut about = about(name);
+        about.begun.started_at = started_at.into();
+        about.begun.leave_running = leave_running;
+        about.begun.restart_policy.name = "always".into();
+        let new = store.make_new(&about.begun.container, &about.name).unwrap();
+        new.describe(&about).unwrap();
+        new.keep().unwrap()
+    };
+    let (back, waiting, older) = (
+        kept("back", "S", true),
+        kept("waiting", "R", false),
+        kept("older", "Q", false),
+    );
+    assert!(waiting.is_of_run_begun("R") && !waiting.is_of_run_begun("S"));
+    back.start_is_told_as("R", "S").unwrap();
+    assert!(waiting.is_of_run_begun("R") && waiting.is_of_run_begun("S"));
+    assert!(!waiting.is_of_run_begun("Q") && !older.is_of_run_begun("S"));
+
+    // An order of before is known again, whether the engine has forgotten it or not.
+    for told in ["R", "S"] {
+        back.others_are_about_to_end("R").unwrap();
+        back.others_are_as_before(Some("T")).unwrap();
+        assert!(waiting.is_started_since());
+        back.others_are_as_before(Some(told)).unwrap();
+        assert!(!waiting.is_started_since(), "{told}");
+    }
+}

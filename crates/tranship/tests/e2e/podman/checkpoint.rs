@@ -495,3 +495,42 @@ fn an_agent_that_dies_while_a_container_is_initialised_leaves_it_as_it_was() {
     wait_until(|| numbers(&world.a).len() > before + 5);
     without_gap(&numbers(&world.a).split_off(before));
 }
+
+#[test]
+fn one_of_a_restored_run_is_still_good_where_podman_refuses_it() {
+    let world = world!(options());
+    world.count(&[]);
+    world.checkpoint("create", "web", &["--name", "one"]).expect(0);
+    world.checkpoint("restore", "web", &[]).expect(0);
+    counts_on(&world);
+    let options = ["--name", "back", "--leave-running"];
+    world.checkpoint("create", "web", &options).expect(0);
+    world.checkpoint("create", "web", &["--name", "two"]).expect(0);
+    // Podman notes that, also of one that has ended. To take it back, it is initialised, and its restore forgotten.
+    world.podman(&["stop", "web"]);
+    assert_eq!(inspect(&world.a, "web", "{{.State.StoppedByUser}}"), "true");
+    let criu = world.a.sh("command -v criu").unwrap();
+    let criu = criu.trim();
+    for name in ["back", "two"] {
+        world.a.sh(&format!("mv {criu} /tmp/criu.away")).unwrap();
+        let options = ["--changed-files"];
+        world
+            .checkpoint("restore", &format!("web@{name}"), &options)
+            .expect(1);
+        world.a.sh(&format!("mv /tmp/criu.away {criu}")).unwrap();
+        let restored = inspect(&world.a, "web", "{{.State.RestoredAt}}");
+        assert!(restored.starts_with("0001"), "it is not forgotten: {restored}");
+        for one in world.checkpoints() {
+            assert_eq!(one["state"], "ready", "{name}: {one}");
+        }
+        assert_eq!(world.policy(), "no", "{name}");
+        nothing_dumped(&world.a);
+    }
+    world.checkpoint("restore", "web@two", &[]).expect(0);
+    counts_on(&world);
+    without_gap(&numbers(&world.a));
+    assert_eq!(world.policy(), "always");
+    let starts = || numbers(&world.a).iter().filter(|number| **number == 1).count();
+    world.end_by_itself();
+    wait_until(|| starts() == 2 && is_running(&world.a, "web"));
+}
