@@ -64,6 +64,14 @@ impl Checkpoints {
             .await
     }
 
+    /// Gives back what another checkpoint has parked, which waited until the container was to go on from this one, and waits no more.
+    pub(super) async fn unpark_for_others(&self, kept: &Kept, spec: &ContainerSpec) -> Result<(), Fault> {
+        if let Some(begun) = kept.waited_until_ordered()? {
+            self.unpark(&begun, spec).await?;
+        }
+        Ok(())
+    }
+
     /// Parks the restart policy: nothing is to start what stands still.
     pub(super) async fn park(&self, begun: &Begun) -> Result<(), EngineError> {
         if begun.leave_running || begun.restart_policy.is_never() {

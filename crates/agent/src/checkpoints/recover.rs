@@ -159,6 +159,7 @@ impl Checkpoints {
                 kept.spoil_copies()?;
                 self.unpark(begun, &spec).await?;
             }
+            self.unpark_for_others(kept, &spec).await?;
         }
         kept.others_are_over()?;
         // What was left running goes back as often as it is asked to.

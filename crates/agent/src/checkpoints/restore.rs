@@ -123,6 +123,7 @@ impl Checkpoints {
     async fn over(&self, kept: &Kept, spec: &ContainerSpec) -> Result<(), Fault> {
         let begun = &kept.about.begun;
         self.unpark(begun, spec).await?;
+        self.unpark_for_others(kept, spec).await?;
         self.forget(begun).await?;
         kept.others_are_over()?;
         if !begun.leave_running {

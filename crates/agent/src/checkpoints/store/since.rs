@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use tranship_core::ids::CheckpointName;
 
 use super::receipts::EXPORTED;
-use super::{Kept, Receipt, names_in, unnote};
+use super::{Begun, Kept, Receipt, names_in, unnote};
 use crate::checkpoints::error::CheckpointError;
 
 const SINCE: &str = "started-since";
@@ -88,6 +88,31 @@ impl Kept {
             }
         }
         Ok(())
+    }
+
+    /// Another checkpoint, for which the container was ended, and which could still be restored when a restore of this one was ordered: it
+    /// has the container's restart policy parked. `None` where that is what this one does itself, and once the restore is over.
+    ///
+    /// # Errors
+    /// `checkpoint.store`.
+    pub(in crate::checkpoints) fn waited_until_ordered(&self) -> Result<Option<Begun>, CheckpointError> {
+        if !self.about.begun.leave_running {
+            return Ok(None);
+        }
+        for place in self.others()? {
+            let Some(start) = self.ordered_at(&place)? else {
+                continue;
+            };
+            // What is noted of copies is no checkpoint, and one that cannot be read is told elsewhere.
+            let other = Self::read(&place).ok();
+            let waited = |other: &Self| {
+                !other.about.begun.leave_running && !other.is_used() && other.is_of_run_begun(&start)
+            };
+            if let Some(other) = other.filter(waited) {
+                return Ok(Some(other.about.begun));
+            }
+        }
+        Ok(None)
     }
 
     /// Notes that the engine may soon say `later` in place of `now` when it is asked for the last start, without a start: with all

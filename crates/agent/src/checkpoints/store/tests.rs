@@ -266,4 +266,17 @@ fn a_run_is_known_by_another_time_once_the_engine_forgets_the_first() {
         back.others_are_as_before(Some(told)).unwrap();
         assert!(!waiting.is_started_since(), "{told}");
     }
+
+    // Which one has a policy parked shows from the order to its end.
+    let waited = || back.waited_until_ordered().unwrap();
+    assert_eq!(waited(), None);
+    for start in ["R", "S"] {
+        back.others_are_about_to_end(start).unwrap();
+        assert_eq!(waited().as_ref(), Some(&waiting.about.begun), "{start}");
+        back.others_are_as_before(None).unwrap();
+    }
+    back.others_are_about_to_end("Q").unwrap();
+    assert_eq!(waited().as_ref(), Some(&older.about.begun));
+    back.others_are_over().unwrap();
+    assert_eq!(waited(), None);
 }

@@ -11,6 +11,7 @@ use tranship_migrate::{Mode, MoveOptions, Plan, Ports};
 use tranship_testkit::memory::{self, Failure, MemoryEngine};
 
 use super::*;
+use crate::checkpoints::recover::Restored;
 use crate::checkpoints::store::tests::about;
 use crate::docker_config::DockerConfig;
 use crate::host::Shell;
@@ -207,6 +208,36 @@ async fn one_that_was_started_meanwhile_keeps_its_policy() {
     assert!(receipt.is_started_since(), "its engine may forget that");
     assert!(!node.is_kept());
     assert_eq!(node.policy(), "always");
+}
+
+#[tokio::test]
+async fn what_another_checkpoint_parked_comes_back_after_an_agent_that_died() {
+    let node = Node::new();
+    let waiting = node.back();
+    let mut about = node.about(&node.spec, "two");
+    about.begun.leave_running = true;
+    let kept = node.kept(&about);
+    let checkpoints = node.checkpoints();
+    checkpoints.park(&waiting.about.begun).await.unwrap();
+    let order = || {
+        kept.restoring(true).unwrap();
+        kept.others_are_about_to_end(&node.spec.status.started_at)
+            .unwrap();
+        kept.used(true).unwrap();
+    };
+    order();
+    assert_eq!(checkpoints.end_restore(&kept).await.unwrap(), Restored::Never);
+    assert_eq!(node.policy(), "no", "the container waits as before");
+    assert!(!waiting.is_started_since());
+
+    order();
+    node.engine.alter(&node.spec.id, |container| {
+        container.state = ContainerState::Running;
+        container.spec.status.started_at = "2002-02-03T04:05:06Z".into();
+    });
+    assert_eq!(checkpoints.end_restore(&kept).await.unwrap(), Restored::Maybe);
+    assert_eq!(node.policy(), "always");
+    assert!(waiting.is_started_since() && !kept.is_restoring());
 }
 
 #[tokio::test]

@@ -211,12 +211,14 @@ fn one_whose_container_went_on_from_another_stays_so() {
         .checkpoint("restore", "web@one", &["--changed-files"])
         .expect(1);
     assert_eq!(states(), are("ready", "ready"));
+    assert_eq!(world.policy(), "no", "it waits for the other one");
     world.a.sh("sh /tmp/undo").unwrap();
 
     world
         .checkpoint("restore", "web@one", &["--changed-files"])
         .expect(0);
     assert_eq!(states(), are("running", "started-since"));
+    assert_eq!(world.policy(), "always", "it waits for nothing any more");
     // Podman forgets that it was restored, as it does when the machine is started anew.
     world.podman(&["stop", "-t", "0", "web"]);
     world.podman(&["init", "web"]);
