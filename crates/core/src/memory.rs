@@ -9,17 +9,22 @@ pub fn available(meminfo: &str) -> Option<u64> {
     bytes_of(meminfo, "MemAvailable:")
 }
 
-/// Bytes that can be had, swap included, by what `/proc/meminfo` says.
+/// Bytes that can be had, swap and huge pages included, by what `/proc/meminfo` says.
 #[must_use]
-pub fn available_with_swap(meminfo: &str) -> Option<u64> {
+pub fn available_at_all(meminfo: &str) -> Option<u64> {
     let swap = bytes_of(meminfo, "SwapFree:").unwrap_or_default();
-    Some(available(meminfo)?.saturating_add(swap))
+    let size = bytes_of(meminfo, "Hugepagesize:").unwrap_or_default();
+    let huge = number_of(meminfo, "HugePages_Free:").map_or(0, |pages| pages.saturating_mul(size));
+    Some(available(meminfo)?.saturating_add(swap).saturating_add(huge))
 }
 
 fn bytes_of(meminfo: &str, name: &str) -> Option<u64> {
+    Some(number_of(meminfo, name)?.saturating_mul(1024))
+}
+
+fn number_of(meminfo: &str, name: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib.saturating_mul(1024))
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Something that keeps a container, or its memory, from travelling.
@@ -87,10 +92,10 @@ mod tests {
 
     #[test]
     fn what_can_be_had_is_read_in_bytes() {
-        let about = "MemTotal:       24620876 kB\nMemFree:        16000000 kB\nMemAvailable:   23000000 kB\nSwapFree:           1024 kB\n";
+        let about = "MemTotal:       24620876 kB\nMemFree:        16000000 kB\nMemAvailable:   23000000 kB\nSwapFree:           1024 kB\nHugePages_Free:        3\nHugepagesize:       2048 kB\n";
         assert_eq!(available(about), Some(23_000_000 * 1024));
-        assert_eq!(available_with_swap(about), Some(23_001_024 * 1024));
+        assert_eq!(available_at_all(about), Some((23_001_024 + 3 * 2048) * 1024));
         assert_eq!(available("MemFree: 1 kB\n"), None);
-        assert_eq!(available_with_swap("MemAvailable: x kB\n"), None);
+        assert_eq!(available_at_all("MemAvailable: x kB\n"), None);
     }
 }

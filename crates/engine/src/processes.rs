@@ -74,6 +74,11 @@ impl DockerEngine {
         let mut sent = false;
         match self.signal_and_wait(id, &ask, &mut sent).await {
             Err(error @ EngineError::Unreachable { .. }) if sent => Err(ask.uncertain(error)),
+            // An answer that broke off before was one to a question.
+            Err(error @ EngineError::Uncertain { .. }) if !sent => Err(EngineError::Unreachable {
+                endpoint: "the engine".to_owned(),
+                reason: error.to_string(),
+            }),
             done => done,
         }
     }

@@ -82,7 +82,8 @@ impl DepartureRecord {
             rounds: Vec::new(),
             predicted_downtime_ms: None,
             hooked: false,
-            ended_from_dump: BTreeSet::new(),
+            ended_from_dump: false,
+            ended_members: BTreeSet::new(),
             memory_sent: false,
             downtime_ms: None,
             total_ms: 0,
@@ -137,9 +138,12 @@ pub struct DepartureRecord {
     /// A pre-freeze hook was run, so that going back has to run the thaw hooks.
     #[serde(default)]
     pub hooked: bool,
+    /// What earlier versions wrote in place of `ended_members`: all of them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ended_from_dump: bool,
     /// Members that stood still in live mode until they were about to be ended: their last dump is what they go on from.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub ended_from_dump: BTreeSet<usize>,
+    pub ended_members: BTreeSet<usize>,
     /// What the containers hold in a tmpfs is at the destination: it is not sent again, and may be gone here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub memory_sent: bool,

@@ -49,7 +49,7 @@ impl Room {
 }
 
 fn available() -> Option<u64> {
-    tranship_core::memory::available_with_swap(&std::fs::read_to_string("/proc/meminfo").ok()?)
+    tranship_core::memory::available_at_all(&std::fs::read_to_string("/proc/meminfo").ok()?)
 }
 
 #[cfg(test)]
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_looks_after_itself() {
+    fn only_what_lies_in_memory_is_watched() {
         let of = |path: &str| Room::of(&super::super::place::open_root(path.as_ref()).unwrap()).is_some();
         assert!(of("/dev/shm"));
         assert!(!of("/proc"));

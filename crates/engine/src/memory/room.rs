@@ -50,17 +50,15 @@ fn has_room(held: u64, free: u64) -> Result<(), String> {
     ))
 }
 
-/// Whether the memory of processes that are restored can be had: what the images hold, and no more than they `used`, since what they
-/// share by fork is in the images once for each. Nothing is refused where the kernel does not say how much there is.
+/// Whether the memory of processes that are restored can be had. What they share by fork is in the images once for each: it is no less
+/// than the largest of them holds, and no more than all do, or than they `used` as the engine counts. Nothing is refused where the
+/// kernel does not say how much there is.
 ///
 /// # Errors
 /// What to tell: how much it is, and how much is available.
 pub(super) fn for_restore(images: &Path, used: u64) -> Result<(), String> {
-    fits(
-        images,
-        used,
-        tranship_core::memory::available_with_swap(&facts::about_memory()),
-    )
+    let available = tranship_core::memory::available_at_all(&facts::about_memory());
+    fits(images, used, available)
 }
 
 fn fits(images: &Path, used: u64, available: Option<u64>) -> Result<(), String> {
@@ -72,7 +70,10 @@ fn fits(images: &Path, used: u64, available: Option<u64>) -> Result<(), String> 
         .flatten()
         .filter(|entry| entry.file_name().as_bytes().starts_with(b"pages-"))
         .filter_map(|entry| Some(entry.metadata().ok()?.len()));
-    let needed = pages.fold(0_u64, u64::saturating_add).min(used);
+    let (all, largest) = pages.fold((0_u64, 0_u64), |(all, largest), length| {
+        (all.saturating_add(length), largest.max(length))
+    });
+    let needed = all.min(used).max(largest);
     if needed <= available {
         return Ok(());
     }
@@ -113,8 +114,12 @@ mod tests {
             "its processes held 5 MiB, and 4 MiB of memory are available"
         );
         assert!(
-            fits(images.path(), 1 << 20, Some(1 << 20)).is_ok(),
+            fits(images.path(), 1 << 20, Some(3 << 20)).is_ok(),
             "shared by fork"
+        );
+        assert!(
+            fits(images.path(), 1 << 20, Some(2 << 20)).is_err(),
+            "one has grown"
         );
         assert!(fits(images.path(), u64::MAX, None).is_ok());
         assert!(for_restore(&images.path().join("missing"), 1).is_err());

@@ -1,5 +1,7 @@
 //! Doing what the protocol says: the shell around the source's half of it.
 
+use std::time::Duration;
+
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tranship_core::container::{ContainerSpec, ContainerState};
@@ -17,8 +19,10 @@ use crate::protocol::source::{Action, Input, Source};
 use crate::protocol::{Answer, Message, Owner};
 use crate::record::DepartureState;
 
+/// How long an engine that is away is waited for before the destination is told to discard.
+const FORGET_WITHIN: Duration = Duration::from_secs(10);
 /// How often a source that does not start, or a record that cannot be saved, is tried again.
-const AGAIN: std::time::Duration = std::time::Duration::from_secs(3);
+const AGAIN: Duration = Duration::from_secs(3);
 
 /// What a person may order while a migration is under way, besides giving up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,7 +219,7 @@ impl Departure {
     /// Ends what was dumped while it stood still. That its end is our doing is noted before, and only as long as it is true: an engine
     /// that is ended in order thaws what is paused and lets it end by itself, and what it writes then is in no dump.
     async fn end_dumped(&mut self, index: usize, spec: &ContainerSpec) -> Result<(), Fault> {
-        if self.record.ended_from_dump.insert(index) {
+        if self.record.ended_members.insert(index) {
             self.save().await?;
             // The note took a while.
             let status = self.ports.engine.status(&spec.id).await;
@@ -243,7 +247,7 @@ impl Departure {
 
     /// However it ends from here on, that is not our doing.
     async fn not_by_us(&mut self, index: usize, fault: Fault) -> Result<(), Fault> {
-        self.record.ended_from_dump.remove(&index);
+        self.record.ended_members.remove(&index);
         self.save().await?;
         Err(fault)
     }
@@ -332,7 +336,7 @@ impl Departure {
         }
         self.begin_going_back(shell);
         if touched {
-            let ended = &self.record.ended_from_dump;
+            let ended = &self.record.ended_members;
             match rollback::resume(self.ports.engine.as_ref(), &self.record.plan, ended).await {
                 Ok(lost) => {
                     for text in lost {
@@ -351,8 +355,9 @@ impl Departure {
                 self.serving_at = Some(Instant::now());
             }
         }
-        self.forget_dumps().await;
         self.thaw().await;
+        // The destination waits to be told.
+        self.forget_dumps(FORGET_WITHIN).await;
         Input::Done
     }
 

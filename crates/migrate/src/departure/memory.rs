@@ -8,7 +8,7 @@ use tranship_core::fault::FaultKind;
 use tranship_core::storage::ElementAt;
 use tranship_core::{EngineError, Fault};
 
-use super::{Departure, ENGINE_AWAY};
+use super::Departure;
 use crate::elements::Target;
 use crate::plan::Plan;
 
@@ -74,18 +74,19 @@ impl Departure {
         }
     }
 
-    /// Takes the dumps away. They hold whatever the processes knew, so an engine that is away is waited for, and failing is said.
-    pub(super) async fn forget_dumps(&self) {
+    /// Takes the dumps away. They hold whatever the processes knew, so an engine that is away is waited for, as long as is said for all
+    /// of them, and failing is told.
+    pub(super) async fn forget_dumps(&self, within: Duration) {
+        let begun = Instant::now();
         for index in 0..self.members.len() {
             let Some(memory) = memory_of(self.plan(), index) else {
                 continue;
             };
-            let begun = Instant::now();
             let mut forgotten = self.ports.engine.forget(memory).await;
             while matches!(
                 forgotten,
                 Err(EngineError::Unreachable { .. } | EngineError::Uncertain { .. })
-            ) && begun.elapsed() < ENGINE_AWAY
+            ) && begun.elapsed() < within
             {
                 tokio::time::sleep(FORGET_AGAIN).await;
                 forgotten = self.ports.engine.forget(memory).await;

@@ -118,15 +118,19 @@ impl Departure {
         records: Arc<dyn Records>,
         reporter: Arc<dyn Reporter>,
         cancelled: watch::Receiver<bool>,
-        record: DepartureRecord,
+        mut record: DepartureRecord,
     ) -> Self {
+        let members = record.plan.members();
+        if std::mem::take(&mut record.ended_from_dump) {
+            record.ended_members.extend(0..members.len());
+        }
         Self {
             ports,
             destination,
             records,
             reporter,
             cancelled,
-            members: record.plan.members(),
+            members,
             record,
             elements: Vec::new(),
             dumped: BTreeMap::new(),
@@ -417,7 +421,6 @@ impl Departure {
     /// After the hand-over nothing can be undone any more: what fails here is said, and left to a person.
     async fn release(&mut self) {
         self.record.fault = None;
-        self.forget_dumps().await;
         let remove = self.plan().options.on_source == OnSource::Remove;
         for member in self.members.clone() {
             let spec = &member.create.spec;
@@ -442,6 +445,7 @@ impl Departure {
                 self.reporter.report(Event::Warning { text });
             }
         }
+        self.forget_dumps(ENGINE_AWAY).await;
     }
 }
 

@@ -21,11 +21,14 @@ const KILLED: i64 = 128 + 9;
 const FROM_MEMORY: u32 = 2;
 
 /// What a container may go on from.
-#[derive(Clone, Copy)]
 struct Memory<'a> {
     at: &'a ElementAt,
     /// It was dumped while it stood still, and ended by us.
     dumped: bool,
+    /// Its end was seen to be that, before a restore that failed left another exit code.
+    seen: bool,
+    /// Why a restore failed.
+    failed: Option<String>,
 }
 
 /// How a container came back.
@@ -71,7 +74,12 @@ pub async fn resume(engine: &dyn Engine, plan: &Plan, ended: &BTreeSet<usize>) -
         };
         // The others are brought back whatever becomes of this one.
         let dumped = ended.contains(&index);
-        let memory = memory_of(plan, index).map(|at| Memory { at, dumped });
+        let memory = memory_of(plan, index).map(|at| Memory {
+            at,
+            dumped,
+            seen: false,
+            failed: None,
+        });
         match resume_member(engine, plan, member, memory).await {
             Ok(said) => lost.extend(said),
             Err(fault) => {
@@ -94,15 +102,14 @@ async fn resume_member(
     let mut memory = memory;
     let mut lost = None;
     let reason = loop {
-        let error = match try_resume(engine, member, memory).await {
+        let error = match try_resume(engine, member, memory.as_mut()).await {
             Ok(Resumed::AsItWas) => return Ok(lost),
             Ok(Resumed::Afresh) => {
-                return Ok(lost.or_else(|| {
-                    Some(format!(
-                        "{} had ended by itself, or its dump is gone, and was started afresh",
-                        spec.name
-                    ))
-                }));
+                let why = memory.and_then(|memory| memory.failed).map_or_else(
+                    || "had ended by itself, or its dump is gone,".to_owned(),
+                    |failed| format!("could not go on from its own memory ({failed})"),
+                );
+                return Ok(lost.or_else(|| Some(format!("{} {why} and was started afresh", spec.name))));
             }
             Err(error) => error,
         };
@@ -148,11 +155,12 @@ async fn resume_member(
 async fn try_resume(
     engine: &dyn Engine,
     member: &Member,
-    memory: Option<Memory<'_>>,
+    memory: Option<&mut Memory<'_>>,
 ) -> Result<Resumed, EngineError> {
     let id = &member.create.spec.id;
+    let has_memory = memory.is_some();
     // A dump that is under way still puts the freezer back at its end: that is waited for.
-    let there = match memory {
+    let there = match &memory {
         Some(memory) => engine.has_dump(memory.at).await? && memory.dumped,
         None => false,
     };
@@ -163,6 +171,11 @@ async fn try_resume(
     }
     if state == ContainerState::Paused {
         engine.unpause(id).await?;
+        // It goes on, and whenever it ends later, that is its own end.
+        if let Some(memory) = memory {
+            let forgotten = engine.forget(memory.at).await;
+            tracing::debug!(?forgotten, "the dump of what was never ended");
+        }
         return Ok(Resumed::AsItWas);
     }
     let ended = state != ContainerState::Running;
@@ -171,13 +184,17 @@ async fn try_resume(
         && let Some(memory) = memory
         && there
         && status.started_at == member.create.spec.status.started_at
-        && status.exit_code == KILLED
+        && (memory.seen || status.exit_code == KILLED)
     {
-        engine.restore(memory.at).await?;
-        return Ok(Resumed::AsItWas);
+        memory.seen = true;
+        let restored = engine.restore(memory.at).await;
+        if let Err(error) = &restored {
+            memory.failed = Some(error.to_string());
+        }
+        return restored.map(|()| Resumed::AsItWas);
     }
     engine.start(id).await?;
-    Ok(if ended && memory.is_some() {
+    Ok(if ended && has_memory {
         Resumed::Afresh
     } else {
         Resumed::AsItWas

@@ -267,3 +267,34 @@ async fn a_dump_is_tried_twice_and_then_it_serves_without() {
         "{lost:?}"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_never_ended_has_no_dump_to_go_on_from_later() {
+    let world = remembering();
+    let spec = world.plan.spec().clone();
+    let at = world.plan.elements.last().unwrap().at.clone();
+    world.source.pause(&spec.id).await.unwrap();
+    world.source.dump(&at).await.unwrap();
+    let ended = [0].into_iter().collect();
+    for passes in [1, 2] {
+        let lost = resume(world.source.as_ref(), &world.plan, &ended).await.unwrap();
+        assert_eq!(lost.is_empty(), passes == 1, "{lost:?}");
+        assert!(!dumped(&world.source));
+        // Killed by somebody, hours later.
+        world.source.kill(&spec.id).await.unwrap();
+    }
+    assert_eq!(world.asked_here("restore"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_of_the_version_before_is_understood() {
+    let world = remembering();
+    let mut record = DepartureRecord::new(world.plan.clone(), 0);
+    record.ended_members.insert(0);
+    let mut written = serde_json::to_value(&record).unwrap();
+    let fields = written.as_object_mut().unwrap();
+    assert!(fields.remove("ended_members").is_some());
+    fields.insert("ended_from_dump".into(), true.into());
+    let read: DepartureRecord = serde_json::from_value(written).unwrap();
+    assert!(read.ended_from_dump && read.ended_members.is_empty());
+}

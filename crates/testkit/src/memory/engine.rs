@@ -290,7 +290,12 @@ impl Engine for MemoryEngine {
     }
 
     async fn restore(&self, element: &ElementAt) -> Result<(), EngineError> {
-        self.call("restore", |s| s.restore(element))
+        let restored = self.call("restore", |s| s.restore(element));
+        if let (Err(EngineError::Failed { .. }), ElementAt::Memory { container, .. }) = (&restored, element) {
+            // As Docker notes it of a start that failed.
+            self.alter(container, |c| c.spec.status.exit_code = 128);
+        }
+        restored
     }
 
     async fn forget(&self, element: &ElementAt) -> Result<(), EngineError> {
