@@ -341,6 +341,11 @@ impl World {
     pub async fn recover(&self, state: DepartureState) -> DepartureRecord {
         let mut record = DepartureRecord::new(self.plan.clone(), 0);
         record.state = state;
+        self.recover_from(record).await
+    }
+
+    /// Goes on from a record.
+    pub async fn recover_from(&self, record: DepartureRecord) -> DepartureRecord {
         Departure::recovered(
             ports(&self.source),
             self.link.clone(),

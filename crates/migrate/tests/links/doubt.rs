@@ -223,6 +223,17 @@ async fn records_that_are_not_saved_end_it_before_the_commit_and_wait_after_it()
     }
 }
 
+/// Everything stands still and has travelled.
+fn is_end_of_delta(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::PhaseEnded {
+            phase: Phase::Delta,
+            ..
+        }
+    )
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_did_not_stand_still_is_not_committed() {
     let states = [
@@ -238,13 +249,7 @@ async fn what_did_not_stand_still_is_not_committed() {
                 let world = world(&options(mode), |_| {});
                 let (engine, id) = (world.source.clone(), world.plan.spec().id.clone());
                 world.told.listen(move |event| {
-                    if matches!(
-                        event,
-                        Event::PhaseEnded {
-                            phase: Phase::Delta,
-                            ..
-                        }
-                    ) {
+                    if is_end_of_delta(event) {
                         engine.alter(&id, |c| {
                             c.state = state;
                             if restarted {
@@ -282,13 +287,7 @@ async fn what_was_removed_while_it_stood_still_is_not_handed_over() {
     let world = world(&options(ModeRequest::Warm), |_| {});
     let (engine, id) = (world.source.clone(), world.plan.spec().id.clone());
     world.told.listen(move |event| {
-        if matches!(
-            event,
-            Event::PhaseEnded {
-                phase: Phase::Delta,
-                ..
-            }
-        ) {
+        if is_end_of_delta(event) {
             let gone = tranship_core::Engine::remove_container_only(engine.as_ref(), &id);
             futures_util::FutureExt::now_or_never(gone).unwrap().unwrap();
         }

@@ -288,13 +288,20 @@ async fn what_was_never_ended_has_no_dump_to_go_on_from_later() {
 
 #[tokio::test(start_paused = true)]
 async fn a_record_of_the_version_before_is_understood() {
-    let world = remembering();
-    let mut record = DepartureRecord::new(world.plan.clone(), 0);
-    record.ended_members.insert(0);
-    let mut written = serde_json::to_value(&record).unwrap();
-    let fields = written.as_object_mut().unwrap();
-    assert!(fields.remove("ended_members").is_some());
-    fields.insert("ended_from_dump".into(), true.into());
-    let read: DepartureRecord = serde_json::from_value(written).unwrap();
-    assert!(read.ended_from_dump && read.ended_members.is_empty());
+    for ended in [true, false] {
+        let world = remembering();
+        let at = world.plan.elements.last().unwrap().at.clone();
+        world.source.dump(&at).await.unwrap();
+        world.source.kill(&world.plan.spec().id).await.unwrap();
+        let mut record = DepartureRecord::new(world.plan.clone(), 0);
+        record.state = DepartureState::Frozen;
+        let mut written = serde_json::to_value(&record).unwrap();
+        let fields = written.as_object_mut().unwrap();
+        assert!(!fields.contains_key("ended_members"));
+        fields.insert("ended_from_dump".into(), ended.into());
+        let record = serde_json::from_value(written).unwrap();
+        let record = world.recover_from(record).await;
+        assert_eq!(record.state, DepartureState::RolledBack);
+        assert_eq!(remembers(&world.source), ended, "by its dump, or afresh");
+    }
 }
