@@ -12,7 +12,7 @@ use tranship_core::container::{ContainerStatus, ContainerSummary, LayerChanges, 
 use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive, ImportOptions, LiveRoot};
 use tranship_core::ids::{ContainerName, Digest};
 use tranship_core::image::ImageBlob;
-use tranship_core::memory::{LiveFacts, MemoryReport, Obstacle};
+use tranship_core::memory::{DumpKind, Dumped, LiveFacts, MemoryReport, Obstacle};
 use tranship_core::node::EngineFacts;
 use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
 use tranship_core::{ContainerId, ContainerSpec, Engine, EngineError, ImageSpec, NetworkSpec};
@@ -95,7 +95,7 @@ passed_on! {
     kill(container: &ContainerId) -> ();
     live_facts() -> LiveFacts;
     memory(spec: &ContainerSpec) -> Option<MemoryReport>;
-    dump(element: &ElementAt) -> ();
+    dump(element: &ElementAt, kind: DumpKind) -> Dumped;
     clear_dump(element: &ElementAt) -> ();
     has_dump(element: &ElementAt) -> bool;
     restore(element: &ElementAt) -> ();

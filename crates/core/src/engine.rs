@@ -18,7 +18,7 @@ use crate::container::{ContainerSpec, ContainerStatus, ContainerSummary, LayerCh
 use crate::fault::{Explain, FaultKind};
 use crate::ids::{ContainerId, ContainerName, Digest};
 use crate::image::{ImageBlob, ImageSpec};
-use crate::memory::{LiveFacts, MemoryReport, Obstacle};
+use crate::memory::{DumpKind, Dumped, LiveFacts, MemoryReport, Obstacle};
 use crate::network::NetworkSpec;
 use crate::node::EngineFacts;
 use crate::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
@@ -421,9 +421,11 @@ pub trait Engine: Send + Sync {
         Ok(None)
     }
 
-    /// Writes the memory of a container that runs or is paused to where [`Engine::locate`] says, in place of what is there. It
-    /// stands still meanwhile, and then is as it was: running, or paused. `element` is an [`ElementAt::Memory`].
-    async fn dump(&self, element: &ElementAt) -> Result<(), EngineError> {
+    /// Writes the memory of a container that runs or is paused to where [`Engine::locate`] says, in place of what is there, or beside it
+    /// if this is one of several that belong together. It stands still meanwhile, and then is as it was: running, or paused. `element` is
+    /// an [`ElementAt::Memory`].
+    async fn dump(&self, element: &ElementAt, kind: DumpKind) -> Result<Dumped, EngineError> {
+        let _ = kind;
         Err(EngineError::Unsupported {
             message: format!("this engine does not dump {element}"),
         })

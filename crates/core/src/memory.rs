@@ -50,6 +50,26 @@ impl Obstacle {
     }
 }
 
+/// How much of the memory a dump is to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DumpKind {
+    /// All of it, on its own.
+    Whole,
+    /// All of it, and more dumps are to follow: where the kernel tells what is written, and where it pays, they hold no more than that.
+    First,
+    /// What was written since the dump before, where that was made for it; else all of it.
+    Next,
+}
+
+/// What a dump was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dumped {
+    /// It holds everything, and takes the place of the one before.
+    Whole,
+    /// It stands beside those before it, which stay as they are, and those that follow it hold what was written since.
+    Tracked,
+}
+
 /// What a node says about dumping and restoring memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LiveFacts {
@@ -65,6 +85,9 @@ pub struct LiveFacts {
     /// Locks on files come back with a restore here, because the runtime's configuration of CRIU says so.
     #[serde(default)]
     pub restores_locks: bool,
+    /// The kernel tells which pages were written, and CRIU uses that.
+    #[serde(default)]
+    pub tracks_memory: bool,
     /// What keeps this node from it.
     #[serde(default)]
     pub obstacles: Vec<Obstacle>,

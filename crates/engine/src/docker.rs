@@ -17,7 +17,7 @@ use tranship_core::container::{
 use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive, ImportOptions, LiveRoot};
 use tranship_core::ids::{ContainerName, Digest};
 use tranship_core::image::ImageBlob;
-use tranship_core::memory::{LiveFacts, MemoryReport, Obstacle};
+use tranship_core::memory::{DumpKind, Dumped, LiveFacts, MemoryReport, Obstacle};
 use tranship_core::node::{EngineFacts, ImageStore};
 use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
 use tranship_core::{ContainerId, ContainerSpec, Engine, EngineError, ImageSpec, NetworkSpec};
@@ -506,8 +506,8 @@ impl Engine for DockerEngine {
         self.memory_report(spec).await
     }
 
-    async fn dump(&self, element: &ElementAt) -> Result<(), EngineError> {
-        self.write_dump(element).await
+    async fn dump(&self, element: &ElementAt, kind: DumpKind) -> Result<Dumped, EngineError> {
+        self.write_dump(element, kind).await
     }
 
     async fn clear_dump(&self, element: &ElementAt) -> Result<(), EngineError> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tranship_core::container::{ContainerState, RestartPolicy};
 use tranship_core::fault::FaultKind;
 use tranship_core::ids::CheckpointName;
+use tranship_core::memory::DumpKind;
 use tranship_core::storage::ElementPlace;
 use tranship_core::{ContainerSpec, Engine, EngineError, Fault, MigrationId};
 use tranship_migrate::failpoint;
@@ -198,7 +199,7 @@ impl Checkpoints {
         engine.pause(&begun.container).await?;
         stands(engine, begun).await?;
         failpoint::reach("checkpoint.paused").await?;
-        engine.dump(&begun.memory()).await?;
+        engine.dump(&begun.memory(), DumpKind::Whole).await?;
         failpoint::reach("checkpoint.dumped").await?;
         let files = look::at_files_of(self.registry.ports(), spec, Moment::Dump).await?;
         stands(engine, begun).await?;

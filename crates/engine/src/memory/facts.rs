@@ -67,6 +67,7 @@ impl DockerEngine {
             cpu_features: cpu_features(),
             free_memory: free_memory(),
             restores_locks: self.restores_locks(),
+            tracks_memory: tracks_memory().await,
             obstacles,
         })
     }
@@ -373,6 +374,12 @@ async fn version_of(name: &str, flag: &str) -> String {
         .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
         .unwrap_or_default()
         .to_owned()
+}
+
+/// Whether the kernel tells which pages were written, and CRIU can use that.
+pub(super) async fn tracks_memory() -> bool {
+    let checked = program("criu").args(["check", "--feature", "mem_dirty_track"]).output();
+    checked.await.is_ok_and(|output| output.status.success())
 }
 
 /// Whether the version is below the other, by as many numbers as that has.

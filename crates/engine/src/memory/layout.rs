@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use tranship_core::ContainerId;
 
-use super::{is_private, or_missing, private_directory, sockets};
+use super::{chain, is_private, or_missing, private_directory, sockets};
 
 /// Images up to this size are copied, in bytes.
 const SMALL: u64 = 64 << 10;
@@ -155,22 +155,75 @@ pub(super) fn lay_out(
 }
 
 fn fill(images: &Path, directory: &Path) -> Result<usize, LayoutError> {
+    let io = |path: &Path, error: io::Error| LayoutError::Io(path.to_owned(), error);
+    let several = chain::length(images).map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidData => LayoutError::Strange(images.to_owned(), "the dumps do not belong together"),
+        _ => io(images, e),
+    })?;
+    for number in 1..=several {
+        lead_back(images, number)?;
+    }
+    if several > 1 {
+        let to = directory.join(chain::PARENT);
+        let before = chain::link(images, several - 1);
+        std::os::unix::fs::symlink(from_anywhere(&before), &to).map_err(|e| io(&to, e))?;
+    }
+    let newest = if several == 0 { images.to_owned() } else { chain::link(images, several) };
+    fill_with(&newest, several > 1, directory)
+}
+
+/// One of several dumps leads to the one before, and to nothing else: whatever link it came with is made anew.
+fn lead_back(images: &Path, number: u32) -> Result<(), LayoutError> {
+    let of = chain::link(images, number);
+    let io = |path: &Path, error: io::Error| LayoutError::Io(path.to_owned(), error);
+    let parent = of.join(chain::PARENT);
+    or_missing(std::fs::remove_file(&parent)).map_err(|e| io(&parent, e))?;
+    for entry in std::fs::read_dir(&of).map_err(|e| io(&of, e))? {
+        let entry = entry.map_err(|e| io(&of, e))?;
+        check(&entry)?;
+    }
+    if number > 1 {
+        let before = chain::from_the_next(number - 1);
+        std::os::unix::fs::symlink(before, &parent).map_err(|e| io(&parent, e))?;
+    }
+    Ok(())
+}
+
+/// Refuses what CRIU does not write.
+fn check(entry: &std::fs::DirEntry) -> Result<u64, LayoutError> {
+    let path = entry.path();
+    let about = entry.metadata().map_err(|e| LayoutError::Io(path.clone(), e))?;
+    if !about.is_file() {
+        return Err(LayoutError::Strange(path, "it is no plain file"));
+    }
+    if !is_a_name(&entry.file_name()) {
+        return Err(LayoutError::Strange(path, "no image has such a name"));
+    }
+    Ok(about.len())
+}
+
+/// A link that leads there from wherever the engine unpacks it.
+fn from_anywhere(path: &Path) -> PathBuf {
+    let mut target = PathBuf::new();
+    target.extend(std::iter::repeat_n("..", DEPTH));
+    target.push(path.strip_prefix("/").unwrap_or(path));
+    target
+}
+
+fn fill_with(images: &Path, follows: bool, directory: &Path) -> Result<usize, LayoutError> {
     let mut closed = 0;
     let io = |path: &Path, error: io::Error| LayoutError::Io(path.to_owned(), error);
     for entry in std::fs::read_dir(images).map_err(|e| io(images, e))? {
         let entry = entry.map_err(|e| io(images, e))?;
         let from = entry.path();
         let name = entry.file_name();
-        let about = entry.metadata().map_err(|e| io(&from, e))?;
-        if !about.is_file() {
-            return Err(LayoutError::Strange(from, "it is no plain file"));
+        if follows && name == chain::PARENT {
+            continue;
         }
-        if !is_a_name(&name) {
-            return Err(LayoutError::Strange(from, "no image has such a name"));
-        }
+        let length = check(&entry)?;
         let to = directory.join(&name);
         if name == FILES {
-            if about.len() > LARGEST_FILES {
+            if length > LARGEST_FILES {
                 return Err(LayoutError::Strange(from, "it is too long"));
             }
             let image = std::fs::read(&from).map_err(|e| io(&from, e))?;
@@ -178,13 +231,10 @@ fn fill(images: &Path, directory: &Path) -> Result<usize, LayoutError> {
                 .map_err(|sockets::Damaged(why)| LayoutError::Strange(from, why))?;
             closed = connections;
             std::fs::write(&to, image).map_err(|e| io(&to, e))?;
-        } else if about.len() <= SMALL {
+        } else if length <= SMALL {
             std::fs::copy(&from, &to).map_err(|e| io(&to, e))?;
         } else {
-            let mut target = PathBuf::new();
-            target.extend(std::iter::repeat_n("..", DEPTH));
-            target.push(from.strip_prefix("/").unwrap_or(&from));
-            std::os::unix::fs::symlink(&target, &to).map_err(|e| io(&to, e))?;
+            std::os::unix::fs::symlink(from_anywhere(&from), &to).map_err(|e| io(&to, e))?;
         }
     }
     Ok(closed)

@@ -11,6 +11,8 @@
 //! A dump holds everything that the processes had in memory, secrets included. Its directory is root's alone, lies in memory where
 //! there is room (`/dev/shm`), else beside the engine's data, and is never believed after a reboot.
 
+mod chain;
+mod dump;
 mod explain;
 mod facts;
 mod layout;
@@ -18,6 +20,7 @@ mod podman;
 mod room;
 mod sockets;
 
+use self::dump::Dump;
 pub(crate) use self::podman::crun_root;
 
 use std::io;
@@ -25,14 +28,12 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
 use tokio::process::Command;
 use tranship_core::container::ContainerState;
 use tranship_core::memory::Obstacle;
 use tranship_core::storage::ElementAt;
 use tranship_core::{ContainerId, Engine as _, EngineError};
 
-use crate::cgroups;
 use crate::docker::DockerEngine;
 use crate::fault::Ask;
 use crate::json::text;
@@ -67,73 +68,6 @@ const TEMPORARY: [&str; 2] = ["/tmp", "/run/user/0"];
 const AGAIN: Duration = Duration::from_millis(50);
 /// Deleted files that are still open are kept in the dump up to this size, in bytes.
 const LARGEST_GHOST: u64 = 1 << 30;
-
-/// Where a container's dump is.
-struct Dump {
-    container: ContainerId,
-    bytes: u64,
-    directory: PathBuf,
-}
-
-impl Dump {
-    fn images(&self) -> PathBuf {
-        self.directory.join(IMAGES)
-    }
-
-    fn work(&self) -> PathBuf {
-        self.directory.join(WORK)
-    }
-
-    /// It was made since the machine was started.
-    fn is_of_this_boot(&self) -> bool {
-        let now = boot();
-        !now.is_empty() && std::fs::read_to_string(self.directory.join(BOOT)).is_ok_and(|noted| noted == now)
-    }
-
-    /// Makes the directories; what is there of another boot goes.
-    fn make(&self) -> io::Result<()> {
-        let parent = self.directory.parent().unwrap_or(Path::new("/"));
-        private_directory(parent)?;
-        if self.directory.exists() && !self.is_of_this_boot() {
-            std::fs::remove_dir_all(&self.directory)?;
-        }
-        for path in [&self.directory, &self.images(), &self.work()] {
-            private_directory(path)?;
-        }
-        std::fs::write(self.directory.join(BOOT), boot())
-    }
-
-    /// Removes what an earlier dump wrote. Processes of that time must not be taken for those of the next.
-    fn clear(&self) -> io::Result<()> {
-        for note in [COMPLETE, USED] {
-            or_missing(std::fs::remove_file(self.directory.join(note)))?;
-        }
-        for path in [self.images(), self.work()] {
-            std::fs::remove_dir_all(&path)?;
-            private_directory(&path)?;
-        }
-        Ok(())
-    }
-
-    /// Waits until no dump is under way. What is given back keeps others from beginning one, as long as it is open anywhere.
-    async fn alone(&self) -> io::Result<std::fs::File> {
-        let lock = std::fs::File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(self.directory.join(LOCK))?;
-        let begun = tokio::time::Instant::now();
-        loop {
-            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(lock),
-                Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < DUMP_WITHIN => {
-                    tokio::time::sleep(AGAIN).await;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-}
 
 impl DockerEngine {
     pub(crate) async fn place_of_memory(
@@ -186,56 +120,6 @@ impl DockerEngine {
         })
     }
 
-    pub(crate) async fn write_dump(&self, element: &ElementAt) -> Result<(), EngineError> {
-        let (container, bytes) = memory_of(element)?;
-        let dump = self.dump_of(container, bytes).await?;
-        let ask = Ask::new("dump the memory of", "container", container.as_str());
-        dump.make().map_err(|error| ask.failed(error))?;
-        // The runtime holds it as well, so that whoever comes after an agent that was killed waits for its end.
-        let lock = dump.alone().await.map_err(|error| ask.failed(error))?;
-        dump.clear().map_err(|error| ask.failed(error))?;
-        // It may have grown since the plan, and in memory nobody stops CRIU before the machine has none left.
-        let held = look_at(container).await.map_err(|error| ask.failed(error))?;
-        room::for_dump(held.bytes, &dump.directory).map_err(|error| ask.failed(error))?;
-        let runtime = self.runtime_of(container).await?;
-        let paused = self.status(container).await?.state == ContainerState::Paused;
-        let settings = dump.work().join("criu.conf");
-        let groups = cgroups::own_hierarchies(&held.groups, container.as_str());
-        let text = format!("skip-in-flight\nghost-limit {LARGEST_GHOST}\nverbosity 2\n{groups}");
-        if self.podman {
-            // They may have come since the container was looked at, and CRIU does not mind them before the restore.
-            if self.has_shared_memory(container).await? {
-                return Err(ask.failed(podman::SHARED_MEMORY));
-            }
-        }
-        std::fs::write(&settings, text).map_err(|error| ask.failed(error))?;
-        // Only what the engine's restore can take: the rest is refused while everything still runs.
-        let mut command = runtime.command();
-        command.args(["checkpoint", "--leave-running", "--tcp-established"]);
-        if self.restores_locks() {
-            command.arg("--file-locks");
-        }
-        let done = command
-            .arg("--image-path")
-            .arg(dump.images())
-            .arg("--work-path")
-            .arg(dump.work())
-            .arg(container.as_str())
-            .env("CRIU_CONFIG_FILE", &settings)
-            .stdin(lock)
-            .output()
-            .await
-            .map_err(|error| ask.failed(format!("{} could not be run: {error}", runtime.program)))?;
-        if !done.status.success() {
-            if paused {
-                pause_again(&runtime, container).await;
-            }
-            let log = std::fs::read(dump.work().join("dump.log")).unwrap_or_default();
-            return Err(ask.failed(explain::dump(&log, &done.stderr)));
-        }
-        std::fs::write(dump.directory.join(COMPLETE), b"").map_err(|error| ask.failed(error))
-    }
-
     pub(crate) async fn empty_dump(&self, element: &ElementAt) -> Result<(), EngineError> {
         let (container, bytes) = memory_of(element)?;
         let dump = self.dump_of(container, bytes).await?;
@@ -261,9 +145,7 @@ impl DockerEngine {
         let ask = Ask::new("look for a dump of", "container", container.as_str());
         // One that is under way puts the freezer back at its end into the state that it found.
         dump.alone().await.map_err(|error| ask.failed(error))?;
-        Ok(!dump.directory.join(USED).exists()
-            && dump.directory.join(COMPLETE).exists()
-            && dump.images().join(INVENTORY).exists())
+        Ok(!dump.directory.join(USED).exists() && dump.is_there())
     }
 
     pub(crate) async fn start_from_dump(&self, element: &ElementAt) -> Result<(), EngineError> {
@@ -278,7 +160,8 @@ impl DockerEngine {
             _ => {}
         }
         self.let_go(container).await?;
-        if !dump.is_of_this_boot() || !dump.images().join(INVENTORY).exists() {
+        let newest = chain::newest(&dump.images()).map_err(|error| ask.failed(error))?;
+        if !dump.is_of_this_boot() || !newest.join(INVENTORY).exists() {
             return Err(ask.failed("there is no dump of it, or the machine was started anew since"));
         }
         let used = dump.directory.join(USED);
@@ -451,15 +334,6 @@ impl Runtime {
         command.arg("--root").arg(&self.root);
         command
     }
-}
-
-/// A CRIU that was killed lets go of processes that the engine holds for paused, and would refuse to thaw later. Refused
-/// where they stand still.
-async fn pause_again(runtime: &Runtime, container: &ContainerId) {
-    let mut command = runtime.command();
-    command.arg("pause").arg(container.as_str());
-    let done = command.output().await;
-    tracing::debug!(?done, "pausing after a dump that failed");
 }
 
 fn memory_of(element: &ElementAt) -> Result<(&ContainerId, u64), EngineError> {

@@ -1,10 +1,9 @@
 //! Whether there is room for a dump, and for the processes that are restored from it. In memory nobody says that it is full: the kernel
 //! ends whoever uses most, which may be somebody else.
 
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use super::facts;
+use super::{chain, facts};
 
 /// The file system in memory that dumps go to where they fit.
 pub(super) const IN_MEMORY: &str = "/dev/shm";
@@ -65,11 +64,7 @@ fn fits(images: &Path, used: u64, available: Option<u64>) -> Result<(), String> 
     let Some(available) = available else {
         return Ok(());
     };
-    let entries = std::fs::read_dir(images).map_err(|error| error.to_string())?;
-    let pages = entries
-        .flatten()
-        .filter(|entry| entry.file_name().as_bytes().starts_with(b"pages-"))
-        .filter_map(|entry| Some(entry.metadata().ok()?.len()));
+    let pages = chain::all_pages(images).map_err(|error| error.to_string())?.into_iter();
     let (all, largest) = pages.fold((0_u64, 0_u64), |(all, largest), length| {
         (all.saturating_add(length), largest.max(length))
     });

@@ -10,12 +10,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tranship_core::event::{Event, Phase, Reporter};
 use tranship_core::fault::FaultKind;
+use tranship_core::memory::{DumpKind, Dumped};
 use tranship_core::storage::{
     BegunRound, ElementAt, ElementPlace, ElementRoute, ElementSource, Pipe, ProgressFn, RoundOptions,
     RoundProgress, RoundReport, SyncOptions,
 };
 use tranship_core::{Engine, Fault};
 
+use super::memory::LastDump;
 use super::predict::{longer_after, meets_before, predict};
 use super::{Departure, LOST_DESTINATION, PATIENCE, PROGRESS_EVERY, RETRY, millis};
 use crate::destination::{Destination, link_lost};
@@ -37,8 +39,6 @@ const MEETINGS: usize = 32;
 const SIDE_BY_SIDE: usize = 4;
 /// Longest time that the destination takes to begin a round.
 const OPENING: Duration = Duration::from_secs(60);
-/// While they run, processes are not dumped more often than this: they stand still meanwhile.
-const DUMP_AGAIN: Duration = Duration::from_secs(10);
 
 /// An element that is open for reading.
 pub(super) struct OpenElement {
@@ -48,14 +48,26 @@ pub(super) struct OpenElement {
     place: ElementPlace,
     /// It is memory, which has to be dumped before each round.
     memory: Option<ElementAt>,
-    /// When it was dumped last, and how long that took.
-    dumped: Option<(Instant, Duration)>,
+    /// The newest dump of it.
+    dumped: Option<LastDump>,
     /// The newest dump has travelled.
     dump_sent: bool,
     /// In a mutex that is never waited for, so that the whole can be looked at from several threads.
     source: std::sync::Mutex<Box<dyn ElementSource>>,
     /// The round of the freeze, which met the destination before.
     begun: std::sync::Mutex<Option<Box<dyn BegunRound>>>,
+}
+
+impl OpenElement {
+    /// It is this memory.
+    pub(super) fn is_of(&self, memory: &ElementAt) -> bool {
+        self.memory.as_ref() == Some(memory)
+    }
+
+    /// It is memory of which one dump follows the other.
+    pub(super) fn is_tracked(&self) -> bool {
+        self.dumped.is_some_and(|dumped| dumped.is_tracked())
+    }
 }
 
 /// Bytes of all elements in one phase, for people.
@@ -273,10 +285,10 @@ impl Departure {
         Ok(())
     }
 
-    /// Milliseconds that a freeze takes for memory: it is dumped, and looked through meanwhile, and restored at about the speed of the dump.
+    /// Milliseconds that a freeze takes for memory: it is dumped, and looked through meanwhile, and restored.
     fn memory_ms(&self) -> u64 {
         let dumps = self.elements.iter().filter_map(|element| element.dumped);
-        dumps.map(|(_, took)| millis(took).saturating_mul(2)).sum()
+        dumps.map(|dumped| millis(dumped.in_freeze())).sum()
     }
 
     /// Copies what changed since the last round, while the source stands still, and makes it durable there.
@@ -494,16 +506,17 @@ async fn dumped_and_sent(
 ) -> Result<RoundReport, Fault> {
     let step = match (step, &element.memory) {
         (Step::Round(options), Some(memory)) => {
-            // The processes stand still for each dump: not in every round while they run.
-            let fresh = element.dumped.is_some_and(|(at, _)| at.elapsed() < DUMP_AGAIN);
+            let fresh = element.dumped.is_some_and(|dumped| dumped.is_fresh());
             if !fresh || options.frozen {
                 let begun = Instant::now();
+                // What is there of tracked dumps does not change, and what comes is little.
+                let follows = options.frozen && !element.is_tracked();
                 let waiting = element.begun.get_mut().unwrap_or_else(PoisonError::into_inner);
-                match waiting.as_mut().filter(|_| options.frozen) {
+                let dumped = match waiting.as_mut().filter(|_| follows) {
                     Some(round) => dumped_and_followed(ends.engine, memory, round.as_mut()).await?,
-                    None => ends.engine.dump(memory).await?,
-                }
-                element.dumped = Some((Instant::now(), begun.elapsed()));
+                    None => ends.engine.dump(memory, DumpKind::Next).await?,
+                };
+                element.dumped = Some(LastDump::next(element.dumped, dumped, begun.elapsed()));
             } else if element.dump_sent {
                 return Ok(RoundReport::default());
             }
@@ -522,12 +535,12 @@ async fn dumped_and_followed(
     engine: &dyn Engine,
     memory: &ElementAt,
     round: &mut dyn BegunRound,
-) -> Result<(), Fault> {
-    let mut dumped = Ok(());
-    let dump = async { dumped = engine.dump(memory).await };
+) -> Result<Dumped, Fault> {
+    let mut dumped = Ok(Dumped::Whole);
+    let dump = async { dumped = engine.dump(memory, DumpKind::Next).await };
     let followed = round.follow(Box::pin(dump)).await;
-    dumped?;
-    followed
+    let dumped = dumped?;
+    followed.map(|()| dumped)
 }
 
 /// A step of the round of one element. A link that was lost is made again for a while: what arrived is there.
@@ -540,6 +553,7 @@ async fn round_of_one(
 ) -> Result<RoundReport, Fault> {
     let progress = meter.of_one();
     let begun = Instant::now();
+    let changes = element.memory.is_some() && !element.is_tracked();
     let mut warned = false;
     loop {
         let waiting = element.begun.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -562,7 +576,7 @@ async fn round_of_one(
             match step {
                 Step::Meet => {
                     begun.meet().await?;
-                    if element.memory.is_some() {
+                    if changes {
                         begun.foresee().await?;
                     }
                     *waiting = Some(begun);

@@ -5,16 +5,22 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tranship_core::event::Event;
 use tranship_core::fault::FaultKind;
+use tranship_core::memory::{DumpKind, Dumped};
 use tranship_core::storage::ElementAt;
 use tranship_core::{EngineError, Fault};
 
 use super::Departure;
+use super::data::OpenElement;
 use crate::elements::Target;
 use crate::plan::Plan;
 
 /// Code of the fault that means: its memory cannot be dumped, which was seen before anything of it stood still for its move or
 /// travelled.
 pub const NOT_DUMPED: &str = "live.dump";
+/// While they run, processes are not dumped whole more often than this: they stand still meanwhile.
+const DUMP_AGAIN: Duration = Duration::from_secs(10);
+/// Of what was written since, they are dumped so often that they stand still for one part in so many.
+const STANDS_STILL: u32 = 10;
 /// Time between two tries to take a dump away.
 const FORGET_AGAIN: Duration = Duration::from_secs(1);
 
@@ -26,6 +32,59 @@ pub(super) fn memory_of(plan: &Plan, index: usize) -> Option<&ElementAt> {
     memory.map(|element| &element.at)
 }
 
+/// The newest dump of one container's memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LastDump {
+    made: Instant,
+    /// How long it took.
+    took: Duration,
+    /// How long all of it took, when that was dumped last.
+    all_took: Duration,
+    kind: Dumped,
+}
+
+impl LastDump {
+    pub(super) fn first(kind: Dumped, took: Duration) -> Self {
+        Self {
+            made: Instant::now(),
+            took,
+            all_took: took,
+            kind,
+        }
+    }
+
+    /// The one that comes after.
+    pub(super) fn next(before: Option<Self>, kind: Dumped, took: Duration) -> Self {
+        let all_took = match (before, kind) {
+            (Some(before), Dumped::Tracked) => before.all_took,
+            _ => took,
+        };
+        Self {
+            all_took,
+            ..Self::first(kind, took)
+        }
+    }
+
+    /// It is of what is there now, or as good as that: processes stand still for each.
+    pub(super) fn is_fresh(&self) -> bool {
+        let again = match self.kind {
+            Dumped::Whole => DUMP_AGAIN,
+            Dumped::Tracked => DUMP_AGAIN.min(self.took.saturating_mul(STANDS_STILL)),
+        };
+        self.made.elapsed() < again
+    }
+
+    /// Later ones hold only what was written since.
+    pub(super) fn is_tracked(&self) -> bool {
+        self.kind == Dumped::Tracked
+    }
+
+    /// How long the freeze takes for it: one more, and a restore, which takes about as long as dumping all of it.
+    pub(super) fn in_freeze(&self) -> Duration {
+        self.took.saturating_add(self.all_took)
+    }
+}
+
 impl Departure {
     /// Dumps memory for the first time, while the source runs: what only CRIU can tell is told before anything travels. The first round
     /// takes this dump if it comes soon.
@@ -35,18 +94,24 @@ impl Departure {
                 continue;
             };
             let begun = Instant::now();
-            match self.ports.engine.dump(memory).await {
-                Ok(()) => {}
+            let dumped = match self.ports.engine.dump(memory, DumpKind::First).await {
+                Ok(dumped) => dumped,
                 Err(EngineError::Failed { message, .. } | EngineError::Unsupported { message }) => {
                     // Whoever asked for its end meanwhile is not to see it go on in another mode.
                     self.stop_if_cancelled()?;
                     return Err(self.not_dumped(index, &message));
                 }
                 Err(error) => return Err(error.into()),
-            }
-            self.dumped.insert(index, (Instant::now(), begun.elapsed()));
+            };
+            self.dumped.insert(index, LastDump::first(dumped, begun.elapsed()));
         }
         Ok(())
+    }
+
+    /// Whether the last dump of it is one that others follow.
+    fn is_tracked(&self, memory: &ElementAt) -> bool {
+        let open = self.elements.iter().find(|element| element.is_of(memory));
+        open.is_some_and(OpenElement::is_tracked)
     }
 
     fn not_dumped(&self, index: usize, why: &str) -> Fault {
@@ -62,11 +127,12 @@ impl Departure {
         .with_hint("--mode cold or --mode warm carries everything but memory")
     }
 
-    /// Makes room for the dumps of the freeze. What was dumped before has travelled, and removing it takes time. What fails here is
-    /// left to the dump itself, which does the same.
+    /// Makes room for the dumps of the freeze. What was dumped before has travelled, and removing it takes time; where one follows the
+    /// other it stays. What fails here is left to the dump itself, which does the same.
     pub(super) async fn clear_dumps(&self) {
         for index in 0..self.members.len() {
             if let Some(memory) = memory_of(self.plan(), index)
+                && !self.is_tracked(memory)
                 && let Err(error) = self.ports.engine.clear_dump(memory).await
             {
                 tracing::debug!("a dump is left to be cleared in the freeze: {error}");

@@ -68,8 +68,8 @@ pub struct Departure {
     members: Vec<Member>,
     /// The elements that are open for reading.
     elements: Vec<data::OpenElement>,
-    /// By member, when its memory was dumped before anything travelled, and how long that took.
-    dumped: BTreeMap<usize, (Instant, Duration)>,
+    /// By member, the dump of its memory before anything travelled.
+    dumped: BTreeMap<usize, memory::LastDump>,
     /// Breaks the pipes of rounds under way.
     given_up: CancellationToken,
     begun: Instant,

@@ -1,6 +1,7 @@
 //! Memory on its way, and what a container goes on from.
 
 use tranship_core::Engine as _;
+use tranship_core::memory::DumpKind;
 
 use super::*;
 
@@ -73,6 +74,49 @@ async fn the_freeze_does_not_wait_for_what_can_be_done_before_or_beside_it() {
     world.source.fail(&[(at("clear dump"), Failure::Before)]);
     let record = world.run().await;
     assert_eq!(record.state, DepartureState::Complete);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dumps_that_follow_each_other_all_travel_and_none_is_cleared() {
+    let world = remembering();
+    world.source.set_tracked(true);
+    let heap = world.source.heap(&world.plan.spec().id);
+    let storage = world.source.storage();
+    world.told.listen(move |event| {
+        if *event == (Event::PhaseStarted { phase: Phase::Freeze }) {
+            storage.put(heap.clone(), "late", "written right before the freeze");
+        }
+    });
+    let record = world.run().await;
+    assert_eq!(record.state, DepartureState::Complete, "{:?}", record.fault);
+    assert!(remembers(&world.destination));
+    let there = world.destination.all().iter().find_map(|c| {
+        world.destination.storage().get(world.destination.heap(&c.spec.id))
+    });
+    assert!(there.unwrap().contains_key("late"));
+    assert!(!dumped(&world.source) && !dumped(&world.destination));
+    assert_eq!(world.asked_here("clear dump"), 0);
+    // What is there does not change: nothing of it is read again while it stands still.
+    let said = world.source.storage().calls();
+    assert!(!said.contains(&"source foresee") && !said.contains(&"source follow"), "{said:?}");
+    assert!(said.contains(&"source meet"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_goes_on_from_all_its_dumps() {
+    let world = remembering();
+    world.source.set_tracked(true);
+    world.run().await;
+    let calls = world.destination.calls();
+    let restore = calls.iter().position(|c| *c == "restore").unwrap();
+    let world = remembering();
+    world.source.set_tracked(true);
+    world.destination.fail(&[(restore, Failure::Before)]);
+    let record = world.run().await;
+    assert_eq!(record.state, DepartureState::RolledBack);
+    assert!(remembers(&world.source));
+    assert_eq!(world.here(), ("running".into(), "always".into()));
+    assert!(!dumped(&world.source) && !dumped(&world.destination));
 }
 
 #[tokio::test(start_paused = true)]
@@ -178,7 +222,7 @@ async fn comes_back(dumped: bool, change: impl FnOnce(&World), fails: &[usize]) 
     let world = remembering();
     let spec = world.plan.spec().clone();
     let at = world.plan.elements.last().unwrap().at.clone();
-    world.source.dump(&at).await.unwrap();
+    world.source.dump(&at, DumpKind::Whole).await.unwrap();
     world.source.kill(&spec.id).await.unwrap();
     change(&world);
     let before = world.source.calls().len();
@@ -274,7 +318,7 @@ async fn what_was_never_ended_has_no_dump_to_go_on_from_later() {
     let spec = world.plan.spec().clone();
     let at = world.plan.elements.last().unwrap().at.clone();
     world.source.pause(&spec.id).await.unwrap();
-    world.source.dump(&at).await.unwrap();
+    world.source.dump(&at, DumpKind::Whole).await.unwrap();
     let ended = [0].into_iter().collect();
     for passes in [1, 2] {
         let lost = resume(world.source.as_ref(), &world.plan, &ended).await.unwrap();
@@ -291,7 +335,7 @@ async fn a_record_of_the_version_before_is_understood() {
     for ended in [true, false] {
         let world = remembering();
         let at = world.plan.elements.last().unwrap().at.clone();
-        world.source.dump(&at).await.unwrap();
+        world.source.dump(&at, DumpKind::Whole).await.unwrap();
         world.source.kill(&world.plan.spec().id).await.unwrap();
         let mut record = DepartureRecord::new(world.plan.clone(), 0);
         record.state = DepartureState::Frozen;

@@ -13,7 +13,7 @@ use tranship_core::container::{
 use tranship_core::engine::{ByteStream, CreateRequest, ExecOutcome, ImageArchive};
 use tranship_core::ids::{ContainerName, Digest};
 use tranship_core::image::common_layers;
-use tranship_core::memory::LiveFacts;
+use tranship_core::memory::{DumpKind, Dumped, LiveFacts};
 use tranship_core::node::EngineFacts;
 use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser};
 use tranship_core::{ContainerId, Engine, EngineError, ImageSpec, NetworkSpec};
@@ -277,8 +277,8 @@ impl Engine for MemoryEngine {
         self.call("live facts", |_| Ok(live_facts()))
     }
 
-    async fn dump(&self, element: &ElementAt) -> Result<(), EngineError> {
-        self.call("dump", |s| s.dump(element))
+    async fn dump(&self, element: &ElementAt, kind: DumpKind) -> Result<Dumped, EngineError> {
+        self.call("dump", |s| s.dump(element, kind))
     }
 
     async fn clear_dump(&self, element: &ElementAt) -> Result<(), EngineError> {

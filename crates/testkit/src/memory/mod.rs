@@ -85,6 +85,11 @@ impl MemoryEngine {
         self.with(|s| s.storage.clone())
     }
 
+    /// Its kernel tells what was written to memory, so that dumps which follow others hold no more than that.
+    pub fn set_tracked(&self, tracked: bool) {
+        self.with(|s| s.tracked = tracked);
+    }
+
     /// Whether files are reached only through the engine: [`tranship_core::Engine::locate`] then says so, and makes helper
     /// containers.
     pub fn set_indirect(&self, indirect: bool) {
@@ -384,6 +389,7 @@ pub fn live_facts() -> LiveFacts {
         cpu_features: vec!["sse2".into()],
         free_memory: 8 << 30,
         restores_locks: true,
+        tracks_memory: false,
         obstacles: Vec::new(),
     }
 }

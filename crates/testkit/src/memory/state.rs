@@ -7,6 +7,7 @@ use std::time::Duration;
 use tranship_core::container::{ContainerSpec, ContainerState, Health, MountKind, MountSpec};
 use tranship_core::engine::{CreateRequest, ExecOutcome};
 use tranship_core::ids::Digest;
+use tranship_core::memory::{DumpKind, Dumped};
 use tranship_core::storage::{ElementAt, ElementPlace, VolumeSpec, VolumeUser, mount_touches};
 use tranship_core::{ContainerId, EngineError, ImageSpec, NetworkSpec};
 
@@ -31,6 +32,8 @@ pub(super) struct State {
     pub(super) helpers: BTreeSet<String>,
     /// Containers whose dump came to its end.
     dumped: BTreeSet<String>,
+    /// Dumps hold only what was put into the heap since the one before.
+    pub(super) tracked: bool,
     pub(super) outcomes: BTreeMap<String, ExecOutcome>,
     pub(super) execs: Vec<(ContainerId, String)>,
     pub(super) calls: usize,
@@ -54,6 +57,7 @@ impl Default for State {
             indirect: false,
             helpers: BTreeSet::new(),
             dumped: BTreeSet::new(),
+            tracked: false,
             outcomes: BTreeMap::new(),
             execs: Vec::new(),
             calls: 0,
@@ -290,17 +294,31 @@ impl State {
         self.place("dump", container.as_str())
     }
 
-    pub(super) fn dump(&mut self, element: &ElementAt) -> Result<(), EngineError> {
+    pub(super) fn dump(&mut self, element: &ElementAt, kind: DumpKind) -> Result<Dumped, EngineError> {
         let id = memory_of(element)?;
         let state = self.container(id)?.state;
         if !matches!(state, ContainerState::Running | ContainerState::Paused) {
             return Err(conflict("dump", &format!("the container is {state}")));
         }
-        let mut dump = self.storage.get(self.heap_path(id)).unwrap_or_default();
-        dump.insert(INVENTORY.into(), Vec::new());
-        self.storage.set(self.dump_path(id), dump);
+        let heap = self.storage.get(self.heap_path(id)).unwrap_or_default();
+        let (path, goes_on) = (self.dump_path(id), self.dumped.contains(id.as_str()));
+        let there = self.storage.get(path.clone()).filter(|_| goes_on && kind == DumpKind::Next);
+        let mut dump = there.unwrap_or_default();
+        let before = links(&dump);
+        let tracked = self.tracked && (kind == DumpKind::First || before > 0);
+        let mut prefix = String::new();
+        if tracked {
+            prefix = format!("{}/", before + 1);
+        } else {
+            dump.clear();
+        }
+        let known = merged(&dump);
+        let new = heap.into_iter().filter(|(name, content)| known.get(name) != Some(content));
+        dump.extend(new.map(|(name, content)| (format!("{prefix}{name}"), content)));
+        dump.insert(format!("{prefix}{INVENTORY}"), Vec::new());
+        self.storage.set(path, dump);
         self.dumped.insert(id.to_string());
-        Ok(())
+        Ok(if tracked { Dumped::Tracked } else { Dumped::Whole })
     }
 
     pub(super) fn clear_dump(&mut self, element: &ElementAt) -> Result<(), EngineError> {
@@ -322,7 +340,7 @@ impl State {
             state if is_up(state) => return Err(conflict("restore", &format!("the container is {state}"))),
             _ => {}
         }
-        let mut heap = self.storage.get(self.dump_path(id)).unwrap_or_default();
+        let mut heap = merged(&self.storage.get(self.dump_path(id)).unwrap_or_default());
         if heap.remove(INVENTORY).is_none() {
             return Err(not_found("file", INVENTORY));
         }
@@ -507,4 +525,27 @@ fn is_up(state: ContainerState) -> bool {
         state,
         ContainerState::Running | ContainerState::Paused | ContainerState::Restarting
     )
+}
+
+/// How many dumps belong together, each below its number; none if there is one that stands alone.
+fn links(dump: &Contents) -> u32 {
+    let numbers = dump.keys().filter_map(|name| name.split_once('/')?.0.parse().ok());
+    numbers.max().unwrap_or(0)
+}
+
+/// What a restore finds in a dump, or in all that belong together. One of them that is missing is seen.
+fn merged(dump: &Contents) -> Contents {
+    let mut all = Contents::new();
+    for number in 1..=links(dump) {
+        let prefix = format!("{number}/");
+        let of_one = dump
+            .iter()
+            .filter_map(|(name, content)| Some((name.strip_prefix(&prefix)?.to_owned(), content.clone())));
+        all.remove(INVENTORY);
+        all.extend(of_one);
+        if !all.contains_key(INVENTORY) {
+            return Contents::new();
+        }
+    }
+    if all.is_empty() { dump.clone() } else { all }
 }

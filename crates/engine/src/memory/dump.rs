@@ -1,0 +1,294 @@
+//! Where a container's dump lies, and how the runtime writes it: whole, or, where the kernel tells which pages were written, one after
+//! the other, each with what was written since.
+//!
+//! The kernel marks the pages that are written (`soft-dirty`, proc_pid_pagemap(5)); CRIU takes the marks away with each dump that is to
+//! be followed by others. So nothing can follow a dump that did not come to its end: the marks may be gone, and the pages nowhere.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use tranship_core::container::ContainerState;
+use tranship_core::memory::{DumpKind, Dumped};
+use tranship_core::storage::ElementAt;
+use tranship_core::{ContainerId, Engine as _, EngineError};
+
+use super::{
+    AGAIN, BOOT, COMPLETE, DUMP_WITHIN, IMAGES, INVENTORY, LARGEST_GHOST, LOCK, Runtime, USED, WORK, boot, chain,
+    explain, facts, look_at, memory_of, or_missing, podman, private_directory, room,
+};
+use crate::cgroups;
+use crate::docker::DockerEngine;
+use crate::fault::Ask;
+
+/// Bytes from which it pays to dump in several steps. Below, a whole dump takes little more than the runtime's own time.
+const TRACKED_FROM: u64 = 64 << 20;
+/// So many times less than all of it must have been written between two dumps, one right after the other. Where the kernel keeps memory in
+/// huge pages a single byte makes two megabytes, and of memory that processes share CRIU dumps all each time: what differs is
+/// found better by its content then.
+const LESS: u64 = 16;
+
+/// Where a container's dump is.
+pub(super) struct Dump {
+    pub(super) container: ContainerId,
+    pub(super) bytes: u64,
+    pub(super) directory: PathBuf,
+}
+
+impl Dump {
+    pub(super) fn images(&self) -> PathBuf {
+        self.directory.join(IMAGES)
+    }
+
+    pub(super) fn work(&self) -> PathBuf {
+        self.directory.join(WORK)
+    }
+
+    /// It was made since the machine was started.
+    pub(super) fn is_of_this_boot(&self) -> bool {
+        let now = boot();
+        !now.is_empty() && std::fs::read_to_string(self.directory.join(BOOT)).is_ok_and(|noted| noted == now)
+    }
+
+    /// Makes the directories; what is there of another boot goes.
+    pub(super) fn make(&self) -> io::Result<()> {
+        let parent = self.directory.parent().unwrap_or(Path::new("/"));
+        private_directory(parent)?;
+        if self.directory.exists() && !self.is_of_this_boot() {
+            std::fs::remove_dir_all(&self.directory)?;
+        }
+        for path in [&self.directory, &self.images(), &self.work()] {
+            private_directory(path)?;
+        }
+        std::fs::write(self.directory.join(BOOT), boot())
+    }
+
+    /// Removes what an earlier dump wrote. Processes of that time must not be taken for those of the next.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        for note in [COMPLETE, USED] {
+            or_missing(std::fs::remove_file(self.directory.join(note)))?;
+        }
+        for path in [self.images(), self.work()] {
+            std::fs::remove_dir_all(&path)?;
+            private_directory(&path)?;
+        }
+        Ok(())
+    }
+
+    /// How many dumps are there that another one can follow.
+    fn followed_by(&self) -> u32 {
+        if !self.is_of_this_boot() || !self.directory.join(COMPLETE).exists() {
+            return 0;
+        }
+        chain::length(&self.images()).unwrap_or_default()
+    }
+
+    /// Prepares for one more dump beside those that are there. Should it not come to its end, none can follow it.
+    fn go_on(&self) -> io::Result<()> {
+        for note in [COMPLETE, USED] {
+            or_missing(std::fs::remove_file(self.directory.join(note)))?;
+        }
+        std::fs::remove_dir_all(self.work())?;
+        private_directory(&self.work())
+    }
+
+    /// Whether it came to its end on this boot, and is still there.
+    pub(super) fn is_there(&self) -> bool {
+        self.is_of_this_boot()
+            && self.directory.join(COMPLETE).exists()
+            && chain::newest(&self.images()).is_ok_and(|newest| newest.join(INVENTORY).exists())
+    }
+
+    /// Waits until no dump is under way. What is given back keeps others from beginning one, as long as it is open anywhere.
+    pub(super) async fn alone(&self) -> io::Result<std::fs::File> {
+        let lock = std::fs::File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(self.directory.join(LOCK))?;
+        let begun = tokio::time::Instant::now();
+        loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(lock),
+                Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < DUMP_WITHIN => {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl DockerEngine {
+    pub(crate) async fn write_dump(
+        &self,
+        element: &ElementAt,
+        kind: DumpKind,
+    ) -> Result<Dumped, EngineError> {
+        let (container, bytes) = memory_of(element)?;
+        let dump = self.dump_of(container, bytes).await?;
+        let ask = Ask::new("dump the memory of", "container", container.as_str());
+        dump.make().map_err(|error| ask.failed(error))?;
+        // The runtime holds it as well, so that whoever comes after an agent that was killed waits for its end.
+        let lock = dump.alone().await.map_err(|error| ask.failed(error))?;
+        let before = if kind == DumpKind::Next { dump.followed_by() } else { 0 };
+        let cleared = if before == 0 { dump.clear() } else { dump.go_on() };
+        cleared.map_err(|error| ask.failed(error))?;
+        let held = look_at(container).await.map_err(|error| ask.failed(error))?;
+        let writer = Writer {
+            runtime: self.runtime_of(container).await?,
+            dump: &dump,
+            lock,
+            held: held.bytes,
+            groups: cgroups::own_hierarchies(&held.groups, container.as_str()),
+            // Only what the engine's restore can take: the rest is refused while everything still runs.
+            locks: self.restores_locks(),
+        };
+        let paused = self.status(container).await?.state == ContainerState::Paused;
+        if self.podman {
+            // They may have come since the container was looked at, and CRIU does not mind them before the restore.
+            if self.has_shared_memory(container).await? {
+                return Err(ask.failed(podman::SHARED_MEMORY));
+            }
+        }
+        let tracked = match kind {
+            DumpKind::Next if before > 0 => Some(writer.next(before + 1).await),
+            DumpKind::First if writer.may_track().await => Some(writer.first().await),
+            _ => None,
+        };
+        let whole = match tracked {
+            Some(Ok(true)) => Ok(Dumped::Tracked),
+            // All of it would have to travel while it stands still.
+            Some(Err(why)) if paused => Err(why),
+            other => {
+                if let Some(left) = other {
+                    tracing::debug!(?left, "memory is dumped whole");
+                    dump.clear().map_err(|error| ask.failed(error))?;
+                }
+                writer.whole().await.map(|()| Dumped::Whole)
+            }
+        };
+        match whole {
+            Ok(dumped) => {
+                std::fs::write(dump.directory.join(COMPLETE), b"").map_err(|error| ask.failed(error))?;
+                Ok(dumped)
+            }
+            Err(why) => {
+                if paused {
+                    pause_again(&writer.runtime, container).await;
+                }
+                Err(ask.failed(why))
+            }
+        }
+    }
+}
+
+/// What the runtime is to do.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// Everything, on its own.
+    Whole,
+    /// Pages alone, the first of several.
+    Pages,
+    /// Everything, with what was written since the dump of this number.
+    Since(u32),
+}
+
+/// Drives the runtime.
+struct Writer<'a> {
+    runtime: Runtime,
+    dump: &'a Dump,
+    lock: std::fs::File,
+    /// Bytes that the processes hold.
+    held: u64,
+    /// Settings of CRIU about control groups.
+    groups: String,
+    locks: bool,
+}
+
+impl Writer<'_> {
+    /// Whether it can and may pay to dump in several steps.
+    async fn may_track(&self) -> bool {
+        self.held >= TRACKED_FROM
+            // What follows lies beside it.
+            && room::for_dump(self.held.saturating_mul(2), &self.dump.directory).is_ok()
+            && facts::tracks_memory().await
+    }
+
+    async fn whole(&self) -> Result<(), String> {
+        // It may have grown since the plan, and in memory nobody stops CRIU before the machine has none left.
+        room::for_dump(self.held, &self.dump.directory)?;
+        self.write(&self.dump.images(), Way::Whole).await
+    }
+
+    /// The pages first, which takes long and lets the processes go on soon, and what was written meanwhile with everything else, which tells
+    /// whether they can be dumped at all. Says whether it pays.
+    async fn first(&self) -> Result<bool, String> {
+        let pages = self.link(1)?;
+        self.write(&pages, Way::Pages).await?;
+        self.next(2).await?;
+        let of = |number| chain::pages_in(&chain::link(&self.dump.images(), number)).map_err(|e| e.to_string());
+        Ok(of(2)?.saturating_mul(LESS) <= of(1)?)
+    }
+
+    async fn next(&self, number: u32) -> Result<bool, String> {
+        room::for_dump(self.held, &self.dump.directory)?;
+        let link = self.link(number)?;
+        self.write(&link, Way::Since(number - 1)).await?;
+        Ok(true)
+    }
+
+    fn link(&self, number: u32) -> Result<PathBuf, String> {
+        let path = chain::link(&self.dump.images(), number);
+        private_directory(&path).map_err(|error| error.to_string())?;
+        Ok(path)
+    }
+
+    async fn write(&self, images: &Path, way: Way) -> Result<(), String> {
+        let told = |error: io::Error| error.to_string();
+        let work = self.dump.work();
+        let settings = work.join("criu.conf");
+        let tracking = match way {
+            Way::Whole => String::new(),
+            Way::Pages => "track-mem\n".to_owned(),
+            Way::Since(number) => format!("track-mem\nprev-images-dir {}\n", chain::from_the_next(number)),
+        };
+        let groups = &self.groups;
+        let text = format!("skip-in-flight\nghost-limit {LARGEST_GHOST}\nverbosity 2\n{tracking}{groups}");
+        std::fs::write(&settings, text).map_err(told)?;
+        let mut command = self.runtime.command();
+        command.arg("checkpoint");
+        match way {
+            Way::Pages => command.arg("--pre-dump"),
+            Way::Whole | Way::Since(_) => command.args(["--leave-running", "--tcp-established"]),
+        };
+        if self.locks {
+            command.arg("--file-locks");
+        }
+        let done = command
+            .arg("--image-path")
+            .arg(images)
+            .arg("--work-path")
+            .arg(&work)
+            .arg(self.dump.container.as_str())
+            .env("CRIU_CONFIG_FILE", &settings)
+            .stdin(self.lock.try_clone().map_err(told)?)
+            .output()
+            .await
+            .map_err(|error| format!("{} could not be run: {error}", self.runtime.program))?;
+        if done.status.success() {
+            return Ok(());
+        }
+        let log = std::fs::read(work.join("dump.log")).unwrap_or_default();
+        Err(explain::dump(&log, &done.stderr))
+    }
+}
+
+/// A CRIU that was killed lets go of processes that the engine holds for paused, and would refuse to thaw later. Refused
+/// where they stand still.
+async fn pause_again(runtime: &Runtime, container: &ContainerId) {
+    let mut command = runtime.command();
+    command.arg("pause").arg(container.as_str());
+    let done = command.output().await;
+    tracing::debug!(?done, "pausing after a dump that failed");
+}
