@@ -43,7 +43,12 @@ pub(super) fn length(images: &Path) -> io::Result<u32> {
         return Ok(0);
     }
     numbers.sort_unstable();
-    if files || numbers.iter().zip(1..).any(|(number, expected)| *number != expected) {
+    if files
+        || numbers
+            .iter()
+            .zip(1..)
+            .any(|(number, expected)| *number != expected)
+    {
         return Err(strange("one of them is missing, or there is more than them"));
     }
     Ok(numbers.last().copied().unwrap_or_default())

@@ -14,8 +14,8 @@ use tranship_core::storage::ElementAt;
 use tranship_core::{ContainerId, Engine as _, EngineError};
 
 use super::{
-    AGAIN, BOOT, COMPLETE, DUMP_WITHIN, IMAGES, INVENTORY, LARGEST_GHOST, LOCK, Runtime, USED, WORK, boot, chain,
-    explain, facts, look_at, memory_of, or_missing, podman, private_directory, room,
+    AGAIN, BOOT, COMPLETE, DUMP_WITHIN, IMAGES, INVENTORY, LARGEST_GHOST, LOCK, Runtime, USED, WORK, boot,
+    chain, explain, facts, look_at, memory_of, or_missing, podman, private_directory, room,
 };
 use crate::cgroups;
 use crate::docker::DockerEngine;
@@ -131,7 +131,11 @@ impl DockerEngine {
         dump.make().map_err(|error| ask.failed(error))?;
         // The runtime holds it as well, so that whoever comes after an agent that was killed waits for its end.
         let lock = dump.alone().await.map_err(|error| ask.failed(error))?;
-        let before = if kind == DumpKind::Next { dump.followed_by() } else { 0 };
+        let before = if kind == DumpKind::Next {
+            dump.followed_by()
+        } else {
+            0
+        };
         let cleared = if before == 0 { dump.clear() } else { dump.go_on() };
         cleared.map_err(|error| ask.failed(error))?;
         let held = look_at(container).await.map_err(|error| ask.failed(error))?;
@@ -227,7 +231,8 @@ impl Writer<'_> {
         let pages = self.link(1)?;
         self.write(&pages, Way::Pages).await?;
         self.next(2).await?;
-        let of = |number| chain::pages_in(&chain::link(&self.dump.images(), number)).map_err(|e| e.to_string());
+        let of =
+            |number| chain::pages_in(&chain::link(&self.dump.images(), number)).map_err(|e| e.to_string());
         Ok(of(2)?.saturating_mul(LESS) <= of(1)?)
     }
 

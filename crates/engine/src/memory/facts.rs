@@ -378,7 +378,9 @@ async fn version_of(name: &str, flag: &str) -> String {
 
 /// Whether the kernel tells which pages were written, and CRIU can use that.
 pub(super) async fn tracks_memory() -> bool {
-    let checked = program("criu").args(["check", "--feature", "mem_dirty_track"]).output();
+    let checked = program("criu")
+        .args(["check", "--feature", "mem_dirty_track"])
+        .output();
     checked.await.is_ok_and(|output| output.status.success())
 }
 

@@ -157,7 +157,9 @@ pub(super) fn lay_out(
 fn fill(images: &Path, directory: &Path) -> Result<usize, LayoutError> {
     let io = |path: &Path, error: io::Error| LayoutError::Io(path.to_owned(), error);
     let several = chain::length(images).map_err(|e| match e.kind() {
-        io::ErrorKind::InvalidData => LayoutError::Strange(images.to_owned(), "the dumps do not belong together"),
+        io::ErrorKind::InvalidData => {
+            LayoutError::Strange(images.to_owned(), "the dumps do not belong together")
+        }
         _ => io(images, e),
     })?;
     for number in 1..=several {
@@ -168,7 +170,11 @@ fn fill(images: &Path, directory: &Path) -> Result<usize, LayoutError> {
         let before = chain::link(images, several - 1);
         std::os::unix::fs::symlink(from_anywhere(&before), &to).map_err(|e| io(&to, e))?;
     }
-    let newest = if several == 0 { images.to_owned() } else { chain::link(images, several) };
+    let newest = if several == 0 {
+        images.to_owned()
+    } else {
+        chain::link(images, several)
+    };
     fill_with(&newest, several > 1, directory)
 }
 

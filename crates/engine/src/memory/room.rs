@@ -64,7 +64,9 @@ fn fits(images: &Path, used: u64, available: Option<u64>) -> Result<(), String> 
     let Some(available) = available else {
         return Ok(());
     };
-    let pages = chain::all_pages(images).map_err(|error| error.to_string())?.into_iter();
+    let pages = chain::all_pages(images)
+        .map_err(|error| error.to_string())?
+        .into_iter();
     let (all, largest) = pages.fold((0_u64, 0_u64), |(all, largest), length| {
         (all.saturating_add(length), largest.max(length))
     });

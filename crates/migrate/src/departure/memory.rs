@@ -103,7 +103,8 @@ impl Departure {
                 }
                 Err(error) => return Err(error.into()),
             };
-            self.dumped.insert(index, LastDump::first(dumped, begun.elapsed()));
+            self.dumped
+                .insert(index, LastDump::first(dumped, begun.elapsed()));
         }
         Ok(())
     }

@@ -91,14 +91,20 @@ async fn dumps_that_follow_each_other_all_travel_and_none_is_cleared() {
     assert_eq!(record.state, DepartureState::Complete, "{:?}", record.fault);
     assert!(remembers(&world.destination));
     let there = world.destination.all().iter().find_map(|c| {
-        world.destination.storage().get(world.destination.heap(&c.spec.id))
+        world
+            .destination
+            .storage()
+            .get(world.destination.heap(&c.spec.id))
     });
     assert!(there.unwrap().contains_key("late"));
     assert!(!dumped(&world.source) && !dumped(&world.destination));
     assert_eq!(world.asked_here("clear dump"), 0);
     // What is there does not change: nothing of it is read again while it stands still.
     let said = world.source.storage().calls();
-    assert!(!said.contains(&"source foresee") && !said.contains(&"source follow"), "{said:?}");
+    assert!(
+        !said.contains(&"source foresee") && !said.contains(&"source follow"),
+        "{said:?}"
+    );
     assert!(said.contains(&"source meet"));
 }
 

@@ -302,7 +302,10 @@ impl State {
         }
         let heap = self.storage.get(self.heap_path(id)).unwrap_or_default();
         let (path, goes_on) = (self.dump_path(id), self.dumped.contains(id.as_str()));
-        let there = self.storage.get(path.clone()).filter(|_| goes_on && kind == DumpKind::Next);
+        let there = self
+            .storage
+            .get(path.clone())
+            .filter(|_| goes_on && kind == DumpKind::Next);
         let mut dump = there.unwrap_or_default();
         let before = links(&dump);
         let tracked = self.tracked && (kind == DumpKind::First || before > 0);
@@ -313,7 +316,9 @@ impl State {
             dump.clear();
         }
         let known = merged(&dump);
-        let new = heap.into_iter().filter(|(name, content)| known.get(name) != Some(content));
+        let new = heap
+            .into_iter()
+            .filter(|(name, content)| known.get(name) != Some(content));
         dump.extend(new.map(|(name, content)| (format!("{prefix}{name}"), content)));
         dump.insert(format!("{prefix}{INVENTORY}"), Vec::new());
         self.storage.set(path, dump);
@@ -529,7 +534,9 @@ fn is_up(state: ContainerState) -> bool {
 
 /// How many dumps belong together, each below its number; none if there is one that stands alone.
 fn links(dump: &Contents) -> u32 {
-    let numbers = dump.keys().filter_map(|name| name.split_once('/')?.0.parse().ok());
+    let numbers = dump
+        .keys()
+        .filter_map(|name| name.split_once('/')?.0.parse().ok());
     numbers.max().unwrap_or(0)
 }
 

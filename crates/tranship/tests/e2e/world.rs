@@ -121,7 +121,12 @@ impl World {
 
     /// `tranship migrate web --from a --to b`, not waited for.
     pub fn begin(&self, options: &[&str]) -> Child {
-        self.command(&migrate_args("web", "a", "b", options))
+        self.begin_between("a", "b", options)
+    }
+
+    /// The same between any two hosts.
+    pub fn begin_between(&self, from: &str, to: &str, options: &[&str]) -> Child {
+        self.command(&migrate_args("web", from, to, options))
             .spawn()
             .unwrap()
     }

@@ -5,6 +5,7 @@ pub(crate) mod failures;
 mod languages;
 mod programs;
 pub(crate) mod redis;
+mod tracked;
 
 use serde_json::Value;
 use tranship_testkit::testbed::Node;

@@ -1,0 +1,208 @@
+//! Memory of which the kernel tells what was written: dumps that follow each other, each with what was written since the one before.
+//!
+//! Where the kernel does not tell, as on many machines, the same is moved by dumps of all of it: what is looked for is the same,
+//! but for the dumps themselves. `cargo xtask kernel` runs these tests on a kernel that tells.
+
+use tranship_testkit::testbed::{Engine, Node, Options};
+
+use super::nothing_dumped;
+use crate::world::{World, finish, inspect, is_running, reached, wait_until};
+
+/// Knows what every page must hold, writes some in every way there is, and says a number whenever all of them were right.
+const LOOKS_AT_EVERY_PAGE: &str = r#"
+import array, mmap, os, random, struct, sys, time
+PAGE, PAGES, KEPT = 4096, 20480, 256
+def stamp(memory, page, value): memory[page * PAGE:page * PAGE + 8] = struct.pack("<Q", value)
+def held(memory, page): return struct.unpack_from("<Q", memory, page * PAGE)[0]
+def wrong(*what):
+    print("WRONG", *what, flush=True)
+    sys.exit(1)
+anonymous = lambda pages: mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory, kept, shared = anonymous(PAGES), anonymous(KEPT), mmap.mmap(-1, 64 * PAGE)
+expected = array.array("Q", range(1, PAGES + 1))
+stamps = memoryview(memory).cast("Q")[::PAGE // 8]
+stamps[:] = memoryview(expected)
+serial = PAGES
+if os.fork() == 0:
+    number = 0
+    while True:
+        number += 1
+        stamp(shared, number % 63, number)
+        page = random.randrange(PAGES)
+        if held(memory, page) != page + 1: stamp(shared, 63, 1 + page)
+        time.sleep(0.02)
+reading, writing = os.pipe()
+whole = memoryview(memory)
+mapped, of_mapped = anonymous(1), [0]
+dropped = set()
+number = 0
+while True:
+    for _ in range(5):
+        serial += 1
+        page = random.randrange(PAGES)
+        stamp(memory, page, serial); expected[page] = serial
+        # What the kernel writes for the process.
+        serial += 1
+        page = random.randrange(PAGES)
+        os.write(writing, struct.pack("<Q", serial)); os.readv(reading, [whole[page * PAGE:page * PAGE + 8]]); expected[page] = serial
+        time.sleep(0.02)
+    if stamps != memoryview(expected):
+        for page in range(PAGES):
+            if held(memory, page) != expected[page]: wrong("memory", page, held(memory, page), expected[page])
+    # Memory that comes and goes.
+    for page, value in enumerate(of_mapped):
+        if held(mapped, page) != value: wrong("mapped", page)
+    mapped.close()
+    mapped = anonymous(random.randrange(16, 256)); of_mapped = []
+    for page in range(len(mapped) // PAGE):
+        serial += 1
+        stamp(mapped, page, serial); of_mapped.append(serial)
+    # Pages that are given back are zeros.
+    for page in range(KEPT):
+        if (held(kept, page) == 0) != (page in dropped or number == 0): wrong("kept", page)
+    for page in range(KEPT): stamp(kept, page, 1)
+    dropped = set(random.sample(range(KEPT), 40))
+    for page in dropped: kept.madvise(mmap.MADV_DONTNEED, page * PAGE, PAGE)
+    if held(shared, 63): wrong("the child's", held(shared, 63) - 1)
+    number += 1
+    print(number, flush=True)
+"#;
+
+impl World {
+    fn look_at_every_page(&self) {
+        let image = self.a.load_image("python").unwrap();
+        let run = [
+            self.a.engine().client(),
+            "run",
+            "-d",
+            "--name",
+            "web",
+            "--restart",
+            "always",
+            &image,
+            "python3",
+            "-c",
+            LOOKS_AT_EVERY_PAGE,
+        ];
+        self.a.exec_ok(run).unwrap();
+        self.looks_on(&self.a);
+    }
+
+    /// It looks at everything a few times more at this node, and all of it is right.
+    #[track_caller]
+    fn looks_on(&self, node: &Node) {
+        let before = looks(node);
+        wait_until(|| looks(node) > before + 3);
+        assert!(is_running(node, "web"));
+    }
+}
+
+/// The last number that it said. Anything else that it said is what was wrong.
+#[track_caller]
+fn looks(node: &Node) -> u64 {
+    let log = node.exec_ok([node.engine().client(), "logs", "web"]).unwrap();
+    log.lines()
+        .map(|line| line.parse::<u64>().unwrap_or_else(|_| panic!("{line}")))
+        .next_back()
+        .unwrap_or_default()
+}
+
+fn tells_what_is_written(node: &Node) -> bool {
+    let checked = node.exec(["criu", "check", "--feature", "mem_dirty_track"]);
+    checked.unwrap().success()
+}
+
+/// Bytes of pages in each of the dumps at the source, by their numbers; of one that stands alone in the first place.
+fn dumps(node: &Node) -> Vec<u64> {
+    let said = node
+        .sh("cd /dev/shm/tranship-memory/*/images && for d in . $(ls -d [0-9]* 2>/dev/null | sort -n); do cat $d/pages-*.img 2>/dev/null | wc -c; done")
+        .unwrap();
+    said.lines().map(|line| line.trim().parse().unwrap()).collect()
+}
+
+/// Each dump of those that follow the first is much smaller, and there is one more in the freeze.
+#[track_caller]
+fn are_tracked(dumps: &[u64]) {
+    println!("bytes of pages in the dumps: {dumps:?}");
+    let [alone, first, since @ ..] = dumps else {
+        panic!("all of it was dumped each time: {dumps:?}");
+    };
+    assert_eq!(*alone, 0);
+    assert!(since.len() >= 2, "{dumps:?}");
+    assert!(since.iter().all(|bytes| bytes * 4 < *first), "{dumps:?}");
+}
+
+fn every_page_is_right_there(options: Options) {
+    let world = world!(options);
+    world.look_at_every_page();
+    let tells = tells_what_is_written(&world.a);
+    for (from, to) in [("a", "b"), ("b", "a")] {
+        let (source, destination) = if from == "a" {
+            (&world.a, &world.b)
+        } else {
+            (&world.b, &world.a)
+        };
+        source.sh("rm -f /run/tranship/fail-point.reached").unwrap();
+        world.arm(source, "source.delta-done=hold");
+        let child = world.begin_between(from, to, &["--mode", "live", "--replace"]);
+        wait_until(|| reached(source, "source.delta-done"));
+        if tells {
+            are_tracked(&dumps(source));
+        } else {
+            assert_eq!(dumps(source).len(), 1);
+        }
+        world.arm(source, "");
+        finish(child).expect(0);
+        let counted = looks(source);
+        wait_until(|| looks(destination) > counted);
+        assert_eq!(inspect(destination, "web", "{{.RestartCount}}"), "0");
+        world.looks_on(destination);
+        nothing_dumped(&world.a);
+        nothing_dumped(&world.b);
+    }
+}
+
+#[test]
+fn every_page_is_right_at_the_other_host() {
+    every_page_is_right_there(Options::default());
+}
+
+#[test]
+fn every_page_is_right_at_the_other_host_with_podman() {
+    every_page_is_right_there(Options {
+        engine: Engine::Podman,
+        ..Options::default()
+    });
+}
+
+#[test]
+fn every_page_is_right_when_it_goes_back() {
+    let world = world!();
+    world.look_at_every_page();
+    // Before the commit it is let go on, and what was written since is no secret to the next try.
+    for place in ["source.delta-done", "source.frozen"] {
+        world.arm(&world.a, &format!("{place}=fail"));
+        world.migrate(&["--mode", "live"]).expect(4);
+        world.arm(&world.a, "");
+        world.looks_on(&world.a);
+    }
+    // After it, from all that was dumped.
+    for harm in [
+        "rm /dev/shm/tranship-memory/*/images/core-1.img /dev/shm/tranship-memory/*/images/*/core-1.img || true",
+        "cd /dev/shm/tranship-memory/*/images; if [ -d 1 ]; then rm 1/pagemap-1.img; else rm pagemap-1.img; fi",
+        "cd /dev/shm/tranship-memory/*/images; if [ -d 1 ]; then mv 1 7; else rm pagemap-1.img; fi",
+    ] {
+        let child = world.begin_held(&world.b, "destination.committed", &["--mode", "live"]);
+        world.b.sh(harm).unwrap();
+        world.arm(&world.b, "");
+        let outcome = finish(child).expect(4);
+        assert!(!outcome.stderr.contains("afresh"), "{}", outcome.stderr);
+        world.looks_on(&world.a);
+        assert!(!is_running(&world.b, "web"));
+        nothing_dumped(&world.a);
+        nothing_dumped(&world.b);
+    }
+    let counted = looks(&world.a);
+    world.migrate(&["--mode", "live"]).expect(0);
+    wait_until(|| looks(&world.b) > counted);
+}
