@@ -88,6 +88,9 @@ pub struct LiveFacts {
     /// The kernel tells which pages were written, and CRIU uses that.
     #[serde(default)]
     pub tracks_memory: bool,
+    /// Dumps that follow each other can be restored here, whether or not the kernel tells what was written.
+    #[serde(default)]
+    pub restores_tracked: bool,
     /// What keeps this node from it.
     #[serde(default)]
     pub obstacles: Vec<Obstacle>,

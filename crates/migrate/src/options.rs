@@ -71,6 +71,25 @@ impl TcpConnections {
     }
 }
 
+/// Whether the kernel is asked which pages were written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryTracking {
+    /// Where it tells.
+    #[default]
+    Auto,
+    /// Never: pages are compared by what they hold. For programs that take the kernel's marks away themselves.
+    Off,
+}
+
+impl MemoryTracking {
+    /// Whether nobody asked for anything else.
+    #[must_use]
+    pub fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+}
+
 /// When a hook runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -156,6 +175,9 @@ pub struct MoveOptions {
     /// What becomes of established TCP connections.
     #[serde(default, skip_serializing_if = "TcpConnections::is_close")]
     pub tcp: TcpConnections,
+    /// Whether the kernel is asked which pages were written.
+    #[serde(default, skip_serializing_if = "MemoryTracking::is_auto")]
+    pub memory_tracking: MemoryTracking,
     /// Another name at the destination.
     #[serde(default)]
     pub rename: Option<String>,

@@ -155,6 +155,9 @@ pub struct Plan {
     /// Volumes, layers and other elements that come along, in the order in which they are made.
     #[serde(default)]
     pub elements: Vec<ElementPlan>,
+    /// Dumps of memory follow each other, each with what was written since the one before, as far as the kernel tells.
+    #[serde(default)]
+    pub tracked_memory: bool,
     /// Commands of the user, each with the container that it belongs to.
     #[serde(default)]
     pub hooks: Vec<PlannedHook>,
@@ -559,6 +562,10 @@ fn plan_one(
         health_timeout_ms,
         companions: Vec::new(),
         elements: Vec::new(),
+        tracked_memory: mode == Mode::Live
+            && options.memory_tracking.is_auto()
+            && input.source_node.live.tracks_memory
+            && input.survey.node.live.restores_tracked,
         hooks: Vec::new(),
         findings: Vec::new(),
         prediction,

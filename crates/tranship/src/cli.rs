@@ -20,7 +20,7 @@ pub use self::checkpoint::{
     CheckpointImportArgs, CheckpointLsArgs, CheckpointRestoreArgs, CheckpointRmArgs,
 };
 pub use self::image::{ImageArgs, ImageCommand, ImageLayersArgs, ImageLsArgs, ImageServeArgs, ImageWayArgs};
-pub use self::values::{ModeArg, OnSourceArg, TcpArg, VolumeConflictArg};
+pub use self::values::{MemoryTrackingArg, ModeArg, OnSourceArg, TcpArg, VolumeConflictArg};
 use crate::hooks;
 use crate::volume_address::VolumeAddress;
 
@@ -127,6 +127,9 @@ pub struct MoveArgs {
     /// What becomes of established TCP connections
     #[arg(long, value_enum, default_value_t = TcpArg::Close)]
     pub tcp: TcpArg,
+    /// Whether live mode asks the kernel which pages were written
+    #[arg(long, value_enum, default_value_t = MemoryTrackingArg::Auto)]
+    pub memory_tracking: MemoryTrackingArg,
     /// Name at the destination
     #[arg(long, value_name = "NAME", help_heading = "Conflicts")]
     pub rename: Option<ContainerName>,
@@ -229,6 +232,7 @@ impl MoveArgs {
             mode: self.mode.into(),
             on_source: self.on_source.into(),
             tcp: self.tcp.into(),
+            memory_tracking: self.memory_tracking.into(),
             rename: self.rename.as_ref().map(ToString::to_string),
             replace: self.replace,
             publish: self.publish.iter().copied().collect(),

@@ -68,6 +68,7 @@ impl DockerEngine {
             free_memory: free_memory(),
             restores_locks: self.restores_locks(),
             tracks_memory: tracks_memory().await,
+            restores_tracked: true,
             obstacles,
         })
     }

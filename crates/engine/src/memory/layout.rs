@@ -324,6 +324,83 @@ mod tests {
         }
     }
 
+    /// Three dumps that follow each other, as they arrive.
+    fn several() -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let (root, images, checkpoint) = directories();
+        for number in 1..=3 {
+            let link = chain::link(&images, number);
+            std::fs::create_dir(&link).unwrap();
+            std::fs::write(link.join("pagemap-1.img"), format!("of {number}")).unwrap();
+            std::fs::write(link.join("pages-1.img"), vec![number as u8; 100_000]).unwrap();
+        }
+        std::fs::write(images.join("3/core-1.img"), b"core").unwrap();
+        (root, images, checkpoint)
+    }
+
+    #[test]
+    fn each_of_several_dumps_leads_to_the_one_before_from_anywhere() {
+        let (root, images, made) = several();
+        // What came along is not believed.
+        for number in 1..=3 {
+            let to = if number == 2 { "../2" } else { "/etc" };
+            std::os::unix::fs::symlink(to, images.join(format!("{number}/parent"))).unwrap();
+        }
+        lay_out(&images, &made, &container()).unwrap();
+        let names: std::collections::BTreeSet<_> = std::fs::read_dir(&made)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        let expected = [
+            "core-1.img",
+            "pagemap-1.img",
+            "pages-1.img",
+            "parent",
+            &mark(&container()),
+        ];
+        assert_eq!(names, expected.map(str::to_owned).into());
+        assert_eq!(std::fs::read(made.join("pagemap-1.img")).unwrap(), b"of 3");
+        // The engine unpacks it somewhere else.
+        let elsewhere = root.path().join("a/b");
+        std::fs::create_dir_all(&elsewhere).unwrap();
+        std::fs::rename(made.join("parent"), elsewhere.join("parent")).unwrap();
+        let mut at = elsewhere.join("parent");
+        for expected in ["of 2", "of 1"] {
+            let found = std::fs::read(at.join("pagemap-1.img")).unwrap();
+            assert_eq!(found, expected.as_bytes());
+            at.push("parent");
+        }
+        assert!(at.symlink_metadata().is_err(), "the first follows none");
+    }
+
+    #[test]
+    fn what_does_not_belong_to_several_dumps_is_refused_and_nothing_stays() {
+        for kind in [
+            "hole",
+            "name",
+            "file",
+            "link",
+            "directory",
+            "parent",
+            "to a directory",
+        ] {
+            let (root, images, made) = several();
+            match kind {
+                "hole" => std::fs::remove_dir_all(images.join("2")).unwrap(),
+                "name" => std::fs::create_dir(images.join("x")).unwrap(),
+                "file" => std::fs::write(images.join("core-1.img"), b"").unwrap(),
+                "link" => std::os::unix::fs::symlink("/etc/shadow", images.join("1/pages-2.img")).unwrap(),
+                "directory" => std::fs::create_dir(images.join("2/pages-2.img")).unwrap(),
+                "parent" => std::fs::create_dir(images.join("2/parent")).unwrap(),
+                _ => {
+                    std::fs::rename(images.join("2"), root.path().join("2")).unwrap();
+                    std::os::unix::fs::symlink(root.path().join("2"), images.join("2")).unwrap();
+                }
+            }
+            assert!(lay_out(&images, &made, &container()).is_err(), "{kind}");
+            assert!(!made.parent().unwrap().exists(), "{kind}");
+        }
+    }
+
     #[test]
     fn an_older_one_makes_way() {
         let (_root, images, old) = directories();

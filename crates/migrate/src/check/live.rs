@@ -82,6 +82,13 @@ pub(super) fn live(
             }
         }
     }
+    if plan.tracked_memory {
+        found.note(
+            "live.tracked",
+            "the kernel tells which pages are written, so that the freeze dumps no others where that pays; --memory-tracking off compares them \
+             by what they hold",
+        );
+    }
     between(found, source, there);
     let is_reused = |element: &ElementPlan| {
         let of = match &element.target {

@@ -89,12 +89,17 @@ impl Departure {
     /// Dumps memory for the first time, while the source runs: what only CRIU can tell is told before anything travels. The first round
     /// takes this dump if it comes soon.
     pub(super) async fn first_dump(&mut self) -> Result<(), Fault> {
+        let kind = if self.plan().tracked_memory {
+            DumpKind::First
+        } else {
+            DumpKind::Whole
+        };
         for index in 0..self.members.len() {
             let Some(memory) = memory_of(self.plan(), index) else {
                 continue;
             };
             let begun = Instant::now();
-            let dumped = match self.ports.engine.dump(memory, DumpKind::First).await {
+            let dumped = match self.ports.engine.dump(memory, kind).await {
                 Ok(dumped) => dumped,
                 Err(EngineError::Failed { message, .. } | EngineError::Unsupported { message }) => {
                     // Whoever asked for its end meanwhile is not to see it go on in another mode.

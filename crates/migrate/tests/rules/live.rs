@@ -1,7 +1,7 @@
 //! What keeps memory from travelling.
 
 use tranship_core::memory::{LiveFacts, MemoryReport, Obstacle};
-use tranship_migrate::options::{TcpConnections, VolumeConflict};
+use tranship_migrate::options::{MemoryTracking, TcpConnections, VolumeConflict};
 
 use super::*;
 
@@ -44,6 +44,28 @@ fn nothing_stands_in_the_way_of_a_plain_container_and_its_memory_comes_last() {
         "{:?}",
         plan.prediction
     );
+}
+
+#[test]
+fn the_kernel_is_asked_what_was_written_where_it_tells_and_both_ends_understand() {
+    let tracked = |change: fn(&mut Sides)| {
+        let mut sides = sides();
+        sides.options.mode = ModeRequest::Live;
+        change(&mut sides);
+        let plan = sides.plan();
+        assert_eq!(
+            codes(&plan, Severity::Note).contains(&"live.tracked"),
+            plan.tracked_memory
+        );
+        plan.tracked_memory
+    };
+    assert!(tracked(|_| {}));
+    assert!(tracked(|s| s.survey.node.live.tracks_memory = false));
+    assert!(!tracked(|s| s.source.live.tracks_memory = false));
+    // An agent of an older version.
+    assert!(!tracked(|s| s.survey.node.live.restores_tracked = false));
+    assert!(!tracked(|s| s.options.memory_tracking = MemoryTracking::Off));
+    assert!(!tracked(|s| s.options.mode = ModeRequest::Warm));
 }
 
 #[test]

@@ -389,7 +389,8 @@ pub fn live_facts() -> LiveFacts {
         cpu_features: vec!["sse2".into()],
         free_memory: 8 << 30,
         restores_locks: true,
-        tracks_memory: false,
+        tracks_memory: true,
+        restores_tracked: true,
         obstacles: Vec::new(),
     }
 }

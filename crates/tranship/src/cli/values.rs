@@ -1,7 +1,7 @@
 //! Values of options that are words, and what they mean to the heart.
 
 use clap::ValueEnum;
-use tranship_migrate::options::{ModeRequest, OnSource, TcpConnections, VolumeConflict};
+use tranship_migrate::options::{MemoryTracking, ModeRequest, OnSource, TcpConnections, VolumeConflict};
 
 /// How containers move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -49,6 +49,24 @@ pub enum TcpArg {
     Close,
     /// Keep them. No mode can; the plan says why
     Keep,
+}
+
+/// Whether live mode asks the kernel which pages were written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MemoryTrackingArg {
+    /// Where it tells
+    Auto,
+    /// Never: pages are compared by what they hold. For programs that take the kernel's marks away themselves
+    Off,
+}
+
+impl From<MemoryTrackingArg> for MemoryTracking {
+    fn from(what: MemoryTrackingArg) -> Self {
+        match what {
+            MemoryTrackingArg::Auto => Self::Auto,
+            MemoryTrackingArg::Off => Self::Off,
+        }
+    }
 }
 
 impl From<ModeArg> for ModeRequest {

@@ -264,9 +264,14 @@ fn memory(checks: &mut Checks, facts: &NodeFacts) {
             Verdict::Good,
             "memory",
             format!(
-                "dumped and restored by CRIU {}; {} available",
+                "dumped and restored by CRIU {}; {} available; the kernel {} which pages are written",
                 live.criu,
-                bytes(live.free_memory)
+                bytes(live.free_memory),
+                if live.tracks_memory {
+                    "tells"
+                } else {
+                    "does not tell"
+                }
             ),
             None,
         );

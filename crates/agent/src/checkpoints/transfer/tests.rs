@@ -123,6 +123,7 @@ impl Node {
             health_timeout_ms: 0,
             companions: Vec::new(),
             elements: Vec::new(),
+            tracked_memory: false,
             hooks: Vec::new(),
             findings: Vec::new(),
             prediction: Prediction::default(),

@@ -3,6 +3,8 @@
 //! Where the kernel does not tell, as on many machines, the same is moved by dumps of all of it: what is looked for is the same,
 //! but for the dumps themselves. `cargo xtask kernel` runs these tests on a kernel that tells.
 
+use std::time::Duration;
+
 use tranship_testkit::testbed::{Engine, Node, Options};
 
 use super::nothing_dumped;
@@ -205,4 +207,37 @@ fn every_page_is_right_when_it_goes_back() {
     let counted = looks(&world.a);
     world.migrate(&["--mode", "live"]).expect(0);
     wait_until(|| looks(&world.b) > counted);
+}
+
+#[test]
+fn a_dump_that_cannot_follow_the_one_before_loses_nothing() {
+    let world = world!();
+    world.look_at_every_page();
+    if tells_what_is_written(&world.a) {
+        let spoil = "rm -f /dev/shm/tranship-memory/*/images/2/pagemap-1.img && rm /dev/shm/tranship-memory/*/images/1/pagemap-1.img";
+        // In the freeze all of it would have to travel: it goes on here.
+        let child = world.begin_held(&world.a, "source.frozen", &["--mode", "live"]);
+        world.a.sh(spoil).unwrap();
+        world.arm(&world.a, "");
+        finish(child).expect(4);
+        world.looks_on(&world.a);
+        nothing_dumped(&world.a);
+        // Before it, all of it is dumped once more.
+        let child = world.begin_held(&world.a, "source.bulk", &["--mode", "live"]);
+        world.a.sh(spoil).unwrap();
+        std::thread::sleep(Duration::from_secs(11));
+        world.arm(&world.a, "source.delta-done=hold");
+        wait_until(|| reached(&world.a, "source.delta-done"));
+        let dumps = dumps(&world.a);
+        assert!(dumps.len() == 1 && dumps[0] > 80 << 20, "{dumps:?}");
+        world.arm(&world.a, "");
+        finish(child).expect(0);
+    } else {
+        world
+            .migrate(&["--mode", "live", "--memory-tracking", "off"])
+            .expect(0);
+    }
+    world.looks_on(&world.b);
+    nothing_dumped(&world.a);
+    nothing_dumped(&world.b);
 }
