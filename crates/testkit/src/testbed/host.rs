@@ -59,6 +59,11 @@ const MODULES: [&str; 20] = [
     "xt_tcpudp",
 ];
 
+/// The programs that the testbed runs on its host, and files that it reads there by their paths, as they are looked for.
+pub fn required_programs() -> impl Iterator<Item = &'static str> {
+    TOOLS.iter().map(|(tool, _)| *tool)
+}
+
 /// What keeps this machine from carrying a testbed, if anything: a name for the reason a test is skipped.
 #[must_use]
 pub fn missing_capability() -> Option<String> {
@@ -160,7 +165,7 @@ fn load_modules() {
     for module in MODULES {
         if !Path::new("/sys/module").join(module).exists() {
             // Built-in or absent modules fail; what is really missing shows where it is used.
-            let _ = output(HOST, host("modprobe").args(["--quiet", module]));
+            let _ = output(HOST, host("modprobe").args(["-q", module]));
         }
     }
 }

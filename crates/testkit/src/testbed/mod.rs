@@ -44,7 +44,7 @@ mod run;
 mod state;
 mod tree;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -53,12 +53,12 @@ use state::Record;
 use tree::Tree;
 
 pub use error::{Error, Result};
-pub use host::missing_capability;
+pub use host::{missing_capability, required_programs};
 pub use images::{IMAGES, ensure_images};
 pub use network::{Link, LinkBytes};
 pub use node::{Node, NodeProcess};
 pub use options::{Engine, Options, SmallDisk};
-pub use paths::Dirs;
+pub use paths::{Dirs, Lock};
 pub use run::Output;
 
 /// A bed that is up. Unless it is persistent, it is taken down when this and all its [`Node`]s are dropped.
@@ -211,6 +211,17 @@ impl Testbed {
     pub fn down(self) -> Result<()> {
         self.bed.tear_down()
     }
+}
+
+/// Builds the nodes' root file system unless the cache has it; returns the directory whose `root` it is.
+///
+/// # Errors
+///
+/// As [`Testbed::up`], and what building meets.
+pub fn ensure_tree(dirs: &Dirs, mirror: Option<&str>) -> Result<PathBuf> {
+    host::prepare(dirs)?;
+    let root = Tree::ensure(dirs, mirror)?.root();
+    Ok(root.parent().unwrap_or(&root).to_owned())
 }
 
 /// The names of all beds on this machine, sorted; those whose owner died are among them.

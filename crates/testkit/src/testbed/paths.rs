@@ -5,6 +5,7 @@
 //! CACHE/tree-HASH/base.tar    a bare Debian, the test images' base
 //! CACHE/tree-HASH/debs/       packages for the test images
 //! CACHE/images/HASH/NAME.tar  test images as archives, seen by nodes as /images/HASH/NAME.tar
+//! CACHE/kernel/               what `cargo xtask kernel` boots
 //! STATE/lock                  held while beds are created, claimed or listed for removal
 //! STATE/beds/NAME/            one live bed: record, keys, scripts, logs, the nodes' disks
 //! STATE/trash/                beds on their way out
@@ -64,12 +65,16 @@ impl Dirs {
 
 /// An exclusive lock between processes, given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Lock {
+pub struct Lock {
     _file: File,
 }
 
 impl Lock {
     /// Waits for the lock on a file, which is made if it is missing and stays afterwards.
+    ///
+    /// # Errors
+    ///
+    /// When the file can't be made or locked.
     pub fn take(path: &Path) -> Result<Self> {
         if let Some(parent) = path.parent() {
             make_dir(parent)?;
