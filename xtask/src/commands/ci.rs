@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::build::cargo;
 
-/// Lints, documentation, dependencies, tests.
+/// Lints, documentation, dependencies, tests, and those tests that need another kernel.
 pub fn run() -> Result<(), Box<dyn std::error::Error>> {
     step(
         "formatting",
@@ -46,7 +46,9 @@ pub fn run() -> Result<(), Box<dyn std::error::Error>> {
             .env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     dependencies()?;
-    super::test::run(true)
+    super::test::run(true)?;
+    println!("== tests on another kernel");
+    super::kernel::run(&super::kernel::Args::default())
 }
 
 fn step(what: &str, command: &mut Command) -> Result<(), Box<dyn std::error::Error>> {

@@ -3,6 +3,7 @@
 mod bench;
 mod ci;
 mod demo;
+mod kernel;
 mod test;
 mod testbed;
 
@@ -30,7 +31,9 @@ enum Command {
     Demo(demo::Args),
     /// All tests, on real hosts made here.
     Test,
-    /// What decides whether a change lands: lints, documentation, dependencies, tests.
+    /// End-to-end tests on a kernel that this machine does not run: one with dirty tracking of memory, in an emulated machine.
+    Kernel(kernel::Args),
+    /// What decides whether a change lands: lints, documentation, dependencies, tests, here and on another kernel.
     Ci,
     /// Side by side with what a user would do instead.
     Bench(bench::Args),
@@ -42,6 +45,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Testbed(args) => testbed::run(args),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Test => test::run(false).map(|()| ExitCode::SUCCESS),
+        Command::Kernel(args) => kernel::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Ci => ci::run().map(|()| ExitCode::SUCCESS),
         Command::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
     };
