@@ -91,8 +91,20 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
             );
             Ok(())
         }
-        Err(why) => Err(format!("{why}; what its kernel said is in {}", log.display()).into()),
+        Err(why) => {
+            if !outcome::began(&said) {
+                println!("the guest's log ends:\n{}", tail(&log, 20)?);
+            }
+            Err(format!("{why}; what its kernel said is in {}", log.display()).into())
+        }
     }
+}
+
+/// The last lines of a file.
+fn tail(path: &Path, lines: usize) -> std::io::Result<String> {
+    let text = String::from_utf8_lossy(&std::fs::read(path)?).into_owned();
+    let all: Vec<&str> = text.lines().collect();
+    Ok(all[all.len().saturating_sub(lines)..].join("\n"))
 }
 
 /// Gets everything that is the same in each run, and keeps it in the testbed's cache; or says what is missing.

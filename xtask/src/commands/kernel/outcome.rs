@@ -6,6 +6,11 @@ const SKIPPED: &str = "guest: skipped: ";
 /// What it prints last, before the tests' exit status.
 const ENDED: &str = "guest: the tests ended with status ";
 
+/// Whether the tests began at all.
+pub fn began(said: &str) -> bool {
+    said.lines().any(|line| line.starts_with("running "))
+}
+
 /// How many tests passed.
 ///
 /// # Errors

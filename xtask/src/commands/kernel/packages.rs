@@ -29,6 +29,12 @@ impl From<std::io::Error> for Unavailable {
     }
 }
 
+impl From<String> for Unavailable {
+    fn from(what: String) -> Self {
+        Self::Missing(what)
+    }
+}
+
 type Result<T, E = Unavailable> = std::result::Result<T, E>;
 
 /// A kernel to boot.
@@ -108,7 +114,7 @@ pub fn kernel(cache: &Path, busybox: &Path) -> Result<Kernel> {
         "linux-image",
         || {
             let package = apt("apt-cache", &["show", "--no-all-versions", KERNEL])?;
-            kernel_of(&package).ok_or_else(|| format!("{KERNEL} depends on no kernel"))
+            Ok(kernel_of(&package).ok_or_else(|| format!("{KERNEL} depends on no kernel"))?)
         },
         |name| Ok(vec![name.to_owned()]),
         |root| prepare_modules(root, busybox),
@@ -127,11 +133,11 @@ pub fn kernel(cache: &Path, busybox: &Path) -> Result<Kernel> {
 fn obtain(
     cache: &Path,
     prefix: &str,
-    name: impl Fn() -> Result<String, String>,
-    packages: impl Fn(&str) -> Result<Vec<String>, String>,
-    prepare: impl Fn(&Path) -> Result<(), String>,
+    name: impl Fn() -> Result<String>,
+    packages: impl Fn(&str) -> Result<Vec<String>>,
+    prepare: impl Fn(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
-    let unpack = || -> Result<PathBuf, String> {
+    let unpack = || -> Result<PathBuf> {
         let name = name()?;
         let said = apt("apt-cache", &["show", "--no-all-versions", &name])?;
         let version = field(&said, "Version").ok_or_else(|| format!("apt knows no version of {name}"))?;
@@ -144,54 +150,46 @@ fn obtain(
         let unfinished = cache.join("unfinished");
         download(&unfinished, &packages(&name)?)?;
         prepare(&unfinished)?;
-        fs::rename(&unfinished, &finished).map_err(|error| format!("{}: {error}", finished.display()))?;
+        fs::rename(&unfinished, &finished)?;
         Ok(finished)
     };
     let first = match unpack() {
-        Ok(found) => return Ok(found),
-        Err(why) => why,
+        Err(Unavailable::Missing(why)) => why,
+        done => return done,
     };
     // Lists that are missing or old are no reason to give up.
     let why = match apt("apt-get", &["update", "-qq"]) {
         Err(why) => format!("{first}; {why}"),
         Ok(_) => match unpack() {
-            Ok(found) => return Ok(found),
-            Err(why) => why,
+            Err(Unavailable::Missing(why)) => why,
+            done => return done,
         },
     };
     newest(cache, prefix)?.ok_or_else(|| Unavailable::Missing(format!("no package {prefix}: {why}")))
 }
 
 /// Downloads packages and unpacks them into a directory, which is new.
-fn download(root: &Path, packages: &[String]) -> Result<(), String> {
-    let at = |error: std::io::Error| format!("{}: {error}", root.display());
+fn download(root: &Path, packages: &[String]) -> Result<()> {
     if root.exists() {
-        fs::remove_dir_all(root).map_err(at)?;
+        fs::remove_dir_all(root)?;
     }
     let archives = root.join("archives");
-    fs::create_dir_all(&archives).map_err(at)?;
+    fs::create_dir_all(&archives)?;
     run(Command::new("apt-get")
         .args(["download", "-qq"])
         .args(packages)
         .current_dir(&archives))?;
-    for archive in fs::read_dir(&archives).map_err(at)? {
-        run(Command::new("dpkg-deb")
-            .arg("-x")
-            .arg(archive.map_err(at)?.path())
-            .arg(root))?;
+    for archive in fs::read_dir(&archives)? {
+        run(Command::new("dpkg-deb").arg("-x").arg(archive?.path()).arg(root))?;
     }
-    fs::remove_dir_all(&archives).map_err(at)
+    Ok(fs::remove_dir_all(&archives)?)
 }
 
 /// Brings a kernel's modules to where they are looked for and to the form that everybody reads.
-fn prepare_modules(root: &Path, busybox: &Path) -> Result<(), String> {
-    let release = image(root).map_err(|error| match error {
-        Unavailable::Missing(why) => why,
-        Unavailable::Failed(error) => error.to_string(),
-    })?;
+fn prepare_modules(root: &Path, busybox: &Path) -> Result<()> {
+    let (_, release) = image(root)?;
     if !root.join("lib").exists() {
-        std::os::unix::fs::symlink("usr/lib", root.join("lib"))
-            .map_err(|error| format!("{}: {error}", root.display()))?;
+        std::os::unix::fs::symlink("usr/lib", root.join("lib"))?;
     }
     run(Command::new("find").arg(root.join("lib/")).args([
         "-name",
@@ -205,8 +203,8 @@ fn prepare_modules(root: &Path, busybox: &Path) -> Result<(), String> {
     run(Command::new(busybox)
         .args(["depmod", "-b"])
         .arg(root)
-        .arg(release.1))
-    .map(drop)
+        .arg(release))?;
+    Ok(())
 }
 
 /// A kernel's image and its release.
