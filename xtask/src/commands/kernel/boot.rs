@@ -12,7 +12,8 @@ use super::packages::{Emulator, Kernel};
 /// What the guest has of memory: two hosts with container engines, and what they move.
 const MEMORY: &str = "6G";
 
-/// How the tests may end.
+/// How a guest may end.
+#[derive(Debug, Clone, Copy)]
 pub enum End {
     /// The guest switched itself off.
     Off,

@@ -80,7 +80,11 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let (end, said) = boot::boot(&kit.emulator, &kit.kernel, &kit.initrd, disk, &log, limit)?;
     let outcome = match end {
         End::Off => outcome::judge(&said),
-        End::TimeUp => Err(format!("the guest was ended after {} minutes", args.minutes)),
+        End::TimeUp => {
+            // It was in the middle of a line.
+            println!();
+            Err(format!("the guest was ended after {} min", args.minutes))
+        }
     };
     match outcome {
         Ok(passed) => {
