@@ -62,11 +62,11 @@ ln -s /disk/bin/tranship "$PROGRAM"
 
 criu check --feature mem_dirty_track
 
-export TRANSHIP_TEST_SKIPS=/run/skips
+export TRANSHIP_TEST_SKIPS=/run/skips TRANSHIP_TEST_PATIENCE=5
 : > "$TRANSHIP_TEST_SKIPS"
 status=0
 cd /tmp
-/disk/bin/e2e --test-threads 1 --color never "$@" || status=$?
+/disk/bin/e2e --test-threads 1 --color never --nocapture "$@" || status=$?
 while read -r reason; do
     echo "guest: skipped: $reason"
 done < "$TRANSHIP_TEST_SKIPS"
