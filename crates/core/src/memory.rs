@@ -55,9 +55,10 @@ impl Obstacle {
 pub enum DumpKind {
     /// All of it, on its own.
     Whole,
-    /// All of it, and more dumps are to follow: where the kernel tells what is written, and where it pays, they hold no more than that.
+    /// All of it, and more dumps are to follow: where the kernel tells what is written, and where it pays, they hold little more than that.
     First,
-    /// What was written since the dump before, where that was made for it; else all of it.
+    /// What differs from the dump before, where that was made for it; else all of it. Of a paused container it is right whatever the kernel
+    /// tells; of one that runs, another one has to follow.
     Next,
 }
 

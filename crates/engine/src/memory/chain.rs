@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 /// CRIU's name for the dump before (`CR_PARENT_LINK` in `criu/include/image.h`).
 pub(super) const PARENT: &str = "parent";
-/// More than that no migration has rounds, and each is a directory that CRIU keeps open.
+/// How the names of files with pages begin.
+const PAGES: &[u8] = b"pages-";
+/// More than that no migration has rounds, and CRIU keeps images of each open.
 const MOST: u32 = 1000;
 
 /// The directory of one of them.
@@ -65,12 +67,12 @@ pub(super) fn newest(images: &Path) -> io::Result<PathBuf> {
     })
 }
 
-/// Bytes of pages in one directory.
+/// Bytes of all images in one directory.
 ///
 /// # Errors
 /// It cannot be read.
-pub(super) fn pages_in(directory: &Path) -> io::Result<u64> {
-    Ok(pages(directory)?.into_iter().fold(0, u64::saturating_add))
+pub(super) fn bytes_in(directory: &Path) -> io::Result<u64> {
+    Ok(lengths(directory, b"")?.into_iter().fold(0, u64::saturating_add))
 }
 
 /// Lengths in bytes of all that hold pages, of whichever dump of them.
@@ -80,17 +82,17 @@ pub(super) fn pages_in(directory: &Path) -> io::Result<u64> {
 pub(super) fn all_pages(images: &Path) -> io::Result<Vec<u64>> {
     let mut all = Vec::new();
     for number in 1..=length(images)? {
-        all.extend(pages(&link(images, number))?);
+        all.extend(lengths(&link(images, number), PAGES)?);
     }
-    all.extend(pages(images)?);
+    all.extend(lengths(images, PAGES)?);
     Ok(all)
 }
 
-fn pages(directory: &Path) -> io::Result<Vec<u64>> {
+fn lengths(directory: &Path, begins: &[u8]) -> io::Result<Vec<u64>> {
     let mut lengths = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
-        if entry.file_name().as_bytes().starts_with(b"pages-") {
+        if entry.file_name().as_bytes().starts_with(begins) {
             lengths.push(entry.metadata()?.len());
         }
     }
@@ -150,7 +152,7 @@ mod tests {
         for (name, length) in [("pages-1.img", 5), ("pagemap-1.img", 7)] {
             std::fs::write(root.path().join(name), vec![0; length]).unwrap();
         }
-        assert_eq!(pages_in(root.path()).unwrap(), 5);
+        assert_eq!(bytes_in(root.path()).unwrap(), 12);
         assert_eq!(all_pages(root.path()).unwrap(), [5]);
         let several = tempfile::tempdir().unwrap();
         for (number, length) in [(1, 8), (2, 3)] {

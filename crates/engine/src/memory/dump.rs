@@ -2,7 +2,8 @@
 //! the other, each with what was written since.
 //!
 //! The kernel marks the pages that are written (`soft-dirty`, proc_pid_pagemap(5)); CRIU takes the marks away with each dump that is to
-//! be followed by others. So nothing can follow a dump that did not come to its end: the marks may be gone, and the pages nowhere.
+//! be followed by others. So nothing can follow a dump that did not come to its end: the marks may be gone, and the pages nowhere. Nor are
+//! the marks believed: the last dump is compared with the memory itself (`compare`).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use tranship_core::{ContainerId, Engine as _, EngineError};
 
 use super::{
     AGAIN, BOOT, COMPLETE, DUMP_WITHIN, IMAGES, INVENTORY, LARGEST_GHOST, LOCK, Runtime, USED, WORK, boot,
-    chain, explain, facts, look_at, memory_of, or_missing, podman, private_directory, room,
+    chain, compare, explain, facts, held, look_at, memory_of, or_missing, podman, private_directory, room,
 };
 use crate::cgroups;
 use crate::docker::DockerEngine;
@@ -23,10 +24,11 @@ use crate::fault::Ask;
 
 /// Bytes from which it pays to dump in several steps. Below, a whole dump takes little more than the runtime's own time.
 const TRACKED_FROM: u64 = 64 << 20;
-/// So many times less than all of it must have been written between two dumps, one right after the other. Where the kernel keeps memory in
-/// huge pages a single byte makes two megabytes, and of memory that processes share CRIU dumps all each time: what differs is
-/// found better by its content then.
+/// So many times less than all of it must have been written between two dumps, one right after the other. Of memory that processes share, and
+/// of files in memory, CRIU dumps all each time: what differs is found better by its content then.
 const LESS: u64 = 16;
+/// One part in so many of its memory may be in huge pages. A single byte marks two megabytes there.
+const FEW_HUGE: u64 = 4;
 
 /// Where a container's dump is.
 pub(super) struct Dump {
@@ -156,14 +158,17 @@ impl DockerEngine {
             }
         }
         let tracked = match kind {
-            DumpKind::Next if before > 0 => Some(writer.next(before + 1).await),
-            DumpKind::First if writer.may_track().await => Some(writer.first().await),
+            DumpKind::Next if before > 0 => Some(writer.next(before + 1, paused).await),
+            // crun would not thaw it for a dump of pages alone.
+            DumpKind::First if !paused && writer.may_track().await => Some(writer.first().await),
             _ => None,
         };
         let whole = match tracked {
             Some(Ok(true)) => Ok(Dumped::Tracked),
             // All of it would have to travel while it stands still.
-            Some(Err(why)) if paused => Err(why),
+            Some(Err(why)) if paused => Err(format!(
+                "{why} (--memory-tracking off makes no use of earlier dumps)"
+            )),
             other => {
                 if let Some(left) = other {
                     tracing::debug!(?left, "memory is dumped whole");
@@ -213,9 +218,12 @@ struct Writer<'a> {
 impl Writer<'_> {
     /// Whether it can and may pay to dump in several steps.
     async fn may_track(&self) -> bool {
+        let container = self.dump.container.clone();
+        let huge = tokio::task::spawn_blocking(move || held::in_huge_pages(container.as_str()));
         self.held >= TRACKED_FROM
             // What follows lies beside it.
             && room::for_dump(self.held.saturating_mul(2), &self.dump.directory).is_ok()
+            && huge.await.is_ok_and(|huge| huge <= self.held / FEW_HUGE)
             && facts::tracks_memory().await
     }
 
@@ -228,19 +236,48 @@ impl Writer<'_> {
     /// The pages first, which takes long and lets the processes go on soon, and what was written meanwhile with everything else, which tells
     /// whether they can be dumped at all. Says whether it pays.
     async fn first(&self) -> Result<bool, String> {
+        room::for_dump(self.held, &self.dump.directory)?;
         let pages = self.link(1)?;
         self.write(&pages, Way::Pages).await?;
-        self.next(2).await?;
-        let of =
-            |number| chain::pages_in(&chain::link(&self.dump.images(), number)).map_err(|e| e.to_string());
-        Ok(of(2)?.saturating_mul(LESS) <= of(1)?)
+        self.next(2, false).await?;
+        // With what is no memory of processes: files in memory are dumped anew each time.
+        Ok(self.length_of(2)?.saturating_mul(LESS) <= self.length_of(1)?)
     }
 
-    async fn next(&self, number: u32) -> Result<bool, String> {
+    /// What was written since, and everything else. Where it is the last one, because the processes stand still, what it leaves to those before
+    /// it is compared with what they hold. Says whether it pays to go on in this way.
+    async fn next(&self, number: u32, last: bool) -> Result<bool, String> {
         room::for_dump(self.held, &self.dump.directory)?;
         let link = self.link(number)?;
         self.write(&link, Way::Since(number - 1)).await?;
-        Ok(true)
+        if last {
+            self.put_right(number).await?;
+            return Ok(true);
+        }
+        // The one of the freeze has to find room beside all of them.
+        let mut since = 0_u64;
+        for number in 2..=number {
+            since = since.saturating_add(self.length_of(number)?);
+        }
+        Ok(since <= self.length_of(1)? / 2 && room::for_dump(self.held, &self.dump.directory).is_ok())
+    }
+
+    /// Puts into the newest dump what the kernel should have marked and did not.
+    async fn put_right(&self, newest: u32) -> Result<(), String> {
+        let (images, container) = (self.dump.images(), self.dump.container.clone());
+        let compared = tokio::task::spawn_blocking(move || {
+            let processes = held::numbers(container.as_str());
+            compare::put_right(&images, newest, &processes)
+        });
+        let pages = compared.await.map_err(|error| error.to_string())?;
+        let pages = pages.map_err(|error| error.to_string())?;
+        tracing::debug!(pages, "differed although the kernel had not marked them");
+        Ok(())
+    }
+
+    /// Bytes of all images of a dump.
+    fn length_of(&self, number: u32) -> Result<u64, String> {
+        chain::bytes_in(&chain::link(&self.dump.images(), number)).map_err(|error| error.to_string())
     }
 
     fn link(&self, number: u32) -> Result<PathBuf, String> {
@@ -262,10 +299,10 @@ impl Writer<'_> {
         let text = format!("skip-in-flight\nghost-limit {LARGEST_GHOST}\nverbosity 2\n{tracking}{groups}");
         std::fs::write(&settings, text).map_err(told)?;
         let mut command = self.runtime.command();
-        command.arg("checkpoint");
+        command.args(["checkpoint", "--leave-running"]);
         match way {
             Way::Pages => command.arg("--pre-dump"),
-            Way::Whole | Way::Since(_) => command.args(["--leave-running", "--tcp-established"]),
+            Way::Whole | Way::Since(_) => command.arg("--tcp-established"),
         };
         if self.locks {
             command.arg("--file-locks");

@@ -207,7 +207,7 @@ fn used_memory(stats: &serde_json::Value) -> u64 {
 }
 
 /// The processes in the container's cgroups and those below, each with its parent.
-fn members(container: &str) -> BTreeMap<i64, i64> {
+pub(super) fn members(container: &str) -> BTreeMap<i64, i64> {
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i64>().ok());
     numbers
@@ -416,48 +416,6 @@ pub(super) fn about_memory() -> String {
     std::fs::read_to_string("/proc/meminfo").unwrap_or_default()
 }
 
-/// What a container's processes are like right now, as far as a dump minds it.
-pub(super) struct Held {
-    /// Bytes that a dump writes at least: what each process has for itself, in memory and swapped out, and what they share once, of which
-    /// the kernel tells no more than each one's part. Files in a tmpfs that nobody maps are not among them.
-    pub(super) bytes: u64,
-    /// What one of the processes says of its control groups; empty if there is none.
-    pub(super) groups: String,
-}
-
-/// Looks at the container's processes, which takes some milliseconds for each hundred processes of the machine.
-pub(super) fn held(container: &str) -> Held {
-    let mut groups = String::new();
-    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let statuses = all.filter_map(|entry| {
-        entry.file_name().to_str()?.parse::<u64>().ok()?;
-        let said = std::fs::read_to_string(entry.path().join("cgroup")).ok()?;
-        if !cgroups::are_of(&said, container) {
-            return None;
-        }
-        groups = said;
-        std::fs::read_to_string(entry.path().join("status")).ok()
-    });
-    let bytes = held_by(statuses);
-    Held { bytes, groups }
-}
-
-fn held_by(statuses: impl Iterator<Item = String>) -> u64 {
-    let (mut own, mut shared) = (0_u64, 0_u64);
-    for status in statuses {
-        let kib = |name: &str| -> u64 {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-            number.unwrap_or_default()
-        };
-        for name in ["RssAnon:", "VmSwap:", "HugetlbPages:"] {
-            own = own.saturating_add(kib(name));
-        }
-        shared = shared.max(kib("RssShmem:"));
-    }
-    own.saturating_add(shared).saturating_mul(1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -572,17 +530,6 @@ mod tests {
         for bad in ["anon_inode:[io_uring]", "/dev/fuse", "anon_inode:bpf-map"] {
             assert!(not_dumped(bad).is_some(), "{bad}");
         }
-    }
-
-    #[test]
-    fn what_processes_share_is_held_once() {
-        let status = |own: u64, shared: u64| {
-            format!(
-                "VmRSS:\t 9 kB\nRssAnon:\t {own} kB\nRssFile:\t 70 kB\nRssShmem:\t {shared} kB\nVmSwap:\t 3 kB\n"
-            )
-        };
-        let all = [status(100, 40), status(20, 50), "Name:\tkthread\n".to_owned()];
-        assert_eq!(held_by(all.into_iter()), 176 * 1024);
     }
 
     #[test]

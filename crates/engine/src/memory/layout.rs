@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use tranship_core::ContainerId;
 
+use super::message::Damaged;
 use super::{chain, is_private, or_missing, private_directory, sockets};
 
 /// Images up to this size are copied, in bytes.
@@ -233,8 +234,8 @@ fn fill_with(images: &Path, follows: bool, directory: &Path) -> Result<usize, La
                 return Err(LayoutError::Strange(from, "it is too long"));
             }
             let image = std::fs::read(&from).map_err(|e| io(&from, e))?;
-            let (image, connections) = sockets::close_connections(&image)
-                .map_err(|sockets::Damaged(why)| LayoutError::Strange(from, why))?;
+            let (image, connections) =
+                sockets::close_connections(&image).map_err(|Damaged(why)| LayoutError::Strange(from, why))?;
             closed = connections;
             std::fs::write(&to, image).map_err(|e| io(&to, e))?;
         } else if length <= SMALL {

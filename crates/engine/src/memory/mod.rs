@@ -12,10 +12,14 @@
 //! there is room (`/dev/shm`), else beside the engine's data, and is never believed after a reboot.
 
 mod chain;
+mod compare;
 mod dump;
 mod explain;
 mod facts;
+mod held;
 mod layout;
+mod message;
+mod pagemap;
 mod podman;
 mod room;
 mod sockets;
@@ -345,9 +349,9 @@ fn memory_of(element: &ElementAt) -> Result<(&ContainerId, u64), EngineError> {
     }
 }
 
-async fn look_at(container: &ContainerId) -> Result<facts::Held, tokio::task::JoinError> {
+async fn look_at(container: &ContainerId) -> Result<held::Held, tokio::task::JoinError> {
     let container = container.clone();
-    tokio::task::spawn_blocking(move || facts::held(container.as_str())).await
+    tokio::task::spawn_blocking(move || held::held(container.as_str())).await
 }
 
 /// Removes the container's dump from one of the places where dumps lie.

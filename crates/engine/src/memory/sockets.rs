@@ -6,12 +6,12 @@
 //! The format is CRIU's (`images/fdinfo.proto`, `images/sk-inet.proto`): two magic numbers of 4 bytes, then messages of protocol
 //! buffers, each after its length, all little-endian. Fields that are not known here are copied as they are.
 
-/// `IMG_COMMON_MAGIC` of CRIU's `magic.h`.
-const COMMON_MAGIC: u32 = 0x5456_4319;
-/// `FILES_MAGIC` there.
+use super::message::{
+    Damaged, HEAD, Value, begins_with, fields, put_bytes, put_message, put_number, take_message,
+};
+
+/// `FILES_MAGIC` of CRIU's `magic.h`.
 const FILES_MAGIC: u32 = 0x5630_3138;
-/// Bytes of both.
-const HEAD: usize = 8;
 
 /// Field of a `file_entry` that holds an internet socket.
 const FILE_INET: u64 = 4;
@@ -33,44 +33,17 @@ const DATAGRAMS: [u64; 2] = [17, 136];
 const CLOSE: u64 = 7;
 const LISTEN: u64 = 10;
 
-/// What is wrong with an image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Damaged(pub(super) &'static str);
-
-/// One field of a message.
-struct Field<'a> {
-    number: u64,
-    value: Value<'a>,
-    /// As it stands in the message, key included.
-    raw: &'a [u8],
-}
-
-enum Value<'a> {
-    Number(u64),
-    Bytes(&'a [u8]),
-    Other,
-}
-
 /// `files.img` with all connections closed, and how many there were. Datagram sockets that have a peer lose their own address, which
 /// the kernel had chosen for the way to it, and keep their port.
 pub(super) fn close_connections(image: &[u8]) -> Result<(Vec<u8>, usize), Damaged> {
-    let magic = |at: usize| {
-        let bytes = image.get(at..at + 4).and_then(|b| b.try_into().ok());
-        bytes.map(u32::from_le_bytes)
-    };
-    if magic(0) != Some(COMMON_MAGIC) || magic(4) != Some(FILES_MAGIC) {
+    if !begins_with(image, FILES_MAGIC) {
         return Err(Damaged("it does not begin as an image of open files does"));
     }
     let mut written = image.get(..HEAD).unwrap_or_default().to_vec();
     let mut rest = image.get(HEAD..).unwrap_or_default();
     let mut closed = 0;
     while !rest.is_empty() {
-        let (length, after) = rest
-            .split_first_chunk::<4>()
-            .ok_or(Damaged("it ends in the length of an entry"))?;
-        let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
-        let entry = after.get(..length).ok_or(Damaged("it ends in an entry"))?;
-        rest = after.get(length..).unwrap_or_default();
+        let entry = take_message(&mut rest)?;
         let mut message = Vec::with_capacity(entry.len());
         for field in fields(entry) {
             let field = field?;
@@ -83,9 +56,7 @@ pub(super) fn close_connections(image: &[u8]) -> Result<(Vec<u8>, usize), Damage
                 _ => message.extend_from_slice(field.raw),
             }
         }
-        let length = u32::try_from(message.len()).map_err(|_| Damaged("an entry is too long"))?;
-        written.extend_from_slice(&length.to_le_bytes());
-        written.extend_from_slice(&message);
+        put_message(&mut written, &message)?;
     }
     Ok((written, closed))
 }
@@ -135,88 +106,9 @@ fn close_socket(socket: &[u8]) -> Result<(Vec<u8>, bool), Damaged> {
     Ok((written, connection))
 }
 
-/// The fields of a message, in order.
-fn fields(message: &[u8]) -> impl Iterator<Item = Result<Field<'_>, Damaged>> {
-    let mut rest = message;
-    let mut failed = false;
-    std::iter::from_fn(move || {
-        if rest.is_empty() || failed {
-            return None;
-        }
-        let field = take_field(&mut rest);
-        failed = field.is_err();
-        Some(field)
-    })
-}
-
-fn take_field<'a>(rest: &mut &'a [u8]) -> Result<Field<'a>, Damaged> {
-    let whole = *rest;
-    let key = take_number(rest)?;
-    let value = match key & 7 {
-        0 => Value::Number(take_number(rest)?),
-        2 => {
-            let length = usize::try_from(take_number(rest)?).unwrap_or(usize::MAX);
-            Value::Bytes(take(rest, length)?)
-        }
-        1 => {
-            take(rest, 8)?;
-            Value::Other
-        }
-        5 => {
-            take(rest, 4)?;
-            Value::Other
-        }
-        _ => return Err(Damaged("a field is of no known type")),
-    };
-    let length = whole.len() - rest.len();
-    Ok(Field {
-        number: key >> 3,
-        value,
-        raw: whole.get(..length).unwrap_or_default(),
-    })
-}
-
-fn take<'a>(rest: &mut &'a [u8], length: usize) -> Result<&'a [u8], Damaged> {
-    let taken = rest.get(..length).ok_or(Damaged("a field is cut short"))?;
-    *rest = rest.get(length..).unwrap_or_default();
-    Ok(taken)
-}
-
-/// A number of up to 64 bits in groups of seven, lowest first.
-fn take_number(rest: &mut &[u8]) -> Result<u64, Damaged> {
-    let mut number = 0u64;
-    for shift in (0..64).step_by(7) {
-        let (byte, after) = rest.split_first().ok_or(Damaged("a number is cut short"))?;
-        *rest = after;
-        number |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Ok(number);
-        }
-    }
-    Err(Damaged("a number is too long"))
-}
-
-fn put_varint(to: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        to.push((number & 0x7f) as u8 | 0x80);
-        number >>= 7;
-    }
-    to.push(number as u8);
-}
-
-fn put_number(to: &mut Vec<u8>, field: u64, number: u64) {
-    put_varint(to, field << 3);
-    put_varint(to, number);
-}
-
-fn put_bytes(to: &mut Vec<u8>, field: u64, bytes: &[u8]) {
-    put_varint(to, field << 3 | 2);
-    put_varint(to, bytes.len() as u64);
-    to.extend_from_slice(bytes);
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::message::COMMON_MAGIC;
     use super::*;
 
     fn socket(protocol: u64, state: u64, from: u64, to: u64) -> Vec<u8> {

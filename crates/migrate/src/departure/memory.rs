@@ -69,7 +69,7 @@ impl LastDump {
     pub(super) fn is_fresh(&self) -> bool {
         let again = match self.kind {
             Dumped::Whole => DUMP_AGAIN,
-            Dumped::Tracked => DUMP_AGAIN.min(self.took.saturating_mul(STANDS_STILL)),
+            Dumped::Tracked => self.took.saturating_mul(STANDS_STILL),
         };
         self.made.elapsed() < again
     }
@@ -89,7 +89,7 @@ impl Departure {
     /// Dumps memory for the first time, while the source runs: what only CRIU can tell is told before anything travels. The first round
     /// takes this dump if it comes soon.
     pub(super) async fn first_dump(&mut self) -> Result<(), Fault> {
-        let kind = if self.plan().tracked_memory {
+        let kind = if self.plan().tracked_memory && self.plan().options.rounds != Some(0) {
             DumpKind::First
         } else {
             DumpKind::Whole

@@ -12,8 +12,8 @@ use crate::world::{World, finish, inspect, is_running, reached, wait_until};
 
 /// Knows what every page must hold, writes some in every way there is, and says a number whenever all of them were right.
 const LOOKS_AT_EVERY_PAGE: &str = r#"
-import array, mmap, os, random, struct, sys, time
-PAGE, PAGES, KEPT = 4096, 20480, 256
+import array, ctypes, mmap, os, random, struct, sys, time
+PAGE, PAGES, KEPT, HUGE = 4096, 20480, 256, 2 << 20
 def stamp(memory, page, value): memory[page * PAGE:page * PAGE + 8] = struct.pack("<Q", value)
 def held(memory, page): return struct.unpack_from("<Q", memory, page * PAGE)[0]
 def wrong(*what):
@@ -33,6 +33,22 @@ if os.fork() == 0:
         page = random.randrange(PAGES)
         if held(memory, page) != page + 1: stamp(shared, 63, 1 + page)
         time.sleep(0.02)
+# Page tables that move as a whole, and huge pages of zeros: the kernel marks neither.
+libc = ctypes.CDLL(None)
+libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+first = -(-libc.mmap(None, 6 * HUGE, 3, 0x22, -1, 0) // HUGE) * HUGE
+places = [first + place * HUGE for place in range(5)]
+libc.madvise(places[0], 3 * HUGE, 15)
+libc.madvise(places[3], 2 * HUGE, 14)
+for place in (0, 1): ctypes.memset(places[place], 1 + place, HUGE)
+swapped, zeros = 0, None
+def swap():
+    for of, to in ((0, 2), (1, 0), (2, 1)): libc.mremap(places[of], HUGE, HUGE, 3, places[to])
+    libc.mmap(places[2], HUGE, 3, 0x32, -1, 0)
+def bytes_at(place): return ctypes.string_at(places[place], HUGE)
 reading, writing = os.pipe()
 whole = memoryview(memory)
 mapped, of_mapped = anonymous(1), [0]
@@ -65,6 +81,16 @@ while True:
     for page in range(KEPT): stamp(kept, page, 1)
     dropped = set(random.sample(range(KEPT), 40))
     for page in dropped: kept.madvise(mmap.MADV_DONTNEED, page * PAGE, PAGE)
+    for place in (0, 1):
+        if bytes_at(place) != bytes([1 + (place + swapped) % 2]) * HUGE: wrong("swapped", place, swapped)
+    if number % 3 == 0:
+        swap(); swapped += 1
+    for place in (3, 4):
+        if zeros is not None and bytes_at(place) != bytes([0 if place == zeros else 7]) * HUGE: wrong("zeros", place)
+    if number % 5 == 0:
+        for place in (3, 4): ctypes.memset(places[place], 7, HUGE)
+        zeros = 3 + number % 2
+    libc.madvise(places[zeros], HUGE, 4)
     if held(shared, 63): wrong("the child's", held(shared, 63) - 1)
     number += 1
     print(number, flush=True)
