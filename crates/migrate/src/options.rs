@@ -78,7 +78,7 @@ pub enum MemoryTracking {
     /// Where it tells.
     #[default]
     Auto,
-    /// Never: pages are compared by what they hold. For programs that take the kernel's marks away themselves.
+    /// Never: all of the memory is dumped each time.
     Off,
 }
 

@@ -85,8 +85,7 @@ pub(super) fn live(
     if plan.tracked_memory {
         found.note(
             "live.tracked",
-            "the kernel tells which pages are written, so that the freeze dumps no others where that pays; --memory-tracking off compares them \
-             by what they hold",
+            "the kernel tells which pages are written, so that the freeze dumps no others, where that pays (--memory-tracking off dumps all)",
         );
     }
     between(found, source, there);

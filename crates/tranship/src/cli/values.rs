@@ -56,7 +56,7 @@ pub enum TcpArg {
 pub enum MemoryTrackingArg {
     /// Where it tells
     Auto,
-    /// Never: pages are compared by what they hold. For programs that take the kernel's marks away themselves
+    /// Never: all of the memory is dumped each time
     Off,
 }
 
