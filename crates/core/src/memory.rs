@@ -57,9 +57,11 @@ pub enum DumpKind {
     Whole,
     /// All of it, and more dumps are to follow: where the kernel tells what is written, and where it pays, they hold little more than that.
     First,
-    /// What differs from the dump before, where that was made for it; else all of it. Of a paused container it is right whatever the kernel
-    /// tells; of one that runs, another one has to follow.
+    /// What the kernel says was written since the dump before, where that was made for it; else all of it. Of processes that run, so that another one has
+    /// to follow.
     Next,
+    /// The last one, of processes that stand still: as `Next`, but right whatever the kernel says.
+    Last,
 }
 
 /// What a dump was.

@@ -48,7 +48,7 @@ pub fn run() -> Result<(), Box<dyn std::error::Error>> {
     dependencies()?;
     super::test::run(true)?;
     println!("== tests on another kernel");
-    super::kernel::run(&super::kernel::Args::default())
+    super::kernel::run(&super::kernel::Args::of_ci())
 }
 
 fn step(what: &str, command: &mut Command) -> Result<(), Box<dyn std::error::Error>> {

@@ -89,23 +89,18 @@ fn put_right_by(
     memory: impl Fn(u64) -> PathBuf,
 ) -> Result<u64, CompareError> {
     let directory = chain::link(images, newest);
-    let mut all = Vec::new();
+    let mut count = 0;
+    // One after the other: each has a file open for every dump.
     for name in names(&directory)? {
         let number = name.trim_start_matches(BEGINS).trim_end_matches(ENDS);
         let Ok(number) = number.parse() else { continue };
         let process = processes.get(&number).ok_or(CompareError::Missing(number))?;
-        all.push(Process::open(images, newest, &name, memory(*process))?);
-    }
-    let mut work = Vec::new();
-    for (index, process) in all.iter().enumerate() {
-        let pieces = process.left_to_others().into_iter().flat_map(split);
-        work.extend(pieces.map(|piece| (index, piece)));
-    }
-    let different = compare(&all, &work)?;
-    let mut count = 0;
-    for (process, pages) in all.iter().zip(different).filter(|(_, pages)| !pages.is_empty()) {
-        count += pages.len() as u64;
-        process.put_in(&directory, &pages)?;
+        let process = Process::open(images, newest, &name, memory(*process))?;
+        let pages = process.compare()?;
+        if !pages.is_empty() {
+            count += pages.len() as u64;
+            process.put_in(&directory, &pages)?;
+        }
     }
     Ok(count)
 }
@@ -144,8 +139,15 @@ impl Process {
             };
             let map =
                 PageMap::parse(&image).map_err(|Damaged(why)| CompareError::Damaged(path.clone(), why))?;
-            let pages = path.with_file_name(pages_of(&map));
-            let pages = File::open(&pages).map_err(|error| CompareError::Io(pages, error))?;
+            let pages_path = path.with_file_name(pages_of(&map));
+            let failed = |error| CompareError::Io(pages_path.clone(), error);
+            let pages = File::open(&pages_path).map_err(failed)?;
+            if pages.metadata().map_err(failed)?.len() != map.bytes_here() {
+                return Err(CompareError::Damaged(
+                    pages_path,
+                    "it has not the pages that its map says",
+                ));
+            }
             links.push(Some(Link { map, pages }));
         }
         let file = File::open(&memory).map_err(|error| CompareError::Io(memory.clone(), error))?;
@@ -165,6 +167,40 @@ impl Process {
             }
         }
         pieces
+    }
+
+    /// The pages of those that the newest dump leaves to others that are not what the process holds.
+    fn compare(&self) -> Result<BTreeSet<u64>, CompareError> {
+        let work: Vec<Piece> = self.left_to_others().into_iter().flat_map(split).collect();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = threads.min(THREADS).min(work.len());
+        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let one = || {
+            let mut buffers = [Vec::new(), Vec::new()];
+            let mut found = Vec::new();
+            while let Some(piece) = work.get(next.fetch_add(1, Ordering::Relaxed))
+                && !failed.load(Ordering::Relaxed)
+            {
+                match self.differing(*piece, &mut buffers) {
+                    Ok(pages) => found.extend(pages),
+                    Err(error) => {
+                        failed.store(true, Ordering::Relaxed);
+                        return Err(error);
+                    }
+                }
+            }
+            Ok(found)
+        };
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let running: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
+            let ended = running.into_iter().map(std::thread::ScopedJoinHandle::join);
+            ended.collect()
+        });
+        let mut different = BTreeSet::new();
+        for result in results {
+            different.extend(result.map_err(|_| CompareError::Incomplete)??);
+        }
+        Ok(different)
     }
 
     /// Finds pages in the dumps from this one backwards.
@@ -323,44 +359,6 @@ fn stretches<'a>(pages: impl Iterator<Item = &'a u64>) -> Vec<Run> {
         }
     }
     runs
-}
-
-/// The pages that differ, for each process.
-fn compare(all: &[Process], work: &[(usize, Piece)]) -> Result<Vec<BTreeSet<u64>>, CompareError> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = threads.min(THREADS).min(work.len());
-    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let one = || {
-        let mut buffers = [Vec::new(), Vec::new()];
-        let mut found = Vec::new();
-        while let Some((index, piece)) = work.get(next.fetch_add(1, Ordering::Relaxed))
-            && let Some(process) = all.get(*index)
-            && !failed.load(Ordering::Relaxed)
-        {
-            match process.differing(*piece, &mut buffers) {
-                Ok(pages) => found.extend(pages.into_iter().map(|page| (*index, page))),
-                Err(error) => {
-                    failed.store(true, Ordering::Relaxed);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(found)
-    };
-    let results: Vec<_> = std::thread::scope(|scope| {
-        let running: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
-        let ended = running.into_iter().map(std::thread::ScopedJoinHandle::join);
-        ended.collect()
-    });
-    let mut different = vec![BTreeSet::new(); all.len()];
-    for result in results {
-        for (index, page) in result.map_err(|_| CompareError::Incomplete)?? {
-            if let Some(pages) = different.get_mut(index) {
-                pages.insert(page);
-            }
-        }
-    }
-    Ok(different)
 }
 
 #[cfg(test)]
@@ -522,7 +520,7 @@ mod tests {
         bench.dump(1, &[(0, 2, true)], &[1]);
         bench.dump(2, &[(0, 2, false)], &[]);
         assert!(
-            matches!(bench.put_right(2), Err(CompareError::Io(..))),
+            matches!(bench.put_right(2), Err(CompareError::Damaged(..))),
             "pages are missing"
         );
         let bench = Bench::new(&[1]);

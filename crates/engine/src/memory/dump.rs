@@ -16,7 +16,8 @@ use tranship_core::{ContainerId, Engine as _, EngineError};
 
 use super::{
     AGAIN, BOOT, COMPLETE, DUMP_WITHIN, IMAGES, INVENTORY, LARGEST_GHOST, LOCK, Runtime, USED, WORK, boot,
-    chain, compare, explain, facts, held, look_at, memory_of, or_missing, podman, private_directory, room,
+    chain, compare, explain, facts, held, look_at, memory_of, or_missing, pagemap, podman, private_directory,
+    room,
 };
 use crate::cgroups;
 use crate::docker::DockerEngine;
@@ -27,6 +28,8 @@ const TRACKED_FROM: u64 = 64 << 20;
 /// So many times less than all of it must have been written between two dumps, one right after the other. Of memory that processes share, and
 /// of files in memory, CRIU dumps all each time: what differs is found better by its content then.
 const LESS: u64 = 16;
+/// File with the number of pages that the kernel had not marked, for people and tests.
+const COMPARED: &str = "compared";
 /// One part in so many of its memory may be in huge pages. A single byte marks two megabytes there.
 const FEW_HUGE: u64 = 4;
 
@@ -146,6 +149,7 @@ impl DockerEngine {
             dump: &dump,
             lock,
             held: held.bytes,
+            hugetlb: held.hugetlb,
             groups: cgroups::own_hierarchies(&held.groups, container.as_str()),
             // Only what the engine's restore can take: the rest is refused while everything still runs.
             locks: self.restores_locks(),
@@ -157,8 +161,12 @@ impl DockerEngine {
                 return Err(ask.failed(podman::SHARED_MEMORY));
             }
         }
+        if kind == DumpKind::Last && !paused {
+            return Err(ask.failed("it does not stand still any more: somebody let it go on"));
+        }
         let tracked = match kind {
-            DumpKind::Next if before > 0 => Some(writer.next(before + 1, paused).await),
+            DumpKind::Next if before > 0 => Some(writer.next(before + 1).await),
+            DumpKind::Last if before > 0 => Some(writer.last(before + 1).await),
             // crun would not thaw it for a dump of pages alone.
             DumpKind::First if !paused && writer.may_track().await => Some(writer.first().await),
             _ => None,
@@ -166,7 +174,7 @@ impl DockerEngine {
         let whole = match tracked {
             Some(Ok(true)) => Ok(Dumped::Tracked),
             // All of it would have to travel while it stands still.
-            Some(Err(why)) if paused => Err(format!(
+            Some(Err(why)) if kind == DumpKind::Last => Err(format!(
                 "{why} (--memory-tracking off makes no use of earlier dumps)"
             )),
             other => {
@@ -210,6 +218,7 @@ struct Writer<'a> {
     lock: std::fs::File,
     /// Bytes that the processes hold.
     held: u64,
+    hugetlb: bool,
     /// Settings of CRIU about control groups.
     groups: String,
     locks: bool,
@@ -219,11 +228,24 @@ impl Writer<'_> {
     /// Whether it can and may pay to dump in several steps.
     async fn may_track(&self) -> bool {
         let container = self.dump.container.clone();
-        let huge = tokio::task::spawn_blocking(move || held::in_huge_pages(container.as_str()));
+        let looked = tokio::task::spawn_blocking(move || {
+            (
+                held::in_huge_pages(container.as_str()),
+                held::numbers(container.as_str()),
+            )
+        });
+        let Ok((huge, numbers)) = looked.await else {
+            return false;
+        };
         self.held >= TRACKED_FROM
-            // What follows lies beside it.
+            && huge <= self.held / FEW_HUGE
+            // Older versions of CRIU look for such pages in the last dump alone.
+            && !self.hugetlb
+            && !numbers.is_empty()
+            && rustix::param::page_size() as u64 == pagemap::PAGE
+            // On a disk it would be slow to compare, and the next one lies beside it.
+            && self.dump.directory.starts_with(room::IN_MEMORY)
             && room::for_dump(self.held.saturating_mul(2), &self.dump.directory).is_ok()
-            && huge.await.is_ok_and(|huge| huge <= self.held / FEW_HUGE)
             && facts::tracks_memory().await
     }
 
@@ -239,21 +261,14 @@ impl Writer<'_> {
         room::for_dump(self.held, &self.dump.directory)?;
         let pages = self.link(1)?;
         self.write(&pages, Way::Pages).await?;
-        self.next(2, false).await?;
+        self.next(2).await?;
         // With what is no memory of processes: files in memory are dumped anew each time.
         Ok(self.length_of(2)?.saturating_mul(LESS) <= self.length_of(1)?)
     }
 
-    /// What was written since, and everything else. Where it is the last one, because the processes stand still, what it leaves to those before
-    /// it is compared with what they hold. Says whether it pays to go on in this way.
-    async fn next(&self, number: u32, last: bool) -> Result<bool, String> {
-        room::for_dump(self.held, &self.dump.directory)?;
-        let link = self.link(number)?;
-        self.write(&link, Way::Since(number - 1)).await?;
-        if last {
-            self.put_right(number).await?;
-            return Ok(true);
-        }
+    /// What was written since, and everything else. Says whether it pays to go on in this way.
+    async fn next(&self, number: u32) -> Result<bool, String> {
+        self.since(number).await?;
         // The one of the freeze has to find room beside all of them.
         let mut since = 0_u64;
         for number in 2..=number {
@@ -262,17 +277,34 @@ impl Writer<'_> {
         Ok(since <= self.length_of(1)? / 2 && room::for_dump(self.held, &self.dump.directory).is_ok())
     }
 
-    /// Puts into the newest dump what the kernel should have marked and did not.
-    async fn put_right(&self, newest: u32) -> Result<(), String> {
+    /// The one of the freeze: what it leaves to those before it is compared with what the processes hold.
+    async fn last(&self, number: u32) -> Result<bool, String> {
+        self.since(number).await?;
         let (images, container) = (self.dump.images(), self.dump.container.clone());
+        let lock = self.lock.try_clone().map_err(|error| error.to_string())?;
         let compared = tokio::task::spawn_blocking(move || {
-            let processes = held::numbers(container.as_str());
-            compare::put_right(&images, newest, &processes)
+            let id = container.as_str();
+            let (processes, before) = (held::numbers(id), held::switches(id));
+            let pages = compare::put_right(&images, number, &processes).map_err(|error| error.to_string())?;
+            // Whoever comes next waits until here.
+            drop(lock);
+            if before == held::switches(id) {
+                Ok(pages)
+            } else {
+                Err("it did not stand still while its memory was compared".to_owned())
+            }
         });
-        let pages = compared.await.map_err(|error| error.to_string())?;
-        let pages = pages.map_err(|error| error.to_string())?;
+        let pages = compared.await.map_err(|error| error.to_string())??;
         tracing::debug!(pages, "differed although the kernel had not marked them");
-        Ok(())
+        let noted = self.dump.work().join(COMPARED);
+        std::fs::write(noted, pages.to_string()).map_err(|error| error.to_string())?;
+        Ok(true)
+    }
+
+    async fn since(&self, number: u32) -> Result<(), String> {
+        room::for_dump(self.held, &self.dump.directory)?;
+        let link = self.link(number)?;
+        self.write(&link, Way::Since(number - 1)).await
     }
 
     /// Bytes of all images of a dump.
@@ -314,6 +346,8 @@ impl Writer<'_> {
             .arg(&work)
             .arg(self.dump.container.as_str())
             .env("CRIU_CONFIG_FILE", &settings)
+            // It would leave shared memory to earlier dumps by the kernel's marks.
+            .env_remove("CRIU_TRACK_SHMEM")
             .stdin(self.lock.try_clone().map_err(told)?)
             .output()
             .await

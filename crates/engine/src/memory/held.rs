@@ -1,6 +1,7 @@
 //! What a container's processes hold by now, and which they are: looked at before each dump.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use super::facts::members;
 use crate::cgroups;
@@ -10,6 +11,8 @@ pub(super) struct Held {
     /// Bytes that a dump writes at least: what each process has for itself, in memory and swapped out, and what they share once, of which
     /// the kernel tells no more than each one's part. Files in a tmpfs that nobody maps are not among them.
     pub(super) bytes: u64,
+    /// Some of that is in huge pages that were asked for by that name (`HugetlbPages` in proc_pid_status(5)).
+    pub(super) hugetlb: bool,
     /// What one of the processes says of its control groups; empty if there is none.
     pub(super) groups: String,
 }
@@ -27,18 +30,20 @@ pub(super) fn held(container: &str) -> Held {
         groups = said;
         std::fs::read_to_string(entry.path().join("status")).ok()
     });
-    let bytes = held_by(statuses);
-    Held { bytes, groups }
+    let statuses: Vec<String> = statuses.collect();
+    let hugetlb = statuses.iter().any(|status| kib(status, "HugetlbPages:") > 0);
+    let bytes = held_by(statuses.into_iter());
+    Held {
+        bytes,
+        hugetlb,
+        groups,
+    }
 }
 
 fn held_by(statuses: impl Iterator<Item = String>) -> u64 {
     let (mut own, mut shared) = (0_u64, 0_u64);
     for status in statuses {
-        let kib = |name: &str| -> u64 {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-            number.unwrap_or_default()
-        };
+        let kib = |name: &str| kib(&status, name);
         for name in ["RssAnon:", "VmSwap:", "HugetlbPages:"] {
             own = own.saturating_add(kib(name));
         }
@@ -56,21 +61,64 @@ pub(super) fn in_huge_pages(container: &str) -> u64 {
 
 /// Bytes of `AnonHugePages` (proc_pid_smaps(5)).
 fn huge_in(rollup: &str) -> u64 {
-    let line = rollup
-        .lines()
-        .find_map(|line| line.strip_prefix("AnonHugePages:"));
-    let number: Option<u64> = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    number.unwrap_or_default().saturating_mul(1024)
+    kib(rollup, "AnonHugePages:").saturating_mul(1024)
+}
+
+/// A number of kibibytes, or of times, in what the kernel says of a process.
+fn kib(said: &str, name: &str) -> u64 {
+    let line = said.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.unwrap_or_default()
 }
 
 /// The numbers of the container's processes here, by those that they have in the container. Those in namespaces of their own within it have
-/// several numbers: the one counts that the container's first process would know them by.
+/// several numbers: the one counts that the container's first process would know them by. Empty where that is not clear.
 pub(super) fn numbers(container: &str) -> BTreeMap<u64, u64> {
-    let numbers = members(container).into_keys().filter_map(|pid| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        Some(numbers_in(&status))
+    by_number(
+        &processes(container)
+            .iter()
+            .map(|path| numbers_in(&said(path)))
+            .collect::<Vec<_>>(),
+    )
+}
+
+/// How often each thread of the container's processes was taken from a processor. It does not change as long as they stand still.
+pub(super) fn switches(container: &str) -> BTreeMap<PathBuf, (u64, u64)> {
+    let mut all = BTreeMap::new();
+    for process in processes(container) {
+        let threads = std::fs::read_dir(process.join("task"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        for thread in threads {
+            let said = said(&thread.path());
+            let counts =
+                ["voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"].map(|name| kib(&said, name));
+            all.insert(thread.path(), counts.into());
+        }
+    }
+    all
+}
+
+/// What the kernel says of a process; nothing of one that is gone.
+fn said(process: &Path) -> String {
+    std::fs::read_to_string(process.join("status")).unwrap_or_default()
+}
+
+/// The directories of the container's processes, however many they are.
+fn processes(container: &str) -> Vec<PathBuf> {
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbered = all.filter(|entry| {
+        entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| name.parse::<u64>().is_ok())
     });
-    by_number(numbers.collect())
+    let paths = numbered.map(|entry| entry.path());
+    let of_it = paths.filter(|path| {
+        std::fs::read_to_string(path.join("cgroup")).is_ok_and(|groups| cgroups::are_of(&groups, container))
+    });
+    of_it.collect()
 }
 
 /// All numbers that a process has, the outermost first (`NSpid` in proc_pid_status(5)).
@@ -80,14 +128,20 @@ fn numbers_in(status: &str) -> Vec<u64> {
     words.filter_map(|word| word.parse().ok()).collect()
 }
 
-fn by_number(all: Vec<Vec<u64>>) -> BTreeMap<u64, u64> {
+fn by_number(all: &[Vec<u64>]) -> BTreeMap<u64, u64> {
     let first = all.iter().filter(|numbers| numbers.last() == Some(&1));
     let depth = first.map(Vec::len).min().unwrap_or_default();
-    let pairs = all.iter().filter_map(|numbers| {
-        let inner = numbers.get(depth.checked_sub(1)?)?;
-        Some((*inner, *numbers.first()?))
-    });
-    pairs.collect()
+    let mut found = BTreeMap::new();
+    for numbers in all {
+        let inner = depth.checked_sub(1).and_then(|index| numbers.get(index));
+        if let (Some(inner), Some(outer)) = (inner, numbers.first())
+            && found.insert(*inner, *outer).is_some()
+        {
+            // Another container's groups lie below those of this one.
+            return BTreeMap::new();
+        }
+    }
+    found
 }
 
 #[cfg(test)]
@@ -110,9 +164,10 @@ mod tests {
         assert_eq!(numbers_in("Name:\tx\n"), Vec::<u64>::new());
         // The second one's child is the first of a namespace within.
         let all = vec![vec![900, 1], vec![905, 6], vec![906, 7, 1]];
-        assert_eq!(by_number(all), BTreeMap::from([(1, 900), (6, 905), (7, 906)]));
-        assert_eq!(by_number(vec![vec![900, 6]]), BTreeMap::new());
-        assert_eq!(by_number(Vec::new()), BTreeMap::new());
+        assert_eq!(by_number(&all), BTreeMap::from([(1, 900), (6, 905), (7, 906)]));
+        assert_eq!(by_number(&[vec![900, 6]]), BTreeMap::new());
+        assert_eq!(by_number(&[]), BTreeMap::new());
+        assert_eq!(by_number(&[vec![900, 1], vec![950, 1]]), BTreeMap::new());
     }
 
     #[test]

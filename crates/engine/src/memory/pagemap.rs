@@ -21,6 +21,8 @@ const WIDE_PAGES: u64 = 5;
 /// `PE_PARENT` and `PE_PRESENT` of CRIU's `pagemap.h`.
 const BEFORE: u64 = 1;
 const HERE: u64 = 4;
+/// Those, and `PE_LAZY`.
+const KNOWN: u64 = 7;
 
 /// Pages that follow each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +97,10 @@ impl PageMap {
         let (mut end, mut offset) = (0, 0);
         while !rest.is_empty() {
             let entry = take_message(&mut rest)?;
+            // They would be lost when it is written anew.
+            if fields(entry).any(|field| field.is_ok_and(|f| !(ADDRESS..=WIDE_PAGES).contains(&f.number))) {
+                return Err(Damaged("it says more of pages than is known here"));
+            }
             let wide = number_in(entry, WIDE_PAGES)?;
             map.wide |= wide.is_some();
             let start = number_in(entry, ADDRESS)?.ok_or(Damaged("pages have no address"))?;
@@ -104,6 +110,9 @@ impl PageMap {
                 (_, Some(in_parent)) if in_parent != 0 => BEFORE,
                 (_, _) => HERE,
             };
+            if flags & !KNOWN != 0 || flags & (HERE | BEFORE) == HERE | BEFORE {
+                return Err(Damaged("where its pages are is not known"));
+            }
             let run = Run { start, pages, flags };
             let fits = pages.checked_mul(PAGE).and_then(|bytes| start.checked_add(bytes));
             if start < end || start % PAGE != 0 || pages == 0 || fits.is_none() {
@@ -121,6 +130,12 @@ impl PageMap {
 
     pub(super) fn runs(&self) -> &[Run] {
         &self.runs
+    }
+
+    /// Bytes of all pages that are here.
+    pub(super) fn bytes_here(&self) -> u64 {
+        let here = self.runs.iter().filter(|run| run.is_here());
+        here.map(Run::bytes).fold(0, u64::saturating_add)
     }
 
     /// The run that this address is in, and where its pages begin in their file.

@@ -203,6 +203,33 @@ impl Departure {
         Ok(())
     }
 
+    /// Dumps memory that is tracked once more, right before the freeze: where a dump can follow no more, all of it travels while it still runs. What
+    /// is dumped here and followed in the freeze travels with that.
+    pub(super) async fn last_look(&mut self) -> Result<(), Fault> {
+        let mut travels = false;
+        for element in &mut self.elements {
+            let Some(memory) = element.memory.clone().filter(|_| element.is_tracked()) else {
+                continue;
+            };
+            let begun = Instant::now();
+            let dumped = self.ports.engine.dump(&memory, DumpKind::Next).await?;
+            element.dumped = Some(LastDump::next(element.dumped, dumped, begun.elapsed()));
+            if !element.is_tracked() {
+                travels = true;
+                element.dump_sent = false;
+            }
+        }
+        if travels {
+            // Those were meant for the freeze.
+            for element in &mut self.elements {
+                *element.begun.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+            }
+            self.round_of_all(Phase::Bulk, RoundOptions::default(), None)
+                .await?;
+        }
+        Ok(())
+    }
+
     /// Gives back what the engine made for reading.
     pub(super) async fn close_elements(&mut self) {
         for element in std::mem::take(&mut self.elements) {
@@ -511,10 +538,15 @@ async fn dumped_and_sent(
                 let begun = Instant::now();
                 // What is there of tracked dumps does not change, and what comes is little.
                 let follows = options.frozen && !element.is_tracked();
+                let kind = if options.frozen {
+                    DumpKind::Last
+                } else {
+                    DumpKind::Next
+                };
                 let waiting = element.begun.get_mut().unwrap_or_else(PoisonError::into_inner);
                 let dumped = match waiting.as_mut().filter(|_| follows) {
                     Some(round) => dumped_and_followed(ends.engine, memory, round.as_mut()).await?,
-                    None => ends.engine.dump(memory, DumpKind::Next).await?,
+                    None => ends.engine.dump(memory, kind).await?,
                 };
                 element.dumped = Some(LastDump::next(element.dumped, dumped, begun.elapsed()));
             } else if element.dump_sent {
@@ -537,7 +569,7 @@ async fn dumped_and_followed(
     round: &mut dyn BegunRound,
 ) -> Result<Dumped, Fault> {
     let mut dumped = Ok(Dumped::Whole);
-    let dump = async { dumped = engine.dump(memory, DumpKind::Next).await };
+    let dump = async { dumped = engine.dump(memory, DumpKind::Last).await };
     let followed = round.follow(Box::pin(dump)).await;
     let dumped = dumped?;
     followed.map(|()| dumped)

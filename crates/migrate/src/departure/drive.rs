@@ -130,7 +130,8 @@ impl Departure {
             let phase = self.begin(Phase::Bulk);
             let copied = async {
                 self.bulk().await?;
-                self.meet().await
+                self.meet().await?;
+                self.last_look().await
             };
             let done = copied.await;
             self.end(&phase, done)?;

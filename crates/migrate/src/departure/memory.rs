@@ -79,9 +79,14 @@ impl LastDump {
         self.kind == Dumped::Tracked
     }
 
-    /// How long the freeze takes for it: one more, and a restore, which takes about as long as dumping all of it.
+    /// How long the freeze takes for it: one more, a comparison with what the others hold, and a restore, either of which takes at most about as long
+    /// as dumping all of it.
     pub(super) fn in_freeze(&self) -> Duration {
-        self.took.saturating_add(self.all_took)
+        let compared = match self.kind {
+            Dumped::Whole => Duration::ZERO,
+            Dumped::Tracked => self.all_took,
+        };
+        self.took.saturating_add(self.all_took).saturating_add(compared)
     }
 }
 

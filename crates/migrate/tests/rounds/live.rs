@@ -109,6 +109,30 @@ async fn dumps_that_follow_each_other_all_travel_and_none_is_cleared() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_dump_that_can_follow_no_more_before_the_freeze_travels_whole_before_it() {
+    let world = remembering();
+    world.source.set_tracked(true);
+    let source = world.source.clone();
+    world.told.listen(move |event| {
+        // After the first dump.
+        if *event == (Event::PhaseStarted { phase: Phase::Bulk }) {
+            source.set_tracked(false);
+        }
+    });
+    let record = world.run().await;
+    assert_eq!(record.state, DepartureState::Complete, "{:?}", record.fault);
+    assert!(remembers(&world.destination));
+    assert!(!dumped(&world.source) && !dumped(&world.destination));
+    // All of it travelled while it ran, and once more in the freeze as any whole dump does.
+    let calls = world.source.calls();
+    let pause = calls.iter().position(|c| *c == "pause").unwrap();
+    let dumps = calls[..pause].iter().filter(|c| **c == "dump").count();
+    assert!(dumps >= 2, "{calls:?}");
+    let before = record.rounds.iter().rev().nth(1).unwrap();
+    assert!(!before.frozen && before.literal_bytes > 0, "{:?}", record.rounds);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_source_goes_on_from_all_its_dumps() {
     let world = remembering();
     world.source.set_tracked(true);

@@ -300,12 +300,15 @@ impl State {
         if !matches!(state, ContainerState::Running | ContainerState::Paused) {
             return Err(conflict("dump", &format!("the container is {state}")));
         }
+        if kind == DumpKind::Last && state != ContainerState::Paused {
+            return Err(conflict("dump", "the container goes on"));
+        }
         let heap = self.storage.get(self.heap_path(id)).unwrap_or_default();
         let (path, goes_on) = (self.dump_path(id), self.dumped.contains(id.as_str()));
         let there = self
             .storage
             .get(path.clone())
-            .filter(|_| goes_on && kind == DumpKind::Next);
+            .filter(|_| goes_on && matches!(kind, DumpKind::Next | DumpKind::Last));
         let mut dump = there.unwrap_or_default();
         let before = links(&dump);
         let tracked = self.tracked && (kind == DumpKind::First || before > 0);
