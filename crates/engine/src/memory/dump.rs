@@ -136,10 +136,9 @@ impl DockerEngine {
         dump.make().map_err(|error| ask.failed(error))?;
         // The runtime holds it as well, so that whoever comes after an agent that was killed waits for its end.
         let lock = dump.alone().await.map_err(|error| ask.failed(error))?;
-        let before = if kind == DumpKind::Next {
-            dump.followed_by()
-        } else {
-            0
+        let before = match kind {
+            DumpKind::Next | DumpKind::Last => dump.followed_by(),
+            DumpKind::Whole | DumpKind::First => 0,
         };
         let cleared = if before == 0 { dump.clear() } else { dump.go_on() };
         cleared.map_err(|error| ask.failed(error))?;
