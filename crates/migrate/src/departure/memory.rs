@@ -10,7 +10,7 @@ use tranship_core::storage::ElementAt;
 use tranship_core::{EngineError, Fault};
 
 use super::Departure;
-use super::data::OpenElement;
+use super::element::OpenElement;
 use crate::elements::Target;
 use crate::plan::Plan;
 

@@ -34,6 +34,7 @@ use crate::record::{DepartureRecord, PhaseRecord, Records};
 
 mod data;
 mod drive;
+mod element;
 mod hooks;
 mod image;
 mod memory;
@@ -67,7 +68,7 @@ pub struct Departure {
     record: DepartureRecord,
     members: Vec<Member>,
     /// The elements that are open for reading.
-    elements: Vec<data::OpenElement>,
+    elements: Vec<element::OpenElement>,
     /// By member, the dump of its memory before anything travelled.
     dumped: BTreeMap<usize, memory::LastDump>,
     /// Breaks the pipes of rounds under way.

@@ -35,7 +35,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// What a change has to pass: moves with each engine. All of them take a quarter of an hour.
+    /// What a change has to pass: there and back, with Docker. All of them take a quarter of an hour.
     pub fn of_ci() -> Self {
         Self {
             filters: vec!["live::tracked::every_page_is_right_at_the_other_host".to_owned()],

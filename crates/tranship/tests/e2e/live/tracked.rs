@@ -174,8 +174,13 @@ fn every_page_is_right_there(options: Options) {
         };
         source.sh("rm -f /run/tranship/fail-point.reached").unwrap();
         world.arm(source, "source.delta-done=hold");
-        let child = world.begin_between(from, to, &["--mode", "live", "--replace"]);
-        wait_until(|| reached(source, "source.delta-done"));
+        let mut child = world.begin_between(from, to, &["--mode", "live", "--replace"]);
+        let held = || reached(source, "source.delta-done");
+        wait_until(|| held() || child.try_wait().unwrap().is_some());
+        if !held() {
+            finish(child).expect(0);
+            panic!("it moved without a delta");
+        }
         if tells {
             let unmarked = source.sh("cat /dev/shm/tranship-memory/*/work/compared").unwrap();
             println!("pages that the kernel had not marked: {unmarked}");
@@ -200,7 +205,7 @@ fn every_page_is_right_at_the_other_host() {
 }
 
 #[test]
-fn every_page_is_right_at_the_other_host_with_podman() {
+fn with_podman_every_page_is_right_at_the_other_host() {
     every_page_is_right_there(Options {
         engine: Engine::Podman,
         ..Options::default()
