@@ -28,6 +28,8 @@ const TRACKED_FROM: u64 = 64 << 20;
 /// So many times less than all of it must have been written between two dumps, one right after the other. Of memory that processes share, and
 /// of files in memory, CRIU dumps all each time: what differs is found better by its content then.
 const LESS: u64 = 16;
+/// How often the memory is compared until nothing ran meanwhile: when CRIU lets go of threads, they have yet to come to a stand.
+const COMPARISONS: usize = 5;
 /// File with the number of pages that the kernel had not marked, for people and tests.
 const COMPARED: &str = "compared";
 /// One part in so many of its memory may be in huge pages. A single byte marks two megabytes there.
@@ -70,12 +72,17 @@ impl Dump {
 
     /// Removes what an earlier dump wrote. Processes of that time must not be taken for those of the next.
     pub(super) fn clear(&self) -> io::Result<()> {
-        for note in [COMPLETE, USED] {
-            or_missing(std::fs::remove_file(self.directory.join(note)))?;
-        }
+        self.take_notes_away()?;
         for path in [self.images(), self.work()] {
             std::fs::remove_dir_all(&path)?;
             private_directory(&path)?;
+        }
+        Ok(())
+    }
+
+    fn take_notes_away(&self) -> io::Result<()> {
+        for note in [COMPLETE, USED] {
+            or_missing(std::fs::remove_file(self.directory.join(note)))?;
         }
         Ok(())
     }
@@ -90,9 +97,7 @@ impl Dump {
 
     /// Prepares for one more dump beside those that are there. Should it not come to its end, none can follow it.
     fn go_on(&self) -> io::Result<()> {
-        for note in [COMPLETE, USED] {
-            or_missing(std::fs::remove_file(self.directory.join(note)))?;
-        }
+        self.take_notes_away()?;
         std::fs::remove_dir_all(self.work())?;
         private_directory(&self.work())
     }
@@ -283,15 +288,19 @@ impl Writer<'_> {
         let lock = self.lock.try_clone().map_err(|error| error.to_string())?;
         let compared = tokio::task::spawn_blocking(move || {
             let id = container.as_str();
-            let (processes, before) = (held::numbers(id), held::switches(id));
-            let pages = compare::put_right(&images, number, &processes).map_err(|error| error.to_string())?;
-            // Whoever comes next waits until here.
-            drop(lock);
-            if before == held::switches(id) {
-                Ok(pages)
-            } else {
-                Err("it did not stand still while its memory was compared".to_owned())
+            let processes = held::numbers(id);
+            let mut pages = 0;
+            for _ in 0..COMPARISONS {
+                let before = held::switches(id);
+                pages +=
+                    compare::put_right(&images, number, &processes).map_err(|error| error.to_string())?;
+                if before == held::switches(id) {
+                    // Whoever comes next waits until here.
+                    drop(lock);
+                    return Ok(pages);
+                }
             }
+            Err("it did not stand still while its memory was compared".to_owned())
         });
         let pages = compared.await.map_err(|error| error.to_string())??;
         tracing::debug!(pages, "differed although the kernel had not marked them");

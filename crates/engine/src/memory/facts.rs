@@ -207,7 +207,7 @@ fn used_memory(stats: &serde_json::Value) -> u64 {
 }
 
 /// The processes in the container's cgroups and those below, each with its parent.
-pub(super) fn members(container: &str) -> BTreeMap<i64, i64> {
+fn members(container: &str) -> BTreeMap<i64, i64> {
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i64>().ok());
     numbers

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::facts::members;
 use crate::cgroups;
 
 /// What a container's processes are like right now, as far as a dump minds it.
@@ -19,18 +18,12 @@ pub(super) struct Held {
 
 /// Looks at the container's processes, which takes some milliseconds for each hundred processes of the machine.
 pub(super) fn held(container: &str) -> Held {
-    let mut groups = String::new();
-    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let statuses = all.filter_map(|entry| {
-        entry.file_name().to_str()?.parse::<u64>().ok()?;
-        let said = std::fs::read_to_string(entry.path().join("cgroup")).ok()?;
-        if !cgroups::are_of(&said, container) {
-            return None;
-        }
-        groups = said;
-        std::fs::read_to_string(entry.path().join("status")).ok()
-    });
-    let statuses: Vec<String> = statuses.collect();
+    let all = processes(container);
+    let groups = all
+        .last()
+        .map(|process| std::fs::read_to_string(process.join("cgroup")));
+    let groups = groups.and_then(Result::ok).unwrap_or_default();
+    let statuses: Vec<String> = all.iter().map(|process| said(process)).collect();
     let hugetlb = statuses.iter().any(|status| kib(status, "HugetlbPages:") > 0);
     let bytes = held_by(statuses.into_iter());
     Held {
@@ -54,8 +47,8 @@ fn held_by(statuses: impl Iterator<Item = String>) -> u64 {
 
 /// Bytes of a container's memory that the kernel keeps in huge pages: it marks them as a whole. A look at all of its memory.
 pub(super) fn in_huge_pages(container: &str) -> u64 {
-    let all = members(container).into_keys();
-    let rollups = all.filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok());
+    let all = processes(container).into_iter();
+    let rollups = all.filter_map(|process| std::fs::read_to_string(process.join("smaps_rollup")).ok());
     rollups.fold(0, |sum, rollup| sum.saturating_add(huge_in(&rollup)))
 }
 
@@ -82,19 +75,15 @@ pub(super) fn numbers(container: &str) -> BTreeMap<u64, u64> {
     )
 }
 
-/// How often each thread of the container's processes was taken from a processor. It does not change as long as they stand still.
+/// How often each thread of the container's processes was taken from a processor, which does not change as long as they stand still.
 pub(super) fn switches(container: &str) -> BTreeMap<PathBuf, (u64, u64)> {
     let mut all = BTreeMap::new();
     for process in processes(container) {
-        let threads = std::fs::read_dir(process.join("task"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        for thread in threads {
+        let threads = std::fs::read_dir(process.join("task"));
+        for thread in threads.into_iter().flatten().flatten() {
             let said = said(&thread.path());
-            let counts =
-                ["voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"].map(|name| kib(&said, name));
-            all.insert(thread.path(), counts.into());
+            let counts = ["voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"];
+            all.insert(thread.path(), counts.map(|name| kib(&said, name)).into());
         }
     }
     all
