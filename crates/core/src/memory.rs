@@ -65,10 +65,13 @@ pub enum DumpKind {
 }
 
 /// What a dump was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Dumped {
     /// It holds everything, and takes the place of the one before.
-    Whole,
+    Whole {
+        /// Why others do not follow it, or why it does not follow the one before, where that was asked for.
+        why: Option<String>,
+    },
     /// It stands beside those before it, which stay as they are, and those that follow it hold what was written since.
     Tracked,
 }

@@ -172,21 +172,21 @@ impl DockerEngine {
             DumpKind::Next if before > 0 => Some(writer.next(before + 1).await),
             DumpKind::Last if before > 0 => Some(writer.last(before + 1).await),
             // crun would not thaw it for a dump of pages alone.
-            DumpKind::First if !paused && writer.may_track().await => Some(writer.first().await),
+            DumpKind::First if !paused && writer.held >= TRACKED_FROM => Some(writer.first().await),
             _ => None,
         };
         let whole = match tracked {
-            Some(Ok(true)) => Ok(Dumped::Tracked),
+            Some(Ok(())) => Ok(Dumped::Tracked),
             // All of it would have to travel while it stands still.
             Some(Err(why)) if kind == DumpKind::Last => Err(format!(
                 "{why} (--memory-tracking off makes no use of earlier dumps)"
             )),
             other => {
-                if let Some(left) = other {
-                    tracing::debug!(?left, "memory is dumped whole");
+                let why = other.and_then(Result::err);
+                if why.is_some() {
                     dump.clear().map_err(|error| ask.failed(error))?;
                 }
-                writer.whole().await.map(|()| Dumped::Whole)
+                writer.whole().await.map(|()| Dumped::Whole { why })
             }
         };
         match whole {
@@ -229,8 +229,8 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Whether it can and may pay to dump in several steps.
-    async fn may_track(&self) -> bool {
+    /// Fails where it cannot or will not pay to dump in several steps.
+    async fn may_track(&self) -> Result<(), String> {
         let container = self.dump.container.clone();
         let looked = tokio::task::spawn_blocking(move || {
             (
@@ -238,19 +238,28 @@ impl Writer<'_> {
                 held::numbers(container.as_str()),
             )
         });
-        let Ok((huge, numbers)) = looked.await else {
-            return false;
-        };
-        self.held >= TRACKED_FROM
-            && huge <= self.held / FEW_HUGE
-            // Older versions of CRIU look for such pages in the last dump alone.
-            && !self.hugetlb
-            && !numbers.is_empty()
-            && rustix::param::page_size() as u64 == pagemap::PAGE
-            // On a disk it would be slow to compare, and the next one lies beside it.
-            && self.dump.directory.starts_with(room::IN_MEMORY)
-            && room::for_dump(self.held.saturating_mul(2), &self.dump.directory).is_ok()
-            && facts::tracks_memory().await
+        let (huge, numbers) = looked.await.map_err(|error| error.to_string())?;
+        if !facts::tracks_memory().await {
+            return Err("the kernel does not tell what is written".to_owned());
+        }
+        if huge > self.held / FEW_HUGE {
+            return Err("much of it is in huge pages".to_owned());
+        }
+        // Older versions of CRIU look for such pages in the last dump alone.
+        if self.hugetlb {
+            return Err("it has pages of hugetlbfs".to_owned());
+        }
+        if numbers.is_empty() {
+            return Err("its processes are not found".to_owned());
+        }
+        if rustix::param::page_size() as u64 != pagemap::PAGE {
+            return Err("the machine's pages are not of 4 KiB".to_owned());
+        }
+        // On a disk it would be slow to compare, and the next one lies beside it.
+        if !self.dump.directory.starts_with(room::IN_MEMORY) {
+            return Err("a dump lies on a disk here".to_owned());
+        }
+        room::for_dump(self.held.saturating_mul(2), &self.dump.directory)
     }
 
     async fn whole(&self) -> Result<(), String> {
@@ -260,29 +269,45 @@ impl Writer<'_> {
     }
 
     /// The pages first, which takes long and lets the processes go on soon, and what was written meanwhile with everything else, which tells
-    /// whether they can be dumped at all. Says whether it pays.
-    async fn first(&self) -> Result<bool, String> {
-        room::for_dump(self.held, &self.dump.directory)?;
+    /// whether they can be dumped at all. Fails where it does not pay.
+    async fn first(&self) -> Result<(), String> {
+        self.may_track().await?;
         let pages = self.link(1)?;
         self.write(&pages, Way::Pages).await?;
         self.next(2).await?;
         // With what is no memory of processes: files in memory are dumped anew each time.
-        Ok(self.length_of(2)?.saturating_mul(LESS) <= self.length_of(1)?)
+        let (all, since) = (self.length_of(1)?, self.length_of(2)?);
+        if since.saturating_mul(LESS) > all {
+            return Err(format!(
+                "{} of {} MiB would be dumped again each time",
+                since >> 20,
+                all >> 20
+            ));
+        }
+        Ok(())
     }
 
-    /// What was written since, and everything else. Says whether it pays to go on in this way.
-    async fn next(&self, number: u32) -> Result<bool, String> {
+    /// What was written since, and everything else. Fails where it does not pay to go on in this way.
+    async fn next(&self, number: u32) -> Result<(), String> {
         self.since(number).await?;
         // The one of the freeze has to find room beside all of them.
         let mut since = 0_u64;
         for number in 2..=number {
             since = since.saturating_add(self.length_of(number)?);
         }
-        Ok(since <= self.length_of(1)? / 2 && room::for_dump(self.held, &self.dump.directory).is_ok())
+        let all = self.length_of(1)?;
+        if since > all / 2 {
+            return Err(format!(
+                "{} MiB were dumped beside the {} MiB of the first time",
+                since >> 20,
+                all >> 20
+            ));
+        }
+        room::for_dump(self.held, &self.dump.directory)
     }
 
     /// The one of the freeze: what it leaves to those before it is compared with what the processes hold.
-    async fn last(&self, number: u32) -> Result<bool, String> {
+    async fn last(&self, number: u32) -> Result<(), String> {
         self.since(number).await?;
         let (images, container) = (self.dump.images(), self.dump.container.clone());
         let lock = self.lock.try_clone().map_err(|error| error.to_string())?;
@@ -305,8 +330,7 @@ impl Writer<'_> {
         let pages = compared.await.map_err(|error| error.to_string())??;
         tracing::debug!(pages, "differed although the kernel had not marked them");
         let noted = self.dump.work().join(COMPARED);
-        std::fs::write(noted, pages.to_string()).map_err(|error| error.to_string())?;
-        Ok(true)
+        std::fs::write(noted, pages.to_string()).map_err(|error| error.to_string())
     }
 
     async fn since(&self, number: u32) -> Result<(), String> {

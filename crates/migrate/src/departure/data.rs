@@ -137,7 +137,12 @@ impl Departure {
             };
             let begun = Instant::now();
             let dumped = self.ports.engine.dump(&memory, DumpKind::Next).await?;
-            element.dumped = Some(LastDump::next(element.dumped, dumped, begun.elapsed()));
+            element.dumped = Some(LastDump::next(
+                element.dumped,
+                dumped,
+                begun.elapsed(),
+                &*self.reporter,
+            ));
             if !element.is_tracked() {
                 travels = true;
                 element.dump_sent = false;

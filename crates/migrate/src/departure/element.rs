@@ -163,7 +163,12 @@ async fn dumped_and_sent(
                     Some(round) => dumped_and_followed(ends.engine, memory, round.as_mut()).await?,
                     None => ends.engine.dump(memory, kind).await?,
                 };
-                element.dumped = Some(LastDump::next(element.dumped, dumped, begun.elapsed()));
+                element.dumped = Some(LastDump::next(
+                    element.dumped,
+                    dumped,
+                    begun.elapsed(),
+                    &*meter.reporter,
+                ));
             } else if element.dump_sent {
                 return Ok(RoundReport::default());
             }
@@ -183,7 +188,7 @@ async fn dumped_and_followed(
     memory: &ElementAt,
     round: &mut dyn BegunRound,
 ) -> Result<Dumped, Fault> {
-    let mut dumped = Ok(Dumped::Whole);
+    let mut dumped = Ok(Dumped::Whole { why: None });
     let dump = async { dumped = engine.dump(memory, DumpKind::Last).await };
     let followed = round.follow(Box::pin(dump)).await;
     let dumped = dumped?;

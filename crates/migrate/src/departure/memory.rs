@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tranship_core::event::Event;
+use tranship_core::event::{Event, Reporter};
 use tranship_core::fault::FaultKind;
 use tranship_core::memory::{DumpKind, Dumped};
 use tranship_core::storage::ElementAt;
@@ -40,51 +40,58 @@ pub(super) struct LastDump {
     took: Duration,
     /// How long all of it took, when that was dumped last.
     all_took: Duration,
-    kind: Dumped,
+    tracked: bool,
 }
 
 impl LastDump {
-    pub(super) fn first(kind: Dumped, took: Duration) -> Self {
+    /// Says why later ones are not of what was written since, where they could have been.
+    pub(super) fn first(kind: Dumped, took: Duration, reporter: &dyn Reporter) -> Self {
+        if let Dumped::Whole { why: Some(why) } = &kind {
+            let text = format!("all of the memory is dumped each time: {why}");
+            reporter.report(Event::Note { text });
+        }
         Self {
             made: Instant::now(),
             took,
             all_took: took,
-            kind,
+            tracked: kind == Dumped::Tracked,
         }
     }
 
     /// The one that comes after.
-    pub(super) fn next(before: Option<Self>, kind: Dumped, took: Duration) -> Self {
-        let all_took = match (before, kind) {
-            (Some(before), Dumped::Tracked) => before.all_took,
-            _ => took,
-        };
-        Self {
-            all_took,
-            ..Self::first(kind, took)
+    pub(super) fn next(before: Option<Self>, kind: Dumped, took: Duration, reporter: &dyn Reporter) -> Self {
+        let this = Self::first(kind, took, reporter);
+        match before.filter(|_| this.tracked) {
+            Some(before) => Self {
+                all_took: before.all_took,
+                ..this
+            },
+            None => this,
         }
     }
 
     /// It is of what is there now, or as good as that: processes stand still for each.
     pub(super) fn is_fresh(&self) -> bool {
-        let again = match self.kind {
-            Dumped::Whole => DUMP_AGAIN,
-            Dumped::Tracked => self.took.saturating_mul(STANDS_STILL),
+        let again = if self.tracked {
+            self.took.saturating_mul(STANDS_STILL)
+        } else {
+            DUMP_AGAIN
         };
         self.made.elapsed() < again
     }
 
     /// Later ones hold only what was written since.
     pub(super) fn is_tracked(&self) -> bool {
-        self.kind == Dumped::Tracked
+        self.tracked
     }
 
     /// How long the freeze takes for it: one more, a comparison with what the others hold, and a restore, either of which takes at most about as long
     /// as dumping all of it.
     pub(super) fn in_freeze(&self) -> Duration {
-        let compared = match self.kind {
-            Dumped::Whole => Duration::ZERO,
-            Dumped::Tracked => self.all_took,
+        let compared = if self.tracked {
+            self.all_took
+        } else {
+            Duration::ZERO
         };
         self.took.saturating_add(self.all_took).saturating_add(compared)
     }
@@ -114,7 +121,7 @@ impl Departure {
                 Err(error) => return Err(error.into()),
             };
             self.dumped
-                .insert(index, LastDump::first(dumped, begun.elapsed()));
+                .insert(index, LastDump::first(dumped, begun.elapsed(), &*self.reporter));
         }
         Ok(())
     }

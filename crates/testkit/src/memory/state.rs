@@ -326,7 +326,11 @@ impl State {
         dump.insert(format!("{prefix}{INVENTORY}"), Vec::new());
         self.storage.set(path, dump);
         self.dumped.insert(id.to_string());
-        Ok(if tracked { Dumped::Tracked } else { Dumped::Whole })
+        Ok(if tracked {
+            Dumped::Tracked
+        } else {
+            Dumped::Whole { why: None }
+        })
     }
 
     pub(super) fn clear_dump(&mut self, element: &ElementAt) -> Result<(), EngineError> {
