@@ -29,7 +29,8 @@ pub(super) enum CompareError {
     Damaged(PathBuf, &'static str),
     /// A process of the dump, by its number in the container, is not there.
     Missing(u64),
-    NoRoom(String),
+    /// So many mebibytes cannot be written.
+    NoRoom(u64),
     /// A thread ended before its work did.
     Incomplete,
 }
@@ -43,7 +44,7 @@ impl fmt::Display for CompareError {
                 f,
                 "process {number} of the dump is not among those that stand still"
             ),
-            Self::NoRoom(why) => f.write_str(why),
+            Self::NoRoom(needed) => write!(f, "there is no room for a dump of {needed} MiB"),
             Self::Incomplete => f.write_str("memory could not be compared to its end"),
         }
     }
@@ -279,7 +280,7 @@ impl Process {
             .map(Run::bytes)
             .sum();
         let all = here.saturating_add(pages.len() as u64 * PAGE);
-        room::for_dump(all, directory).map_err(CompareError::NoRoom)?;
+        room::for_dump(all, directory).map_err(|_| CompareError::NoRoom(all >> 20))?;
         let path = directory.join(pages_of(&newest.map));
         let failed = |error| CompareError::Io(path.clone(), error);
         let new = path.with_extension("new");

@@ -28,8 +28,6 @@ const TRACKED_FROM: u64 = 64 << 20;
 /// So many times less than all of it must have been written between two dumps, one right after the other. Of memory that processes share, and
 /// of files in memory, CRIU dumps all each time: what differs is found better by its content then.
 const LESS: u64 = 16;
-/// How often the memory is compared until nothing ran meanwhile: when CRIU lets go of threads, they have yet to come to a stand.
-const COMPARISONS: usize = 5;
 /// File with the number of pages that the kernel had not marked, for people and tests.
 const COMPARED: &str = "compared";
 /// One part in so many of its memory may be in huge pages. A single byte marks two megabytes there.
@@ -155,6 +153,7 @@ impl DockerEngine {
             held: held.bytes,
             hugetlb: held.hugetlb,
             groups: cgroups::own_hierarchies(&held.groups, container.as_str()),
+            of_groups: held.groups,
             // Only what the engine's restore can take: the rest is refused while everything still runs.
             locks: self.restores_locks(),
         };
@@ -183,10 +182,15 @@ impl DockerEngine {
             )),
             other => {
                 let why = other.and_then(Result::err);
-                if why.is_some() {
-                    dump.clear().map_err(|error| ask.failed(error))?;
-                }
-                writer.whole().await.map(|()| Dumped::Whole { why })
+                let cleared = match why {
+                    Some(_) => dump.clear().map_err(|error| error.to_string()),
+                    None => Ok(()),
+                };
+                let whole = match cleared {
+                    Ok(()) => writer.whole().await,
+                    failed => failed,
+                };
+                whole.map(|()| Dumped::Whole { why })
             }
         };
         match whole {
@@ -223,6 +227,8 @@ struct Writer<'a> {
     /// Bytes that the processes hold.
     held: u64,
     hugetlb: bool,
+    /// What one of the processes says of its control groups.
+    of_groups: String,
     /// Settings of CRIU about control groups.
     groups: String,
     locks: bool,
@@ -239,9 +245,6 @@ impl Writer<'_> {
             )
         });
         let (huge, numbers) = looked.await.map_err(|error| error.to_string())?;
-        if !facts::tracks_memory().await {
-            return Err("the kernel does not tell what is written".to_owned());
-        }
         if huge > self.held / FEW_HUGE {
             return Err("much of it is in huge pages".to_owned());
         }
@@ -250,16 +253,22 @@ impl Writer<'_> {
             return Err("it has pages of hugetlbfs".to_owned());
         }
         if numbers.is_empty() {
-            return Err("its processes are not found".to_owned());
+            return Err("its processes cannot be told apart".to_owned());
         }
         if rustix::param::page_size() as u64 != pagemap::PAGE {
             return Err("the machine's pages are not of 4 KiB".to_owned());
         }
         // On a disk it would be slow to compare, and the next one lies beside it.
         if !self.dump.directory.starts_with(room::IN_MEMORY) {
-            return Err("a dump lies on a disk here".to_owned());
+            return Err("too little memory is free for its dumps to lie there".to_owned());
         }
-        room::for_dump(self.held.saturating_mul(2), &self.dump.directory)
+        if room::for_dump(self.held.saturating_mul(2), &self.dump.directory).is_err() {
+            return Err("there is no room for two dumps of it in memory".to_owned());
+        }
+        if !facts::tracks_memory().await {
+            return Err("CRIU does not say that the kernel tells what is written".to_owned());
+        }
+        Ok(())
     }
 
     async fn whole(&self) -> Result<(), String> {
@@ -274,12 +283,12 @@ impl Writer<'_> {
         self.may_track().await?;
         let pages = self.link(1)?;
         self.write(&pages, Way::Pages).await?;
-        self.next(2).await?;
+        self.since(2).await?;
         // With what is no memory of processes: files in memory are dumped anew each time.
         let (all, since) = (self.length_of(1)?, self.length_of(2)?);
         if since.saturating_mul(LESS) > all {
             return Err(format!(
-                "{} of {} MiB would be dumped again each time",
+                "{} MiB would be dumped again each time, beside {} MiB of the first",
                 since >> 20,
                 all >> 20
             ));
@@ -298,7 +307,7 @@ impl Writer<'_> {
         let all = self.length_of(1)?;
         if since > all / 2 {
             return Err(format!(
-                "{} MiB were dumped beside the {} MiB of the first time",
+                "{} MiB were dumped again by now, beside {} MiB of the first time",
                 since >> 20,
                 all >> 20
             ));
@@ -310,22 +319,21 @@ impl Writer<'_> {
     async fn last(&self, number: u32) -> Result<(), String> {
         self.since(number).await?;
         let (images, container) = (self.dump.images(), self.dump.container.clone());
+        let groups = self.of_groups.clone();
         let lock = self.lock.try_clone().map_err(|error| error.to_string())?;
         let compared = tokio::task::spawn_blocking(move || {
             let id = container.as_str();
             let processes = held::numbers(id);
-            let mut pages = 0;
-            for _ in 0..COMPARISONS {
-                let before = held::switches(id);
-                pages +=
-                    compare::put_right(&images, number, &processes).map_err(|error| error.to_string())?;
-                if before == held::switches(id) {
-                    // Whoever comes next waits until here.
-                    drop(lock);
-                    return Ok(pages);
-                }
+            held::come_to_a_stand(&groups);
+            let before = held::switches(id);
+            let pages = compare::put_right(&images, number, &processes).map_err(|error| error.to_string())?;
+            // What was dumped is of the time before, so that a second comparison would not do.
+            if before != held::switches(id) {
+                return Err("it did not stand still while its memory was compared".to_owned());
             }
-            Err("it did not stand still while its memory was compared".to_owned())
+            // Whoever comes next waits until here.
+            drop(lock);
+            Ok(pages)
         });
         let pages = compared.await.map_err(|error| error.to_string())??;
         tracing::debug!(pages, "differed although the kernel had not marked them");

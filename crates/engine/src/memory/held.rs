@@ -2,8 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::cgroups;
+
+/// Where the hierarchies of control groups are mounted.
+const HIERARCHIES: &str = "/sys/fs/cgroup";
+/// How long threads take at most to come to a stand.
+const STANDS_WITHIN: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// How long they are given where nobody says whether they have.
+const STANDS_SOON: Duration = Duration::from_millis(50);
 
 /// What a container's processes are like right now, as far as a dump minds it.
 pub(super) struct Held {
@@ -89,6 +98,37 @@ pub(super) fn switches(container: &str) -> BTreeMap<PathBuf, (u64, u64)> {
     all
 }
 
+/// Waits until the freezer has all threads of a paused container, by what `/proc/PID/cgroup` says of one of its processes: those that CRIU has
+/// just let go of have yet to come to a stand. At most [`STANDS_WITHIN`]; whoever needs to know looks at [`switches`] before and after.
+pub(super) fn come_to_a_stand(groups: &str) {
+    let begun = Instant::now();
+    while begun.elapsed() < STANDS_WITHIN {
+        match stands(groups, Path::new(HIERARCHIES)) {
+            Some(true) => return,
+            Some(false) => std::thread::sleep(LOOK_AGAIN),
+            None => return std::thread::sleep(STANDS_SOON),
+        }
+    }
+}
+
+/// Whether the freezer says so: `freezer.state` in version 1 of control groups, `cgroup.events` in version 2 (cgroups(7)). Nothing where it is not found.
+fn stands(groups: &str, hierarchies: &Path) -> Option<bool> {
+    let path_of = |wanted: &dyn Fn(&str) -> bool| {
+        groups.lines().find_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            wanted(controllers).then(|| path.trim_start_matches('/').to_owned())
+        })
+    };
+    if let Some(path) = path_of(&|all| all.split(',').any(|name| name == "freezer")) {
+        let state = hierarchies.join("freezer").join(path).join("freezer.state");
+        let state = std::fs::read_to_string(state).ok()?;
+        return Some(state.trim() == "FROZEN");
+    }
+    let events = hierarchies.join(path_of(&str::is_empty)?).join("cgroup.events");
+    let events = std::fs::read_to_string(events).ok()?;
+    Some(events.lines().any(|line| line == "frozen 1"))
+}
+
 /// What the kernel says of a process; nothing of one that is gone.
 fn said(process: &Path) -> String {
     std::fs::read_to_string(process.join("status")).unwrap_or_default()
@@ -157,6 +197,26 @@ mod tests {
         assert_eq!(by_number(&[vec![900, 6]]), BTreeMap::new());
         assert_eq!(by_number(&[]), BTreeMap::new());
         assert_eq!(by_number(&[vec![900, 1], vec![950, 1]]), BTreeMap::new());
+    }
+
+    #[test]
+    fn the_freezer_says_whether_they_stand() {
+        let mounted = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = mounted.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let (first, second) = ("7:cpu:/x\n5:freezer:/docker/ab\n0::/\n", "0::/docker/a:b\n");
+        let both = || [first, second].map(|groups| stands(groups, mounted.path()));
+        assert_eq!(both(), [None, None]);
+        assert_eq!(stands("", mounted.path()), None);
+        write("freezer/docker/ab/freezer.state", "FREEZING\n");
+        write("docker/a:b/cgroup.events", "populated 1\nfrozen 0\n");
+        assert_eq!(both(), [Some(false), Some(false)]);
+        write("freezer/docker/ab/freezer.state", "FROZEN\n");
+        write("docker/a:b/cgroup.events", "populated 1\nfrozen 1\n");
+        assert_eq!(both(), [Some(true), Some(true)]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tranship_core::memory::DumpKind;
 use tranship_core::storage::{ElementAt, ElementPlace, ElementRoute, RoundOptions, RoundReport, SyncOptions};
 
 use super::element::{Ends, Meter, OpenElement, Step, round_of_one, rounds};
-use super::memory::LastDump;
+use super::memory::{LastDump, tell_of_whole};
 use super::predict::{longer_after, meets_before, predict};
 use super::{Departure, millis};
 use crate::elements::Target;
@@ -137,12 +137,8 @@ impl Departure {
             };
             let begun = Instant::now();
             let dumped = self.ports.engine.dump(&memory, DumpKind::Next).await?;
-            element.dumped = Some(LastDump::next(
-                element.dumped,
-                dumped,
-                begun.elapsed(),
-                &*self.reporter,
-            ));
+            tell_of_whole(&dumped, &element.label, &*self.reporter);
+            element.dumped = Some(LastDump::next(element.dumped, &dumped, begun.elapsed()));
             if !element.is_tracked() {
                 travels = true;
                 element.dump_sent = false;

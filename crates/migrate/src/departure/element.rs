@@ -16,7 +16,7 @@ use tranship_core::storage::{
 };
 use tranship_core::{Engine, Fault};
 
-use super::memory::LastDump;
+use super::memory::{LastDump, tell_of_whole};
 use super::{LOST_DESTINATION, PATIENCE, PROGRESS_EVERY, RETRY};
 use crate::destination::{Destination, link_lost};
 use crate::pipe::breakable;
@@ -163,12 +163,8 @@ async fn dumped_and_sent(
                     Some(round) => dumped_and_followed(ends.engine, memory, round.as_mut()).await?,
                     None => ends.engine.dump(memory, kind).await?,
                 };
-                element.dumped = Some(LastDump::next(
-                    element.dumped,
-                    dumped,
-                    begun.elapsed(),
-                    &*meter.reporter,
-                ));
+                tell_of_whole(&dumped, &element.label, &*meter.reporter);
+                element.dumped = Some(LastDump::next(element.dumped, &dumped, begun.elapsed()));
             } else if element.dump_sent {
                 return Ok(RoundReport::default());
             }

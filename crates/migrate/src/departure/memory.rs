@@ -44,23 +44,18 @@ pub(super) struct LastDump {
 }
 
 impl LastDump {
-    /// Says why later ones are not of what was written since, where they could have been.
-    pub(super) fn first(kind: Dumped, took: Duration, reporter: &dyn Reporter) -> Self {
-        if let Dumped::Whole { why: Some(why) } = &kind {
-            let text = format!("all of the memory is dumped each time: {why}");
-            reporter.report(Event::Note { text });
-        }
+    pub(super) fn first(kind: &Dumped, took: Duration) -> Self {
         Self {
             made: Instant::now(),
             took,
             all_took: took,
-            tracked: kind == Dumped::Tracked,
+            tracked: *kind == Dumped::Tracked,
         }
     }
 
     /// The one that comes after.
-    pub(super) fn next(before: Option<Self>, kind: Dumped, took: Duration, reporter: &dyn Reporter) -> Self {
-        let this = Self::first(kind, took, reporter);
+    pub(super) fn next(before: Option<Self>, kind: &Dumped, took: Duration) -> Self {
+        let this = Self::first(kind, took);
         match before.filter(|_| this.tracked) {
             Some(before) => Self {
                 all_took: before.all_took,
@@ -97,6 +92,14 @@ impl LastDump {
     }
 }
 
+/// Says why later dumps are not of what was written since, where they could have been.
+pub(super) fn tell_of_whole(dumped: &Dumped, label: &str, reporter: &dyn Reporter) {
+    if let Dumped::Whole { why: Some(why) } = dumped {
+        let text = format!("{label} is dumped whole from here on: {why}");
+        reporter.report(Event::Note { text });
+    }
+}
+
 impl Departure {
     /// Dumps memory for the first time, while the source runs: what only CRIU can tell is told before anything travels. The first round
     /// takes this dump if it comes soon.
@@ -120,8 +123,14 @@ impl Departure {
                 }
                 Err(error) => return Err(error.into()),
             };
+            let name = self.members.get(index).map(|m| m.create.spec.name.to_string());
+            tell_of_whole(
+                &dumped,
+                &format!("the memory of {}", name.unwrap_or_default()),
+                &*self.reporter,
+            );
             self.dumped
-                .insert(index, LastDump::first(dumped, begun.elapsed(), &*self.reporter));
+                .insert(index, LastDump::first(&dumped, begun.elapsed()));
         }
         Ok(())
     }

@@ -62,7 +62,7 @@ ln -s /disk/bin/tranship "$PROGRAM"
 
 criu check --feature mem_dirty_track
 
-export TRANSHIP_TEST_SKIPS=/run/skips TRANSHIP_TEST_PATIENCE=5
+export TRANSHIP_TEST_SKIPS=/run/skips TRANSHIP_TEST_PATIENCE=5 TRANSHIP_TEST_TRACKS=1
 : > "$TRANSHIP_TEST_SKIPS"
 status=0
 cd /tmp
