@@ -11,6 +11,19 @@ pub(crate) fn are_of(groups: &str, id: &str) -> bool {
         .any(|part| part.contains(id) && !part.contains("conmon"))
 }
 
+/// Which group a controller has a process in, by what its `/proc/PID/cgroup` says, as a path below where that hierarchy is mounted. The unified
+/// hierarchy is that of no name.
+pub(crate) fn group_in<'a>(groups: &'a str, controller: &str) -> Option<&'a str> {
+    groups.lines().find_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let path = path.trim_start_matches('/');
+        controllers
+            .split(',')
+            .any(|name| name == controller)
+            .then_some(path)
+    })
+}
+
 /// What CRIU is told of control groups, by what `/proc/PID/cgroup` says of one of the container's processes: the unified hierarchy is left
 /// out where the container has no group of its own in it, as it is beside those of version 1 unless systemd makes the groups. CRIU would
 /// take the machine's whole tree for the container's: with some thousand groups a dump takes a second longer, and a restore makes them all
@@ -29,7 +42,7 @@ pub(crate) fn own_hierarchies(groups: &str, id: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{are_of, own_hierarchies};
+    use super::{are_of, group_in, own_hierarchies};
 
     #[test]
     fn who_watches_a_container_is_none_of_it() {
@@ -57,6 +70,16 @@ mod tests {
         ] {
             assert!(!are_of(&strange, &id), "{strange}");
         }
+    }
+
+    #[test]
+    fn a_controller_has_a_process_in_one_group() {
+        let groups = "7:cpu,cpuacct:/x\n5:freezer:/docker/a:b\n0::/y\n";
+        assert_eq!(group_in(groups, "cpuacct"), Some("x"));
+        assert_eq!(group_in(groups, "freezer"), Some("docker/a:b"));
+        assert_eq!(group_in(groups, ""), Some("y"));
+        assert_eq!(group_in(groups, "acct"), None);
+        assert_eq!(group_in("", ""), None);
     }
 
     #[test]

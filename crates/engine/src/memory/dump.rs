@@ -152,8 +152,8 @@ impl DockerEngine {
             lock,
             held: held.bytes,
             hugetlb: held.hugetlb,
-            groups: cgroups::own_hierarchies(&held.groups, container.as_str()),
-            of_groups: held.groups,
+            hierarchies: cgroups::own_hierarchies(&held.groups, container.as_str()),
+            groups: held.groups,
             // Only what the engine's restore can take: the rest is refused while everything still runs.
             locks: self.restores_locks(),
         };
@@ -182,15 +182,13 @@ impl DockerEngine {
             )),
             other => {
                 let why = other.and_then(Result::err);
-                let cleared = match why {
-                    Some(_) => dump.clear().map_err(|error| error.to_string()),
-                    None => Ok(()),
+                let whole = async {
+                    if why.is_some() {
+                        dump.clear().map_err(|error| error.to_string())?;
+                    }
+                    writer.whole().await
                 };
-                let whole = match cleared {
-                    Ok(()) => writer.whole().await,
-                    failed => failed,
-                };
-                whole.map(|()| Dumped::Whole { why })
+                whole.await.map(|()| Dumped::Whole { why })
             }
         };
         match whole {
@@ -228,9 +226,9 @@ struct Writer<'a> {
     held: u64,
     hugetlb: bool,
     /// What one of the processes says of its control groups.
-    of_groups: String,
-    /// Settings of CRIU about control groups.
     groups: String,
+    /// Settings of CRIU about control groups.
+    hierarchies: String,
     locks: bool,
 }
 
@@ -319,21 +317,17 @@ impl Writer<'_> {
     async fn last(&self, number: u32) -> Result<(), String> {
         self.since(number).await?;
         let (images, container) = (self.dump.images(), self.dump.container.clone());
-        let groups = self.of_groups.clone();
+        let groups = self.groups.clone();
         let lock = self.lock.try_clone().map_err(|error| error.to_string())?;
         let compared = tokio::task::spawn_blocking(move || {
             let id = container.as_str();
             let processes = held::numbers(id);
-            held::come_to_a_stand(&groups);
-            let before = held::switches(id);
-            let pages = compare::put_right(&images, number, &processes).map_err(|error| error.to_string())?;
-            // What was dumped is of the time before, so that a second comparison would not do.
-            if before != held::switches(id) {
-                return Err("it did not stand still while its memory was compared".to_owned());
-            }
+            let pages = held::while_they_stand(id, &groups, || {
+                compare::put_right(&images, number, &processes).map_err(|error| error.to_string())
+            });
             // Whoever comes next waits until here.
             drop(lock);
-            Ok(pages)
+            pages
         });
         let pages = compared.await.map_err(|error| error.to_string())??;
         tracing::debug!(pages, "differed although the kernel had not marked them");
@@ -367,8 +361,9 @@ impl Writer<'_> {
             Way::Pages => "track-mem\n".to_owned(),
             Way::Since(number) => format!("track-mem\nprev-images-dir {}\n", chain::from_the_next(number)),
         };
-        let groups = &self.groups;
-        let text = format!("skip-in-flight\nghost-limit {LARGEST_GHOST}\nverbosity 2\n{tracking}{groups}");
+        let hierarchies = &self.hierarchies;
+        let text =
+            format!("skip-in-flight\nghost-limit {LARGEST_GHOST}\nverbosity 2\n{tracking}{hierarchies}");
         std::fs::write(&settings, text).map_err(told)?;
         let mut command = self.runtime.command();
         command.args(["checkpoint", "--leave-running"]);

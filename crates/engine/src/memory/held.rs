@@ -85,7 +85,7 @@ pub(super) fn numbers(container: &str) -> BTreeMap<u64, u64> {
 }
 
 /// How often each thread of the container's processes was taken from a processor, which does not change as long as they stand still.
-pub(super) fn switches(container: &str) -> BTreeMap<PathBuf, (u64, u64)> {
+fn switches(container: &str) -> BTreeMap<PathBuf, (u64, u64)> {
     let mut all = BTreeMap::new();
     for process in processes(container) {
         let threads = std::fs::read_dir(process.join("task"));
@@ -98,9 +98,32 @@ pub(super) fn switches(container: &str) -> BTreeMap<PathBuf, (u64, u64)> {
     all
 }
 
-/// Waits until the freezer has all threads of a paused container, by what `/proc/PID/cgroup` says of one of its processes: those that CRIU has
-/// just let go of have yet to come to a stand. At most [`STANDS_WITHIN`]; whoever needs to know looks at [`switches`] before and after.
-pub(super) fn come_to_a_stand(groups: &str) {
+/// Looks at a paused container's processes, whose control groups `groups` are, and fails if any of them ran meanwhile. That CRIU has just let go
+/// of them is waited for.
+pub(super) fn while_they_stand<T>(
+    container: &str,
+    groups: &str,
+    look: impl FnOnce() -> Result<T, String>,
+) -> Result<T, String> {
+    come_to_a_stand(groups);
+    unless_changed(|| switches(container), look)
+}
+
+fn unless_changed<S: PartialEq, T>(
+    state: impl Fn() -> S,
+    look: impl FnOnce() -> Result<T, String>,
+) -> Result<T, String> {
+    let before = state();
+    let seen = look()?;
+    // What was dumped is of the time before, so that a second look would not do.
+    if before != state() {
+        return Err("it did not stand still while its memory was compared".to_owned());
+    }
+    Ok(seen)
+}
+
+/// Waits until the freezer has all threads, which takes until all that CRIU has let go of have come to a stand, and at most [`STANDS_WITHIN`].
+fn come_to_a_stand(groups: &str) {
     let begun = Instant::now();
     while begun.elapsed() < STANDS_WITHIN {
         match stands(groups, Path::new(HIERARCHIES)) {
@@ -113,18 +136,14 @@ pub(super) fn come_to_a_stand(groups: &str) {
 
 /// Whether the freezer says so: `freezer.state` in version 1 of control groups, `cgroup.events` in version 2 (cgroups(7)). Nothing where it is not found.
 fn stands(groups: &str, hierarchies: &Path) -> Option<bool> {
-    let path_of = |wanted: &dyn Fn(&str) -> bool| {
-        groups.lines().find_map(|line| {
-            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-            wanted(controllers).then(|| path.trim_start_matches('/').to_owned())
-        })
-    };
-    if let Some(path) = path_of(&|all| all.split(',').any(|name| name == "freezer")) {
-        let state = hierarchies.join("freezer").join(path).join("freezer.state");
+    if let Some(group) = cgroups::group_in(groups, "freezer") {
+        let state = hierarchies.join("freezer").join(group).join("freezer.state");
         let state = std::fs::read_to_string(state).ok()?;
         return Some(state.trim() == "FROZEN");
     }
-    let events = hierarchies.join(path_of(&str::is_empty)?).join("cgroup.events");
+    let events = hierarchies
+        .join(cgroups::group_in(groups, "")?)
+        .join("cgroup.events");
     let events = std::fs::read_to_string(events).ok()?;
     Some(events.lines().any(|line| line == "frozen 1"))
 }
@@ -217,6 +236,20 @@ mod tests {
         write("freezer/docker/ab/freezer.state", "FROZEN\n");
         write("docker/a:b/cgroup.events", "populated 1\nfrozen 1\n");
         assert_eq!(both(), [Some(true), Some(true)]);
+    }
+
+    #[test]
+    fn what_was_seen_while_something_ran_is_not_believed() {
+        let ran = std::cell::Cell::new(0);
+        assert_eq!(unless_changed(|| ran.get(), || Ok(7)), Ok(7));
+        let seen = unless_changed(
+            || ran.get(),
+            || {
+                ran.set(1);
+                Ok(7)
+            },
+        );
+        assert!(seen.is_err_and(|why| why.contains("did not stand still")));
     }
 
     #[test]

@@ -123,12 +123,8 @@ impl Departure {
                 }
                 Err(error) => return Err(error.into()),
             };
-            let name = self.members.get(index).map(|m| m.create.spec.name.to_string());
-            tell_of_whole(
-                &dumped,
-                &format!("the memory of {}", name.unwrap_or_default()),
-                &*self.reporter,
-            );
+            let label = format!("the memory of {}", self.name_of(index));
+            tell_of_whole(&dumped, &label, &*self.reporter);
             self.dumped
                 .insert(index, LastDump::first(&dumped, begun.elapsed()));
         }
@@ -141,9 +137,13 @@ impl Departure {
         open.is_some_and(OpenElement::is_tracked)
     }
 
+    fn name_of(&self, index: usize) -> String {
+        let member = self.members.get(index);
+        member.map_or_else(String::new, |m| m.create.spec.name.to_string())
+    }
+
     fn not_dumped(&self, index: usize, why: &str) -> Fault {
-        let name = self.members.get(index).map(|m| m.create.spec.name.clone());
-        let name = name.unwrap_or_default();
+        let name = self.name_of(index);
         Fault::new(
             NOT_DUMPED,
             FaultKind::RolledBack,
